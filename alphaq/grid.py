@@ -6,9 +6,8 @@
 __all__ = ['WIDTHS', 'ZERO_STEPS', 'GRIDS', 'FIELDS', 'QuantizedWeight', 'dequantize_codes', 'round_to_grid', 'min_max_grid',
            'sign_grid', 'mse_grid', 'quantize', 'stored_bytes']
 
-# %% ../nbs/20_grid.ipynb #c64a2d7d
+# %% ../nbs/20_grid.ipynb #c11413ef
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from torch import Tensor
