@@ -1,0 +1,52 @@
+# One command each. `make demo` and `make test` each work as the first command on a fresh clone; a second run installs nothing.
+PYTHON ?= python3
+VENV   ?= .venv
+MODEL  ?= pocket
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet -c constraints.txt
+INSTALLED_BY := settings.ini constraints.txt setup.py pyproject.toml
+
+export TOKENIZERS_PARALLELISM = false
+.DEFAULT_GOAL := help
+.PHONY: help demo test book gpu results clean
+.DELETE_ON_ERROR:
+
+help: ## this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 16
+
+demo: $(VENV)/demo-stamp ## the whole way, checkpoint to perplexity; MODEL=folder or hub id, default: the model in the package
+	$(BIN)/python -m alphaq.benchmarks demo --model '$(MODEL)'
+
+test: export OMP_NUM_THREADS ?= 1
+test: export HF_HUB_OFFLINE = 1
+test: $(VENV)/test-stamp ## every chapter, every law that crosses chapters, the book
+	$(BIN)/python -m pytest --durations=10 -n 2 --dist loadgroup tests
+
+book: $(VENV)/test-stamp ## the book, in _build/html/index.html; a warning is an error
+	$(BIN)/jupyter-book build . -W --keep-going -q
+	@echo "open _build/html/index.html"
+
+gpu: ## on a GPU machine: every benchmark whose rows are missing, with PYTHON=... as it is; installs nothing
+	PYTHONPATH=. $(PYTHON) -m alphaq.benchmarks gpu
+
+results: $(VENV)/demo-stamp ## everything else in results/
+	$(BIN)/python -m alphaq.benchmarks results
+
+clean: ## remove what was built; keeps $(VENV) and results/
+	rm -rf _build _vendor build dist *.egg-info .pytest_cache .hypothesis
+	find alphaq tests -name __pycache__ -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "alphaq needs Python 3.11 or later; name one: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+# torch goes first and alone, so that nothing that follows can choose another build of it
+$(VENV)/demo-stamp: $(INSTALLED_BY) | $(BIN)/python
+	$(PIP) torch
+	$(PIP) -e .
+	@touch $@
+
+# neither triton (1 GB) nor lm-eval: what needs them is skipped with a reason where they are missing
+$(VENV)/test-stamp: $(VENV)/demo-stamp
+	$(PIP) -e '.[dev,book]'
+	@touch $@
