@@ -15,7 +15,7 @@ RUNTIME = 'alphaq.runtime'              # a much later chapter, imported only wh
 def register():
     "Enter alphaq into the quantizer table of transformers; imports torch and transformers."
     try:
-        importlib.import_module(RUNTIME).register()
+        importlib.import_module(RUNTIME)  # its last line registers; it may itself be what is being imported
     except Exception as e:  # whatever it is, `import transformers` must survive it
         warnings.warn(f'alphaq could not register with this transformers, its folders will not load: {type(e).__name__}: {e}')
 

@@ -46,7 +46,8 @@ class AlphaqConfig(QuantizationConfigMixin):
         vars(self).update(more, quant_method=quant_method, format=format, zero=zero, group_size=group_size, layers=layers, modules=modules or {})
 
 def _check_widths(name, roles):
-    if set(roles) != set(ROLES): raise AlphaqError(f'{name}: need widths for {", ".join(ROLES)}, got {", ".join(roles)}')
+    if not isinstance(roles, dict) or set(roles) != set(ROLES) or not all(isinstance(w, str) for w in roles.values()):
+        raise AlphaqError(f'{name}: need one string of widths for each of {", ".join(ROLES)}, got {roles!r:.80}')
     if len({len(w) for w in roles.values()}) != 1: raise AlphaqError(f'{name}: every role needs one width per expert, got {dict(roles)}')
     if wrong := set(''.join(roles.values())) - {str(b) for b in WIDTHS}: raise AlphaqError(f'{name}: widths are {WIDTHS}, got {sorted(wrong)}')
 
@@ -208,10 +209,12 @@ def _not_loaded(*args, **kwargs):
     raise AlphaqError('this model was built from the configuration of a quantized folder; its experts exist only after from_pretrained')
 
 def register():
-    "Enter the tables of transformers; called by the hook of `import alphaq`, harmless when repeated."
+    "Enter the tables of transformers; happens when this module is imported, harmless when repeated."
     AUTO_QUANTIZATION_CONFIG_MAPPING['alphaq'] = AlphaqConfig
     AUTO_QUANTIZER_MAPPING['alphaq'] = AlphaqHfQuantizer
     ALL_EXPERTS_FUNCTIONS.register(CURE, _not_loaded)  # passes the check that stops a stock load
+
+register()
 
 # %% ../nbs/41_runtime.ipynb #530c14ff
 def quantize_model(
