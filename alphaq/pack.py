@@ -86,7 +86,8 @@ def spec_unpack_codes(
 # %% ../nbs/31_pack.ipynb #6a51d8a0
 def _check(shape, bits):
     if bits not in WIDTHS: raise AlphaqError(f'widths are {WIDTHS}, got {bits}')
-    if len(shape) != 2 or min(shape) < 1: raise AlphaqError(f'a matrix [out, in] is packed, got shape {tuple(shape)}; pack experts one at a time')
+    if len(shape) != 2 or min(shape) < 1:
+        raise AlphaqError(f'a matrix [out, in] is packed, got shape {tuple(shape)}; pack experts one at a time')
 
 def _tiles(rows):
     "Runs of equal tiles: `(tiles, rows of each)`."
@@ -133,7 +134,8 @@ def unpack_codes(
     "Words in format v1 to codes."
     _check(shape, bits)
     if words.dtype != torch.int16 or words.shape != (word_count(shape, bits),):
-        raise AlphaqError(f'{tuple(shape)} at {bits} bits needs {word_count(shape, bits)} int16 words, got {tuple(words.shape)} {words.dtype}')
+        needed = f'{tuple(shape)} at {bits} bits needs {word_count(shape, bits)} int16 words'
+        raise AlphaqError(f'{needed}, got {tuple(words.shape)} {words.dtype}; the file is damaged or the width wrong')
     rows, cols = shape
     blocks = (-1, BLOCK_WORDS[bits])
     runs = words.split([word_count((prod(run), cols), bits) for run in _tiles(rows)])

@@ -6,7 +6,8 @@
 __all__ = ['ROLES', 'FORMAT', 'AlphaqConfig', 'PackedMatrices', 'packed_linear', 'AlphaqExperts', 'AlphaqLinear',
            'AlphaqHfQuantizer', 'register', 'quantize_model']
 
-# %% ../nbs/41_runtime.ipynb #88f91fd6
+# %% ../nbs/41_runtime.ipynb #dff8e9cd
+import re
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -20,7 +21,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .core import AlphaqError
 from .grid import WIDTHS, dequantize_codes, quantize
-from .hook import CURE, CURE_KEY, poison_tensors
+from .hook import CURE, poison_tensors
 from .pack import PackedWeight, pack, unpack_codes, word_count
 
 # %% ../nbs/41_runtime.ipynb #1939f247
@@ -39,17 +40,19 @@ class AlphaqConfig(QuantizationConfigMixin):
         **more,                     # kept as it is and written again
     ):
         if (quant_method, format, zero) != ('alphaq', FORMAT, 'sixteenths'):
-            raise AlphaqError(f'this alphaq reads {FORMAT} with zero points in sixteenths, the folder has {format!r} with {zero!r}; update alphaq')
+            raise AlphaqError(f'this alphaq reads {FORMAT} with zero in sixteenths, the folder has {format!r} with {zero!r}; update alphaq')
         for name, roles in layers.items(): _check_widths(name, roles)
         for name, bits in (modules or {}).items():
             if bits not in WIDTHS: raise AlphaqError(f'{name}: widths are {WIDTHS}, got {bits!r}; config.json is damaged')
-        vars(self).update(more, quant_method=quant_method, format=format, zero=zero, group_size=group_size, layers=layers, modules=modules or {})
+        vars(self).update(more, quant_method=quant_method, format=format, zero=zero, group_size=group_size,
+                          layers=layers, modules=modules or {})
 
 def _check_widths(name, roles):
     if not isinstance(roles, dict) or set(roles) != set(ROLES) or not all(isinstance(w, str) for w in roles.values()):
         raise AlphaqError(f'{name}: need one string of widths for each of {", ".join(ROLES)}, got {roles!r:.80}')
     if len({len(w) for w in roles.values()}) != 1: raise AlphaqError(f'{name}: every role needs one width per expert, got {dict(roles)}')
-    if wrong := set(''.join(roles.values())) - {str(b) for b in WIDTHS}: raise AlphaqError(f'{name}: widths are {WIDTHS}, got {sorted(wrong)}')
+    if wrong := set(''.join(roles.values())) - {str(b) for b in WIDTHS}:
+        raise AlphaqError(f'{name}: widths are {WIDTHS}, got {sorted(wrong)}')
 
 # %% ../nbs/41_runtime.ipynb #0dd77552
 class PackedMatrices(nn.Module):
@@ -62,7 +65,8 @@ class PackedMatrices(nn.Module):
     ):
         super().__init__()
         self.shape, self.widths, self.group_size = tuple(shape), tuple(int(b) for b in widths), min(group_size, shape[1])
-        if shape[1] % self.group_size: raise AlphaqError(f'groups of {self.group_size} do not divide the {shape[1]} inputs; config.json is damaged')
+        if shape[1] % self.group_size:
+            raise AlphaqError(f'groups of {self.group_size} do not divide the {shape[1]} inputs; config.json is damaged')
         self.starts = (0, *accumulate(word_count(shape, b) for b in self.widths))
         grid = (() if single else (len(self.widths),)) + (shape[0], shape[1] // self.group_size)
         self.register_buffer('words', torch.empty(self.starts[-1], dtype=torch.int16))
@@ -114,7 +118,8 @@ class AlphaqExperts(nn.Module):
         super().__init__()
         _check_kind(old, name)
         experts, hidden, inner = old.down_proj.shape
-        if len(widths['gate_proj']) != experts: raise AlphaqError(f'{name}: {experts} experts, but {len(widths["gate_proj"])} widths in config.json')
+        if len(widths['gate_proj']) != experts:
+            raise AlphaqError(f'{name}: {experts} experts, but {len(widths["gate_proj"])} widths in config.json')
         self.num_experts, self.act_fn = experts, old.act_fn
         for role in ROLES:
             shape = (hidden, inner) if role == 'down_proj' else (inner, hidden)
@@ -148,8 +153,9 @@ def _check_kind(old, name):
     if not all(hasattr(old, a) for a in ('gate_up_proj', 'down_proj', 'act_fn')) or old.down_proj.ndim != 3:
         raise AlphaqError(f'{name}: {type(old).__name__} holds no fused gate_up_proj and down_proj; this architecture is not supported yet')
     gate = getattr(type(old), '_apply_gate', None)
-    if gate is not None and gate.__name__ != '_default_apply_gate' or any(getattr(old, a, False) for a in ('has_bias', 'is_transposed', 'has_post_expert_norm')):
-        raise AlphaqError(f'{name}: {type(old).__name__} has biases, transposed weights or its own gate; this architecture is not supported yet')
+    special = [a for a in ('has_bias', 'is_transposed', 'has_post_expert_norm') if getattr(old, a, False)]
+    if gate is not None and gate.__name__ != '_default_apply_gate': special.append('its own gate')
+    if special: raise AlphaqError(f'{name}: {type(old).__name__} has {", ".join(special)}; this architecture is not supported yet')
 
 class AlphaqLinear(PackedMatrices):
     "A linear layer that runs from packed words."
@@ -175,8 +181,9 @@ class AlphaqHfQuantizer(HfQuantizer):
             raise AlphaqError(f'{Path(unfinished[0]).parent} is unfinished; run the same `alphaq quantize` again to resume it')
         with torch.device('meta'):
             for path, make in _replacements(model, config).items(): model.set_submodule(path, make(model.get_submodule(path)))
-        empty = {rf'^{name}$' for name in poison_tensors(config.to_dict())}
-        model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), *empty, *(e.replace('^' + prefix, '^') for e in empty)}
+        empty = [n for name in poison_tensors(config.to_dict()) for n in (name, name.removeprefix(prefix))]
+        ignored = model._keys_to_ignore_on_load_unexpected or ()
+        model._keys_to_ignore_on_load_unexpected = {*ignored, *(f'^{re.escape(name)}$' for name in empty)}
         if model.config._experts_implementation == CURE:  # it has served; what is left of the plain experts runs as usual
             model.config._experts_implementation = model.get_correct_experts_implementation(None)
 
@@ -184,7 +191,8 @@ class AlphaqHfQuantizer(HfQuantizer):
         "Refuse a model with a tensor that was not read, and guard its configuration again."
         tied = getattr(model, 'all_tied_weights_keys', {})
         missing = [k for k, t in model.state_dict(keep_vars=True).items() if not getattr(t, '_is_hf_initialized', False) and k not in tied]
-        if missing: raise AlphaqError(f'{model.name_or_path}: {len(missing)} tensors are not in the folder, first {missing[0]}; run `alphaq verify`')
+        if missing:
+            raise AlphaqError(f'{model.name_or_path}: {len(missing)} tensors are not in the folder, first {missing[0]}; run `alphaq verify`')
         model.config.experts_implementation = CURE
 
     def get_state_dict_and_metadata(self, model):
