@@ -98,6 +98,8 @@ def number_title(
     number = re.match(r'\d\d(?=_)', here)
     return re.sub(r'\A# ', f'# {number[0]} · ', text) if number else text
 
+_svg = '%config InlineBackend.figure_formats = ["svg"]'  # sharp at every size, and sized in points like the text
+
 def translate(
     text:str,              # a notebook's JSON
     skip=('slow', 'gpu'),  # flags whose cells are not run
@@ -115,7 +117,7 @@ def translate(
         cell['metadata']['tags'] = sorted({*cell['metadata'].get('tags', ()), *cell_tags(directives, cell['source'], skip)})
         figure = {ours: directives[theirs] for theirs, ours in (('label', 'name'), ('fig-cap', 'caption')) if directives.get(theirs)}
         if figure: cell['metadata']['mystnb'] = {'figure': figure}
-    first = dict(cell_type='code', id='fingerprint', metadata={'tags': ['remove-cell']}, source=f'# {stamp}', outputs=[], execution_count=None)
+    first = dict(cell_type='code', id='fingerprint', metadata={'tags': ['remove-cell']}, source=f'# {stamp}\n{_svg}', outputs=[], execution_count=None)
     notebook['cells'].insert(0, first)
     return json.dumps(notebook)
 

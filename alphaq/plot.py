@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['STYLE', 'WIDTH_COLORS', 'style', 'figure', 'heatmap']
 
-# %% ../nbs/01_plot.ipynb #fe629a14
+# %% ../nbs/01_plot.ipynb #47eed93d
 from contextlib import contextmanager
-from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -46,9 +45,11 @@ def heatmap(
 ):                # the axes
     "Map of widths: one row per layer, one column per expert."
     rows = [[int(c) for c in row] for row in widths]
-    if len({len(row) for row in rows}) != 1: raise AlphaqError(f'heatmap: layers hold {[len(r) for r in rows]} experts; draw them apart')
+    if len({len(row) for row in rows}) != 1:
+        raise AlphaqError(f'heatmap: layers hold {[len(r) for r in rows]} experts; draw them apart')
     grid = np.array(rows)
-    if not np.isin(grid, list(WIDTH_COLORS)).all(): raise AlphaqError(f'heatmap: widths are 1 to 4 bits, got {sorted(set(grid.flat))}')
+    if not np.isin(grid, list(WIDTH_COLORS)).all():
+        raise AlphaqError(f'heatmap: widths are 1 to 4 bits, got {sorted(set(grid.flat))}')
     if ax is None: ax = figure(min(8, 1.5 + .12*grid.shape[1]), 1 + .12*grid.shape[0])[1]
     cmap, norm = mpl.colors.ListedColormap(list(WIDTH_COLORS.values())), mpl.colors.BoundaryNorm(np.arange(.5, 5), 4)
     ax.imshow(grid, cmap=cmap, norm=norm, aspect='auto', interpolation='nearest')

@@ -20,7 +20,7 @@ def pages():
     offline = {'HTTPS_PROXY': 'http://127.0.0.1:9', 'HTTP_PROXY': 'http://127.0.0.1:9'}  # nobody listens there
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | offline)
     assert run.returncode == 0, f'make book\n{run.stdout[-2000:]}\n{run.stderr[-6000:]}'
-    return {p.relative_to(HTML).with_suffix('').as_posix(): p.read_text() for p in HTML.rglob('*.html')}
+    return {p.relative_to(HTML).with_suffix('').as_posix(): p.read_text() for p in HTML.rglob('*.html') if '_static' not in p.parts}
 
 def cells(path):
     "`(directives, body)` of each code cell of a chapter."
