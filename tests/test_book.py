@@ -9,8 +9,6 @@ import yaml
 from alphaq.book import split_directives
 from conftest import CHAPTERS, ROOT
 
-pytestmark = pytest.mark.xdist_group('book')  # one worker builds it, once
-HTML = ROOT/'_build/html'
 
 @pytest.fixture(scope='module')
 def pages():
