@@ -9,6 +9,7 @@ import yaml
 from alphaq.book import split_directives
 from conftest import CHAPTERS, ROOT
 
+HTML = ROOT/'_build/html'
 
 @pytest.fixture(scope='module')
 def pages():
