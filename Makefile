@@ -6,6 +6,9 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet -c constraints.txt
 INSTALLED_BY := settings.ini constraints.txt setup.py pyproject.toml
 
+SHELL  := bash
+.SHELLFLAGS := -o pipefail -c
+
 export TOKENIZERS_PARALLELISM = false
 .DEFAULT_GOAL := help
 .PHONY: help demo test book gpu results clean
@@ -23,7 +26,7 @@ test: $(VENV)/test-stamp ## every chapter, every law that crosses chapters, the 
 	$(BIN)/python -m pytest --durations=10 -n 2 --dist loadfile tests
 
 book: $(VENV)/test-stamp ## the book, in _build/html/index.html; a warning is an error
-	$(BIN)/jupyter-book build . -W --keep-going -q
+	$(BIN)/jupyter-book build . -W --keep-going -q 2>&1 | { grep -v '^.IPKernelApp' || true; }  # its kernels' remark on local sockets
 	@echo "open _build/html/index.html"
 
 gpu: ## on a GPU machine: every benchmark whose rows are missing, with PYTHON=... as it is; installs nothing
@@ -42,6 +45,7 @@ $(BIN)/python:
 
 # torch goes first and alone, so that nothing that follows can choose another build of it
 $(VENV)/demo-stamp: $(INSTALLED_BY) | $(BIN)/python
+	@echo 'installing into $(VENV); a minute or two, once'
 	$(PIP) torch
 	$(PIP) -e .
 	@touch $@
