@@ -256,7 +256,7 @@ def open_checkpoint(
     folder = open_folder(path)
     quantization = folder.config.get('quantization_config')
     if isinstance(quantization, dict) and quantization.get('quant_method') == 'alphaq':
-        raise AlphaqError(f'{folder.path}: already quantized by alphaq; name the original checkpoint, or `alphaq dequantize` this one')
+        raise AlphaqError(f'{folder.path}: already quantized by alphaq; name the original checkpoint')
     projections = find_projections(folder.tensors)
     if not projections: raise AlphaqError(f'{folder.path}: no routed experts, so not a mixture of experts of a known layout; seen: {_seen(folder.tensors)}')
     layers = defaultdict(lambda: defaultdict(list))
