@@ -98,7 +98,9 @@ def number_title(
     number = re.match(r'\d\d(?=_)', here)
     return re.sub(r'\A# ', f'# {number[0]} · ', text) if number else text
 
-_svg = '%config InlineBackend.figure_formats = ["svg"]'  # sharp at every size, and sized in points like the text
+_settings = '''%config InlineBackend.figure_formats = ["svg"]
+for name in ("FORCE_COLOR", "CLICOLOR_FORCE"): __import__("os").environ.pop(name, None)
+del name'''  # figures sharp at every size and measured in points, like the text; printed text plain, as it is under the tests
 
 def translate(
     text:str,              # a notebook's JSON
@@ -117,7 +119,7 @@ def translate(
         cell['metadata']['tags'] = sorted({*cell['metadata'].get('tags', ()), *cell_tags(directives, cell['source'], skip)})
         figure = {ours: directives[theirs] for theirs, ours in (('label', 'name'), ('fig-cap', 'caption')) if directives.get(theirs)}
         if figure: cell['metadata']['mystnb'] = {'figure': figure}
-    first = dict(cell_type='code', id='fingerprint', metadata={'tags': ['remove-cell']}, source=f'# {stamp}\n{_svg}', outputs=[], execution_count=None)
+    first = dict(cell_type='code', id='fingerprint', metadata={'tags': ['remove-cell']}, source=f'# {stamp}\n{_settings}', outputs=[], execution_count=None)
     notebook['cells'].insert(0, first)
     return json.dumps(notebook)
 
