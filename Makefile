@@ -17,7 +17,7 @@ export TOKENIZERS_PARALLELISM = false
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 16
 
-demo: $(VENV)/demo-stamp ## the whole way, checkpoint to perplexity; MODEL=folder or hub id, default: the model in the package
+demo: $(VENV)/demo-stamp ## the whole way, checkpoint to perplexity; MODEL=folder, default: the model in the package
 	$(BIN)/python -m alphaq.benchmarks demo --model '$(MODEL)'
 
 test: export OMP_NUM_THREADS ?= 1
@@ -32,8 +32,8 @@ book: $(VENV)/test-stamp ## the book, in _build/html/index.html; a warning is an
 gpu: ## on a GPU machine: every benchmark whose rows are missing, with PYTHON=... as it is; installs nothing
 	PYTHONPATH=. $(PYTHON) -m alphaq.benchmarks gpu
 
-results: $(VENV)/demo-stamp ## everything else in results/
-	$(BIN)/python -m alphaq.benchmarks results
+results: $(VENV)/demo-stamp ## everything else in results/, with MODEL=folder as above
+	$(BIN)/python -m alphaq.benchmarks results --model '$(MODEL)'
 
 clean: ## remove what was built; keeps $(VENV) and results/
 	rm -rf _build _vendor build dist *.egg-info .pytest_cache .hypothesis

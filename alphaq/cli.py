@@ -32,7 +32,7 @@ def verb(function):
         try: return function(*args, **kwargs)
         except AlphaqError as e: code, text = e.exit_code, str(e)
         except OSError as e: code, text = 1, f'{e.filename or "file system"}: {e.strerror or e}'
-        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f'alphaq {function.__name__}: {text}')
+        Console(stderr=True, soft_wrap=True, highlight=False, markup=False, force_jupyter=False).print(f'alphaq {function.__name__}: {text}')
         raise typer.Exit(code)
     return app.command(function.__name__)(guarded)
 
@@ -65,6 +65,11 @@ def info(model:Model='pocket', plan:Annotated[Optional[Path], typer.Option(help=
             *[[f'experts at {b} bits', size(n)] for b, n in experts.items()], *([[f'plan: {k}', size(v)] for k, v in data['plan'].items()] if plan else [])]
     emit(data, json_, table(['what', 'value'], rows, str(c.path)))
 
+def _still():
+    "Keep transformers from writing over the progress bars."
+    from transformers.utils import logging
+    logging.set_verbosity_error(); logging.disable_progress_bar()
+
 def _scored(model, tail, tile):
     "Scores of a checkpoint with the measured error of every width."
     from alphaq.noise import measured_noise
@@ -96,6 +101,7 @@ def doctor(what:Annotated[str, typer.Argument(help='a model, a quantized folder 
     "What looks wrong: damaged files, untrained spectra, a missing environment."
     from alphaq.checkpoint import open_checkpoint, open_folder
     from alphaq.score import read_scores, score
+    _still()
     findings = [('ok', f'{k} {v}') for k, v in provenance('alphaq doctor')['versions'].items()]
     if what.endswith('.csv'): scores = read_scores(what)
     elif open_folder(what).config.get('quantization_config', {}).get('quant_method') == 'alphaq':
@@ -179,12 +185,7 @@ def diff(a:Path, b:Path, json_:Json=False, quiet:Quiet=False):
     emit(d, json_, table(['move', '>projections'], d['moves'].items(), f'{d["differ"]} of {d["projections"]} projections differ'),
          table(['layer', '>projections'], d['layers'].items()), '\n'.join(d['lines']))
 
-# %% ../nbs/69_cli.ipynb #d49bc53a
-def _still():
-    "Keep transformers from writing over the progress bars."
-    from transformers.utils import logging
-    logging.set_verbosity_error(); logging.disable_progress_bar()
-
+# %% ../nbs/69_cli.ipynb #927e16de
 def _windows(path, names, split, window, count):
     "Calibration tokens from named texts in equal parts, and what they are."
     import torch
@@ -228,7 +229,7 @@ def verify(folder:Path, json_:Json=False, quiet:Quiet=False):
     from alphaq.verify import verify as check
     _still()
     report = check(folder)
-    data = dict(folder=str(folder), verified=True, **{k: v for k, v in vars(report).items() if isinstance(v, (int, float, str, bool, list, tuple, dict))})
+    data = dict(folder=str(folder), verified=True, files=report.files, bytes=report.nbytes)
     emit(data, json_, table(['what', 'value'], data.items()))
 
 # %% ../nbs/69_cli.ipynb #822bc13e

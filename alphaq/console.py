@@ -31,7 +31,7 @@ def emit(
 ):
     "Print a result to stdout, as one line of JSON or as tables."
     if as_json: print(json.dumps(data, ensure_ascii=False)); return
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False, markup=False)
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False, markup=False, force_jupyter=False)
     for t in tables: console.print(t)
 
 def size(

@@ -32,7 +32,7 @@ from .pack import pack, unpack_codes, word_count
 from .plan import Plan, check_plan, other_linears, predicted_bytes, to_json, widths
 
 # %% ../nbs/32_quantize.ipynb #64292b1c
-QUANTIZERS = {'mse': 'searched grid, no data', 'rtn': 'min-max grid, sign at one bit, no data', 'gptq': 'error feedback, needs calibration text'}
+QUANTIZERS = {'mse': 'searched grid', 'rtn': 'min-max grid, sign at one bit', 'gptq': 'error feedback on calibration text'}
 
 @dataclass(frozen=True)
 class Job:

@@ -54,8 +54,12 @@ def test_fewer_bits_never_help(demo):
     rows = table(demo)
     for method in {r['method'] for r in demo['rows'][1:]}:
         for high, low in ((3.5, 2.5), (2.5, 2.)):
-            for text, found in rows[method, high, 'mse']['texts'].items():
-                assert rows[method, low, 'mse']['texts'][text]['ppl'] > .99 * found['ppl'], (method, high, low, text)
+            for text in demo['header']['learned']:  # on a text it never learned, noise can make a model less wrong
+                found = {bits: rows[method, bits, 'mse']['texts'][text]['ppl'] for bits in (high, low)}
+                assert found[low] > .99 * found[high], (method, text, found)
+
+
+def test_the_model_has_learned_something(demo): assert len(demo['header']['learned']) >= 2
 
 
 def test_paper_is_no_uniform_in_disguise(demo):
