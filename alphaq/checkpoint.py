@@ -55,7 +55,7 @@ _SINGLE, _INDEX = 'model.safetensors', 'model.safetensors.index.json'
 
 def _inside(folder, name, source):
     "The path of a file named by `source`, refused unless it is a plain name that stays in the folder."
-    if not isinstance(name, str) or not name.endswith('.safetensors') or set(name) & set('/\\\0') or name.startswith('.'):
+    if not isinstance(name, str) or not name.endswith('.safetensors') or set(name) & set('/\\\0') or name.startswith('.') or len(name) > 200:
         raise AlphaqError(f'{source}: shard {name!r} is not a plain .safetensors file name; the index points outside the folder')
     file, home = folder/name, folder.resolve()
     homes = [home] + ([home.parent.parent/'blobs'] if home.parent.name == 'snapshots' else [])
@@ -68,7 +68,8 @@ def _weight_map(index):
     "The index's map from tensor to shard, checked for form."
     content = read_json(index)
     weights = content.get('weight_map') if isinstance(content, dict) else None
-    if not isinstance(weights, dict) or not weights: raise AlphaqError(f'{index}: no "weight_map" of tensors to shards; download the index again')
+    if not isinstance(weights, dict) or not weights:
+        raise AlphaqError(f'{index}: no "weight_map" of tensors to shards; download the index again')
     return weights
 
 def _headers(folder):
@@ -80,12 +81,15 @@ def _headers(folder):
         raise AlphaqError(f'{folder}: no safetensors weights ({why})')
     index, found = folder/_INDEX, {}
     weights = _weight_map(index)
-    for shard in dict.fromkeys(weights.values()):
-        header = read_header(_inside(folder, shard, index))
-        for name in header.keys() & found.keys(): raise AlphaqError(f'{index}: tensor {name} lies in {shard} and in {found[name].file}; keep one')
+    names = {str(shard): shard for shard in weights.values()}  # a shard that is no name, say a list, is refused below
+    for shard in [_inside(folder, shard, index) for shard in names.values()]:
+        header = read_header(shard)
+        for name in header.keys() & found.keys():
+            raise AlphaqError(f'{index}: tensor {name} lies in {shard.name} and in {found[name].file}; keep one')
         found |= header
     for name, shard in weights.items():
-        if name not in found or found[name].file != shard: raise AlphaqError(f'{folder/shard}: tensor {name}, which the index places here, is missing; download the shard again')
+        if name not in found or found[name].file != shard:
+            raise AlphaqError(f'{folder/shard}: tensor {name}, which the index places here, is missing; download the shard again')
     return found
 
 # %% ../nbs/10_checkpoint.ipynb #7f7093af
@@ -125,7 +129,8 @@ def _finite(value, file, name):
     "The tensor itself, or an error that counts its NaN and infinite entries."
     if not value.is_floating_point() or value.isfinite().all(): return value
     bad = int((~value.isfinite()).sum())
-    raise AlphaqError(f'{file}: tensor {name} holds {bad} non-finite of {value.numel()} values; the checkpoint is damaged, download it again')
+    raise AlphaqError(f'{file}: tensor {name} holds {bad} non-finite of {value.numel()} values; '
+                      'the checkpoint is damaged, download it again')
 
 def _locate(path, package=None):
     "The folder meant by a path or by the name `pocket`."
@@ -133,7 +138,8 @@ def _locate(path, package=None):
     folder = package/'models'/'pocket' if str(path) == 'pocket' else Path(path)
     if folder.is_dir(): return folder
     if str(path) == 'pocket': raise AlphaqError(f'{folder}: the model `pocket` is not part of this installation; name a checkpoint folder')
-    raise AlphaqError(f'{path}: no such folder; models are read from local folders, so download it first (hf download ORG/NAME --local-dir DIR)')
+    raise AlphaqError(f'{path}: no such folder; models are read from local folders, '
+                      'so download it first (hf download ORG/NAME --local-dir DIR)')
 
 def open_folder(
     path,      # `str | Path` a folder, or 'pocket' for the model inside the package
@@ -222,7 +228,8 @@ def _check_layer(folder, module, experts, declared):
         if len(roles) < len(experts[e]): raise AlphaqError(f'{folder}: {module}.{e} is stored in two layouts; keep one')
         gate, up, down = (roles[r] for r in ROLES)
         if not gate == up == down[::-1]:
-            raise AlphaqError(f'{folder}: {module}.{e} has gate {gate}, up {up} and down {down}; expected [I,H], [I,H] and [H,I]: this layout is not known')
+            raise AlphaqError(f'{folder}: {module}.{e} has gate {gate}, up {up} and down {down}; '
+                              'expected [I,H], [I,H] and [H,I]: this layout is not known')
 
 def _seen(tensors, limit=6):
     "The kinds of tensor names, digits as N, most frequent first."
@@ -258,7 +265,9 @@ def open_checkpoint(
     if isinstance(quantization, dict) and quantization.get('quant_method') == 'alphaq':
         raise AlphaqError(f'{folder.path}: already quantized by alphaq; name the original checkpoint')
     projections = find_projections(folder.tensors)
-    if not projections: raise AlphaqError(f'{folder.path}: no routed experts, so not a mixture of experts of a known layout; seen: {_seen(folder.tensors)}')
+    if not projections:
+        seen = _seen(folder.tensors)
+        raise AlphaqError(f'{folder.path}: no routed experts, so not a mixture of experts of a known layout; seen: {seen}')
     layers = defaultdict(lambda: defaultdict(list))
     for p in projections: layers[p.module][p.expert].append(p)
     for module, experts in layers.items(): _check_layer(folder.path, module, experts, _declared(folder.config))

@@ -36,14 +36,17 @@ def tiles(
     "Square tiles in row-major order that together cover the matrix (FARMS, ICML 2025)."
     if side is None: return W[None]
     if not 1 <= side <= min(W.shape): raise AlphaqError(f'tiles of side {side} do not fit into a matrix of shape {tuple(W.shape)}')
-    stride = stride or side
+    stride = side if stride is None else stride
+    if not 1 <= stride <= side: raise AlphaqError(f'a stride between tiles of side {side} lies in 1 .. {side}, got {stride}; a longer one leaves gaps')
     rows, cols = (_starts(n, side, stride) for n in W.shape)
     return torch.stack([W[i:i + side, j:j + side] for i in rows for j in cols])
 
 def farms_eigenvalues(
     W:Tensor,               # `[rows, cols]` weights
     largest:int=256,        # largest tile side
-    stride:int|None=None,   # between tiles; `None` is the side
+    stride:int|None=None,   # between tiles; `None` is the side, and it shrinks with the side
 )->np.ndarray:              # `[n]` pooled, ascending
     "Eigenvalues of all tiles of a matrix, pooled."
-    return np.sort(eigenvalues(tiles(W, tile_side(W.shape, largest), stride)).flatten().cpu().numpy())
+    side = tile_side(W.shape, largest)
+    stride = min(stride, side) if stride and side else stride
+    return np.sort(eigenvalues(tiles(W, side, stride)).flatten().cpu().numpy())

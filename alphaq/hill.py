@@ -47,7 +47,7 @@ def peak(lam): return _at_or_above(lam, _peak(lam))
 
 def peak_linear(lam): return _at_or_above(lam, _left_edge(lam, 100))
 
-def median(lam): return lam[len(lam) // 2 - (len(lam) % 2 == 0):], lam[len(lam) // 2 - (len(lam) % 2 == 0)]
+def median(lam): return lam[len(lam) // 2:], lam[len(lam) // 2]
 
 def top_frac(lam, share=.1, least=10):
     k = int(np.clip(max(least, int(share * len(lam))), 1, len(lam) - 1))
@@ -82,7 +82,9 @@ def hill(
     lam = np.sort(np.asarray(lam, np.float64).ravel())
     if not (np.isfinite(lam) & (lam >= 0)).all(): raise AlphaqError('eigenvalues must be finite and >= 0; this matrix is damaged')
     if lam.size: lam = lam[lam > 1e-12 * lam[-1]]  # a singular matrix has zeros, which have no logarithm
-    if lam.size < 3 or lam[0] == lam[-1]: raise AlphaqError(f'a tail needs at least three different eigenvalues, got {lam.size}; the matrix is too small or constant')
+    if lam.size < 3 or lam[0] == lam[-1]:
+        raise AlphaqError(f'a tail needs at least three different eigenvalues, got {lam.size}; the matrix is too small or constant')
     tail, threshold = RULES[rule](lam)
     alpha = pareto_alpha(tail, threshold)
+    if not np.isfinite(alpha): raise AlphaqError(f'all {len(tail)} values of the tail equal its threshold, so its exponent is infinite; try another rule')
     return TailFit(float(alpha), float((alpha - 1) / np.sqrt(len(tail))), len(tail), len(lam), float(threshold), rule)

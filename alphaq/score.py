@@ -68,7 +68,8 @@ def score_matrix(
     mean, sd = gaussian_null(shape, rule, tile, stride)
     lam = farms_eigenvalues(W, tile, stride)
     if variance <= 1e-24 * float(W.double().square().mean()): return mean, 0., 0, len(lam), 0., 0.
-    fit = hill(lam, rule)
+    try: fit = hill(lam, rule)
+    except AlphaqError: return mean, 0., 0, len(lam), variance, 0.  # the null has passed, so it is this spectrum that has no tail
     return fit.alpha, fit.stderr, fit.k, fit.n, variance, (fit.alpha - mean) / sd
 
 def score(
@@ -81,8 +82,10 @@ def score(
     "Score every routed expert projection of a checkpoint (FARMS tiles, Hill estimator)."
     def one(p):
         W = checkpoint.read(p)
-        alpha, stderr, k, n, variance, z = score_matrix(W, rule, tile, stride)
-        return Score(p.name, p.layer, p.expert, p.role, *p.shape, p.numel, alpha, stderr, k, n, variance, tuple(measure(W)) if measure else (), z)
+        try: alpha, stderr, k, n, variance, z = score_matrix(W, rule, tile, stride)
+        except AlphaqError as e: raise AlphaqError(f'{p.file}: {p.name}, {p.shape[0]} x {p.shape[1]}: {e}') from None
+        mse = tuple(measure(W)) if measure else ()
+        return Score(p.name, p.layer, p.expert, p.role, *p.shape, p.numel, alpha, stderr, k, n, variance, mse, z)
     return [one(p) for p in track(checkpoint.projections, 'scoring')]
 
 # %% ../nbs/14_score.ipynb #f2f0c8b1
@@ -103,21 +106,23 @@ def write_scores(
     write_text(path, out.getvalue())
 
 def read_scores(
-    path,              # `str | Path` of scores.csv, or of the authors' `layer_name,alpha,variance` or `name,layer,module_type,alpha,variance`
+    path,              # `str | Path` of scores.csv, or of either form of the authors' table
     skipped=None,      # list that receives the names of rows without a value
 )->list:               # `[n]` `Score`
     "Read a table of scores; what is missing, doubled, negative or not finite is an error that names the row."
     path = Path(path)
     if not path.is_file(): raise AlphaqError(f'{path}: no such file; make it with `alphaq score`')
-    with path.open(newline='', encoding='utf-8') as f:
-        try: rows = list(csv.DictReader(f, strict=True))
+    with path.open(newline='', encoding='utf-8-sig') as f:  # spreadsheets put a byte-order mark first
+        try: rows = list(csv.DictReader(f, strict=True, restval=''))
         except (csv.Error, UnicodeDecodeError) as e: raise AlphaqError(f'{path}: not a CSV table ({e})') from None
     key = next((k for k in ('name', 'layer_name') if rows and k in rows[0]), None)
     if key is None or 'alpha' not in rows[0] or 'variance' not in rows[0]:
-        raise AlphaqError(f'{path}: a table of scores has the columns name (or layer_name), alpha and variance, got {", ".join(rows[0]) if rows else "no rows"}')
+        seen = ', '.join(map(str, rows[0])) if rows else 'no rows'
+        raise AlphaqError(f'{path}: a table of scores has the columns name (or layer_name), alpha and variance, got {seen}')
     scores, names = [], set()
     for line, row in enumerate(rows, 2):
         name = row[key]
+        if None in row: raise AlphaqError(f'{path}, line {line} ({name}): more cells than the header has columns')
         if not name or name in names: raise AlphaqError(f'{path}, line {line}: {"no name" if not name else f"{name} occurs twice"}')
         names.add(name)
         if not row['alpha'] or not row['variance']:
@@ -134,13 +139,15 @@ def _parsed(row, name, where):
         if text in (None, ''): return empty
         try: value = kind(text)
         except ValueError: raise AlphaqError(f'{where}: {column} is {text!r}, not a number') from None
-        if not isfinite(value) or value < low: raise AlphaqError(f'{where}: {column} is {text}; it must be finite' + (f' and >= {low:g}' if low > -inf else ''))
+        if not isfinite(value) or value < low:
+            raise AlphaqError(f'{where}: {column} is {text}; it must be finite' + (f' and >= {low:g}' if low > -inf else ''))
         return value
     mse = tuple(number(f'mse_{b}', low=0) for b in range(1, 5))
     shape = [number(c, int, 0, 0) for c in ('rows', 'cols', 'numel')]
     if shape[0] * shape[1] != shape[2]: raise AlphaqError(f'{where}: {shape[0]} x {shape[1]} is not {shape[2]} weights')
     alpha = number('alpha', low=0)
     if alpha == 0: raise AlphaqError(f'{where}: alpha is 0; a tail exponent is positive')
-    return Score(name, number('layer', int, -1) if row.get('layer', '').lstrip('-').isdigit() else -1, number('expert', int, -1), row.get('role') or '', *shape,
-                 alpha, number('alpha_stderr', empty=0., low=0), number('tail_k', int, 0, 0), number('n_eigs', int, 0, 0), number('variance', low=0),
+    layer = number('layer', int, -1) if row.get('layer', '').lstrip('-').isdigit() else -1
+    stderr, k, n = number('alpha_stderr', empty=0., low=0), number('tail_k', int, 0, 0), number('n_eigs', int, 0, 0)
+    return Score(name, layer, number('expert', int, -1), row.get('role') or '', *shape, alpha, stderr, k, n, number('variance', low=0),
                  mse if None not in mse else (), number('null_z'))
