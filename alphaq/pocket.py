@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedTokenizerFast
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers.utils import logging
 
 from .core import AlphaqError, atomic, data_dir, provenance, read_json, results_dir, write_json, write_rows
 from .evaluate import perplexity, sample
@@ -401,6 +402,7 @@ def main(argv=None):
     command.add_argument('--seed', type=int, default=0)
     command.add_argument('--windows', type=int, default=4, help='windows of each domain in a batch; more on a large GPU')
     args = parser.parse_args(argv)
+    logging.disable_progress_bar()  # a log file is no place for bars
     device = ('cuda' if torch.cuda.is_available() else 'cpu') if args.device == 'auto' else args.device
     try: train(Recipe(minutes=args.minutes, seed=args.seed, windows=args.windows), *corpus(), args.out or results_dir().parent/'.work'/'pocket', device)
     except AlphaqError as e: print(f'alphaq: {e}', file=sys.stderr); return e.exit_code
