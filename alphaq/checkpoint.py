@@ -55,7 +55,7 @@ _SINGLE, _INDEX = 'model.safetensors', 'model.safetensors.index.json'
 
 def _inside(folder, name, source):
     "The path of a file named by `source`, refused unless it is a plain name that stays in the folder."
-    if not isinstance(name, str) or not name.endswith('.safetensors') or set(name) & set('/\\\0') or name.startswith('.') or len(name) > 200:
+    if not isinstance(name, str) or not name.endswith('.safetensors') or set(name) & set('/\\\0') or name[0] == '.' or len(name) > 200:
         raise AlphaqError(f'{source}: shard {name!r} is not a plain .safetensors file name; the index points outside the folder')
     file, home = folder/name, folder.resolve()
     homes = [home] + ([home.parent.parent/'blobs'] if home.parent.name == 'snapshots' else [])

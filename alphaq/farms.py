@@ -37,7 +37,8 @@ def tiles(
     if side is None: return W[None]
     if not 1 <= side <= min(W.shape): raise AlphaqError(f'tiles of side {side} do not fit into a matrix of shape {tuple(W.shape)}')
     stride = side if stride is None else stride
-    if not 1 <= stride <= side: raise AlphaqError(f'a stride between tiles of side {side} lies in 1 .. {side}, got {stride}; a longer one leaves gaps')
+    if not 1 <= stride <= side:
+        raise AlphaqError(f'a stride between tiles of side {side} lies in 1 .. {side}, got {stride}; a longer one leaves gaps')
     rows, cols = (_starts(n, side, stride) for n in W.shape)
     return torch.stack([W[i:i + side, j:j + side] for i in rows for j in cols])
 

@@ -86,5 +86,6 @@ def hill(
         raise AlphaqError(f'a tail needs at least three different eigenvalues, got {lam.size}; the matrix is too small or constant')
     tail, threshold = RULES[rule](lam)
     alpha = pareto_alpha(tail, threshold)
-    if not np.isfinite(alpha): raise AlphaqError(f'all {len(tail)} values of the tail equal its threshold, so its exponent is infinite; try another rule')
+    if not np.isfinite(alpha):
+        raise AlphaqError(f'all {len(tail)} values of the tail equal its threshold, so its exponent is infinite; try another rule')
     return TailFit(float(alpha), float((alpha - 1) / np.sqrt(len(tail))), len(tail), len(lam), float(threshold), rule)
