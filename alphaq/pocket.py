@@ -268,7 +268,7 @@ def prepare(
     streams = load_file(folder/'tokens.safetensors')
     return PreTrainedTokenizerFast.from_pretrained(folder/'tokenizer'), [streams[d] for d in texts]
 
-# %% ../nbs/50_pocket.ipynb #0a6837cc
+# %% ../nbs/50_pocket.ipynb #38321681
 @dataclass
 class Run:
     "A training run between two checkpoints."
@@ -278,17 +278,20 @@ class Run:
     tokenizer:object
     optimizer:object
     step:int=0
-    seconds:float=0.      # spent before this process
+    seconds:float=0.      # spent on training, over all processes
     rows:tuple=()         # of the loss curve and the snapshots
-    started:float=0.      # clock when this process began to train
+    clock:float=0.        # when `seconds` was last brought up to date
 
-    def elapsed(self): return self.seconds + time.monotonic() - self.started
+    def tick(self, longest=60.):
+        "Bring `seconds` up to date; a gap longer than `longest` was a pause of the process or the machine, and counts as that."
+        now = time.monotonic()
+        self.seconds, self.clock = self.seconds + min(now - self.clock, longest), now
 
     def progress(self):
-        done = self.step / self.recipe.steps if self.recipe.steps else self.elapsed() / (60 * self.recipe.minutes)
+        done = self.step / self.recipe.steps if self.recipe.steps else self.seconds / (60 * self.recipe.minutes)
         return min(done, 1.)
 
-    def meta(self): return dict(step=self.step, seconds=self.elapsed(), rows=list(self.rows))
+    def meta(self): return dict(step=self.step, seconds=self.seconds, rows=list(self.rows))
 
     def save(self, header):
         "Checkpoint, and the rows where they can be read."
@@ -308,11 +311,11 @@ def open_run(
     torch.manual_seed(recipe.seed)
     model = OlmoeForCausalLM(recipe.config()).to(device)
     model.set_experts_implementation('grouped_mm' if device == 'cuda' else 'padded')
-    run = Run(recipe, folder, model, tokenizer, optimizer_for(model, recipe), started=time.monotonic())
+    run = Run(recipe, folder, model, tokenizer, optimizer_for(model, recipe))
     if (folder/'state.safetensors').exists():
         meta = load_state(folder/'state.safetensors', model, run.optimizer)
         run.step, run.seconds, run.rows = meta['step'], meta['seconds'], tuple(meta['rows'])
-    run.started = time.monotonic()
+    run.clock = time.monotonic()
     return run, streams
 
 def train_step(
@@ -343,18 +346,18 @@ def snapshot(
     run.model.train()
     save_model(run.model, run.tokenizer, run.folder/'snapshots'/f'{due - 1:02}')
     skipped = [dict(kind='snapshot', index=i, step=run.step, skipped=True) for i in range(taken, due - 1)]
-    run.rows += (*skipped, dict(kind='snapshot', index=due - 1, step=run.step, seconds=run.elapsed(), progress=run.progress(), bits_per_byte=held))
+    run.rows += (*skipped, dict(kind='snapshot', index=due - 1, step=run.step, seconds=run.seconds, progress=run.progress(), bits_per_byte=held))
     return True
 
 def _report(run, domains, window_losses, balance, norm, speed):
     "A row of the loss curve, and a line for people."
     mean = window_losses.view(len(domains), -1).mean(1).tolist()
     batch_tokens = len(domains) * run.recipe.windows * run.recipe.window
-    run.rows += (dict(kind='loss', step=run.step, tokens=run.step * batch_tokens, seconds=run.elapsed(), rate=rate(run.progress(), run.recipe),
+    run.rows += (dict(kind='loss', step=run.step, tokens=run.step * batch_tokens, seconds=run.seconds, rate=rate(run.progress(), run.recipe),
                       loss=sum(mean) / len(mean), balance=balance, norm=norm, domains=dict(zip(domains, mean))),)
     p = max(run.progress(), 1e-9)
     print(f'step {run.step:6}  {run.step * batch_tokens / 1e6:7.2f} M tokens  {speed * batch_tokens:6.0f} tokens/s  loss {sum(mean) / len(mean):.4f}  '
-          f'balance {balance:.3f}  {run.elapsed() / p * (1 - p) / 60:6.1f} min left', file=sys.stderr, flush=True)
+          f'balance {balance:.3f}  {run.seconds / p * (1 - p) / 60:6.1f} min left', file=sys.stderr, flush=True)
 
 # %% ../nbs/50_pocket.ipynb #94efdd6f
 def train(
@@ -379,6 +382,7 @@ def train(
                             held_out={d: s.text.sha256 for d, s in samples.items()})
         saved, seen, since = time.monotonic(), [], time.monotonic()
         while True:
+            run.tick()
             if snapshot(run, samples): since, seen = time.monotonic(), []
             if run.progress() >= 1 or run.step == stop_at: break
             seen.append(train_step(run, batch_at(streams, recipe, run.step).to(device)))
