@@ -6,21 +6,18 @@
 __all__ = ['METHODS', 'TRIALS', 'Trial', 'gzip_bits', 'demo', 'verdicts', 'show_demo', 'toy_checkpoint', 'time_eigenvalues',
            'time_gptq', 'main']
 
-# %% ../nbs/51_benchmarks.ipynb #671d4337
+# %% ../nbs/51_benchmarks.ipynb #2f11be15
 import argparse
-import os
 import sys
 import time
 import zlib
 from dataclasses import dataclass, replace
-from itertools import groupby
 from math import exp, log
 from pathlib import Path
 
 import torch
 
 from .allocators import PRESETS, allocate
-from .activations import load_for_calibration
 from .checkpoint import open_checkpoint
 from .console import emit, size, table
 from .core import AlphaqError, data_dir, provenance, read_rows, results_dir, track, write_json, write_rows

@@ -110,7 +110,7 @@ def doctor(what:Annotated[str, typer.Argument(help='a model, a quantized folder 
         scores, findings = [], [*findings, ('ok', f'{what} is what it says it is')]
     else:
         c = open_checkpoint(what)
-        scores = score(c)
+        scores = score(c, 'median')  # the rule that tells noise from training best; alpha itself is not used here
         findings.append(('ok', f'{len(c.projections)} of {len(c.projections)} expert projections read, all finite'))
     judged = [s for s in scores if s.null_z is not None]
     if judged:

@@ -67,7 +67,7 @@ def read_json(
     if not path.is_file(): raise AlphaqError(f'{path}: no such file')
     if path.stat().st_size > limit: raise AlphaqError(f'{path}: {path.stat().st_size} bytes, more than the {limit} allowed')
     try: return json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as e: raise AlphaqError(f'{path}: not valid JSON ({e})') from None
+    except (ValueError, RecursionError) as e: raise AlphaqError(f"{path}: not valid JSON ({e})") from None
 
 def sha256(
     path,    # `str | Path` file to read
