@@ -195,13 +195,10 @@ def _gpu():
     "Run every GPU benchmark that has no rows for this GPU."
     if not torch.cuda.is_available(): raise AlphaqError('no CUDA device here; run `make gpu PYTHON=...` on a machine that has one')
     name = torch.cuda.get_device_name()
-    path = results_dir()/'speed'/f'{name.lower().replace(" ", "-")}.jsonl'
-    header, rows = read_rows(path) if path.exists() else (provenance('python -m alphaq.benchmarks gpu', name, 0), [])
     for run in (time_eigenvalues, time_gptq):
-        if run.__name__.removeprefix('time_') in {r['name'] for r in rows}: continue
-        rows.append(run())
-        write_rows(path, header, rows)
-    emit(dict(header=header, rows=rows), True)
+        path = results_dir()/'speed'/f'{run.__name__.removeprefix("time_")}-{name.lower().replace(" ", "-")}.jsonl'
+        if not path.exists(): write_rows(path, provenance('python -m alphaq.benchmarks gpu', name, 0), [run()])
+        emit(dict(zip(('header', 'rows'), read_rows(path))), True)
 
 def _results(model):
     "Remake every results file that needs no GPU."

@@ -217,6 +217,14 @@ def _declared(config):
         for key in ('num_experts', 'num_local_experts', 'n_routed_experts'):
             if isinstance(part, dict) and type(part.get(key)) is int: return part[key]
 
+def _check_depth(folder):
+    "Refuse a checkpoint that holds nothing of one of its layers."
+    declared = folder.config.get('num_hidden_layers')
+    if type(declared) is not int: return
+    held = {int(n) for name in folder.tensors for n in re.findall(r'layers\.(\d{1,6})\.', name)}
+    lost = sorted(set(range(min(declared, 10**6))) - held)
+    if lost: raise AlphaqError(f'{folder.path}: config.json says {declared} layers, but nothing of layer {lost[0]} is here ({len(lost)} missing); download the checkpoint again')
+
 def _check_layer(folder, module, experts, declared):
     "Refuse a layer with a missing, repeated or misshapen projection."
     count = declared or max(experts) + 1
@@ -271,4 +279,5 @@ def open_checkpoint(
     layers = defaultdict(lambda: defaultdict(list))
     for p in projections: layers[p.module][p.expert].append(p)
     for module, experts in layers.items(): _check_layer(folder.path, module, experts, _declared(folder.config))
+    _check_depth(folder)
     return Checkpoint(folder.path, folder.config, folder.tensors, tuple(projections))

@@ -47,7 +47,8 @@ Overwrite = Annotated[bool, typer.Option('--overwrite', help='replace what exist
 
 # %% ../nbs/69_cli.ipynb #59bd0a3f
 @verb
-def info(model:Model='pocket', plan:Annotated[Optional[Path], typer.Option(help='price this plan')]=None, json_:Json=False, quiet:Quiet=False):
+def info(model:Model='pocket', plan:Annotated[Optional[Path], typer.Option(help='price this plan')]=None,
+         group_size:Annotated[int, typer.Option(help='weights that share a scale', min=1)]=128, json_:Json=False, quiet:Quiet=False):
     "Layout, counts and exact sizes, from headers alone; what each budget would weigh."
     from alphaq.checkpoint import open_checkpoint
     from alphaq.grid import WIDTHS, stored_bytes
@@ -55,7 +56,7 @@ def info(model:Model='pocket', plan:Annotated[Optional[Path], typer.Option(help=
     c = open_checkpoint(model)
     shapes = sorted({p.shape for p in c.projections})
     total, numel = sum(t.nbytes for t in c.tensors.values()), sum(p.numel for p in c.projections)
-    experts = {b: sum(stored_bytes(p.shape, b, min(128, p.shape[1])) for p in c.projections) for b in WIDTHS}
+    experts = {b: sum(stored_bytes(p.shape, b, min(group_size, p.shape[1])) for p in c.projections) for b in WIDTHS}
     stored = sum(c.tensors[k].nbytes for k in {p.key for p in c.projections})
     data = dict(model=str(c.path), layers=len({p.layer for p in c.projections}), projections=len(c.projections), shapes=[list(s) for s in shapes],
                 expert_parameters=numel, bytes=total, expert_bytes=stored, other_bytes=total - stored, experts_at={b: n for b, n in experts.items()})
@@ -70,22 +71,22 @@ def _still():
     from transformers.utils import logging
     logging.set_verbosity_error(); logging.disable_progress_bar()
 
-def _scored(model, tail, tile):
+def _scored(model, tail, tile, group_size):
     "Scores of a checkpoint with the measured error of every width."
     from alphaq.noise import measured_noise
     from alphaq.score import score
-    return score(model, rule=tail, tile=tile, measure=lambda W: measured_noise(W, min(128, W.shape[1])))
+    return score(model, rule=tail, tile=tile, measure=lambda W: measured_noise(W, min(group_size, W.shape[1])))
 
 @verb
 def score(model:Model='pocket', out:Annotated[Path, typer.Option('-o', '--out', help='table to write')]=Path('scores.csv'),
           tail:Annotated[str, typer.Option(help='tail rule')]='peak', tile:Annotated[int, typer.Option(help='largest tile side', min=2)]=256,
-          overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False):
+          group_size:Annotated[int, typer.Option(help='weights that share a scale when errors are measured', min=1)]=128, overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False):
     "Tail exponent, variance and rounding error of every expert projection, from the weights alone."
     from alphaq.checkpoint import open_checkpoint
     from alphaq.score import write_scores
     if out.exists() and not overwrite: raise AlphaqError(f'{out} exists; choose another name or pass --overwrite')
     c = open_checkpoint(model)
-    scores = _scored(c, tail, tile)
+    scores = _scored(c, tail, tile, group_size)
     write_scores(out, scores)
     summary = _alphas(scores) | dict(model=str(c.path), out=str(out), coverage=f'{len(scores)} of {len(c.projections)} expert projections')
     emit(summary, json_, table(['what', 'value'], summary.items()))
@@ -104,7 +105,7 @@ def doctor(what:Annotated[str, typer.Argument(help='a model, a quantized folder 
     _still()
     findings = [('ok', f'{k} {v}') for k, v in provenance('alphaq doctor')['versions'].items()]
     if what.endswith('.csv'): scores = read_scores(what)
-    elif open_folder(what).config.get('quantization_config', {}).get('quant_method') == 'alphaq':
+    elif (open_folder(what).config.get('quantization_config') or {}).get('quant_method') == 'alphaq':
         from alphaq.verify import verify as check
         check(what)
         scores, findings = [], [*findings, ('ok', f'{what} is what it says it is')]
@@ -143,7 +144,7 @@ Noise = Annotated[Optional[str], typer.Option(help='analytic, table or measured'
 Choices = Annotated[Optional[str], typer.Option(help='widths offered, for example 2,3,4')]
 Count = Annotated[Optional[str], typer.Option(help='what the average counts: params, modules or stored')]
 Group = Annotated[Optional[int], typer.Option(help='weights that share a scale', min=1)]
-Other = Annotated[int, typer.Option(help='bits of attention; 16 leaves it alone')]
+Other = Annotated[Optional[int], typer.Option(help='bits of attention, 4 unless said; 16 leaves it alone')]
 
 def _summary(plan):
     from collections import Counter
@@ -151,15 +152,19 @@ def _summary(plan):
     used = Counter(widths(plan).values())
     return dict(method=plan.method, gamma=plan.gamma, average=plan.average, gap=plan.gap, projections={str(b): used[b] for b in sorted(used)})
 
+def _label(preset, *changes):
+    "The preset's name, unless something of it was changed."
+    return None if any(c is not None for c in changes) else preset
+
 def _plan(scores, model, preset, other_bits, settings):
     from alphaq.allocators import allocate
     from alphaq.plan import make_plan
-    return make_plan(scores, allocate(scores, settings), model, preset, other_bits)
+    return make_plan(scores, allocate(scores, settings), model, preset, 4 if other_bits is None else other_bits)
 
 @verb
 def allocate(scores:Annotated[Path, typer.Argument(help='table from `alphaq score`, or the authors\' own')], bits:Bits=None,
              out:Annotated[Path, typer.Option('-o', '--out', help='plan to write')]=Path('plan.json'), preset:Preset='best', method:Method=None, gamma:Gamma=None,
-             cap:Cap=None, noise:Noise=None, choices:Choices=None, count:Count=None, group_size:Group=None, other_bits:Other=4,
+             cap:Cap=None, noise:Noise=None, choices:Choices=None, count:Count=None, group_size:Group=None, other_bits:Other=None,
              model:Annotated[Optional[str], typer.Option(help='name to write into the plan')]=None, overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False):
     "Choose a width for every projection under a budget; says in how many it differs from uniform."
     from alphaq.allocators import allocate as solve, Settings
@@ -167,14 +172,15 @@ def allocate(scores:Annotated[Path, typer.Argument(help='table from `alphaq scor
     from dataclasses import replace
     from alphaq.plan import write_plan
     if out.exists() and not overwrite: raise AlphaqError(f'{out} exists; choose another name or pass --overwrite')
-    table_, settings = read_scores(scores), _settings(preset, bits, method, gamma, cap, noise, choices, count, group_size)
-    plan = _plan(table_, model or scores.stem, preset, other_bits, settings)
+    skipped = []
+    table_, settings = read_scores(scores, skipped), _settings(preset, bits, method, gamma, cap, noise, choices, count, group_size)
+    plan = _plan(table_, model or scores.stem, _label(preset, method, gamma, cap, noise, choices, count, group_size), other_bits, settings)
     write_plan(out, plan)
     plain = solve(table_, replace(settings, method='uniform'))
     from alphaq.plan import widths
     named = widths(plan)
     differ = sum(named[s.name] != b for s, b in zip(table_, plain.bits))
-    data = _summary(plan) | dict(out=str(out), differs_from_uniform=f'{differ} of {len(table_)}')
+    data = _summary(plan) | dict(out=str(out), differs_from_uniform=f'{differ} of {len(table_)}', left_out=skipped)
     emit(data, json_, table(['what', 'value'], data.items()))
 
 @verb
@@ -195,6 +201,15 @@ def _windows(path, names, split, window, count):
     parts = [windows(tokenizer, t, window, max(1, count // len(texts))) for t in texts]
     return torch.cat(parts), f'{sum(map(len, parts))} windows of {window} tokens of ' + ' + '.join(f'{t.name}/{split} (sha256 {t.sha256[:12]})' for t in texts)
 
+def _feasible(checkpoint, settings):
+    "Refuse an unknown method or an unreachable budget from headers alone, before the long work of scoring."
+    from dataclasses import replace
+    from alphaq.allocators import allocate, method_named
+    from alphaq.score import Score
+    method_named(settings.method)
+    blank = [Score(p.name, p.layer, p.expert, p.role, *p.shape, p.numel, 2., 0., 0, 0, 1., (), None) for p in checkpoint.projections]
+    allocate(blank, replace(settings, method='uniform', gamma=None))
+
 @verb
 def quantize(model:Model='pocket', bits:Bits=None, out:Annotated[Optional[Path], typer.Option('-o', '--out', help='folder to make')]=None,
              plan:Annotated[Optional[Path], typer.Option(help='use this plan')]=None, preset:Preset='best', method:Method=None, gamma:Gamma=None, cap:Cap=None,
@@ -202,21 +217,25 @@ def quantize(model:Model='pocket', bits:Bits=None, out:Annotated[Optional[Path],
              quantizer:Annotated[str, typer.Option(help='mse, rtn or gptq')]='mse',
              calibration:Annotated[Optional[str], typer.Option(help='texts for gptq: names joined by +, or a file')]=None,
              samples:Annotated[int, typer.Option(help='calibration windows', min=1)]=128, window:Annotated[int, typer.Option(help='tokens in a window', min=2)]=256,
-             other_bits:Other=4, device:Annotated[str, typer.Option(help='cpu or cuda')]='cpu', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False):
+             other_bits:Other=None, device:Annotated[str, typer.Option(help='cpu or cuda')]='cpu', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False):
     "Score, allocate (or take a plan), round and pack a checkpoint into a folder that opens."
     from alphaq.allocators import preset_named
     from alphaq.checkpoint import open_checkpoint
     from alphaq.plan import read_plan
-    from alphaq.quantize import Job, quantize as run
+    from alphaq.quantize import Job, check_quantizer, quantize as run
     _still()
+    changes = (method, gamma, cap, noise, choices, count, group_size)
     if (bits is None) == (plan is None): raise typer.BadParameter('give --bits or --plan, one of them')
+    if plan and (_label('', *changes, other_bits) is None or preset != 'best'): raise typer.BadParameter('a plan says everything already; options of the allocation go with --bits')
     if out is None: raise typer.BadParameter('give -o, the folder to make')
     if out.exists() and not overwrite: raise AlphaqError(f'{out} exists; choose another folder or pass --overwrite')
+    check_quantizer(quantizer, calibration is not None, device)
     c = open_checkpoint(model)
     if plan: chosen = read_plan(plan)
     else:
-        p = preset_named(preset)
-        chosen = _plan(_scored(c, p.tail, p.tile), c.path.resolve().name, preset, other_bits, _settings(preset, bits, method, gamma, cap, noise, choices, count, group_size))
+        p, settings = preset_named(preset), _settings(preset, bits, *changes)
+        _feasible(c, settings)
+        chosen = _plan(_scored(c, p.tail, p.tile, settings.group_size), c.path.resolve().name, _label(preset, *changes), other_bits, settings)
     tokens, described = _windows(c.path, calibration.split('+'), 'train', window, samples) if calibration else (None, None)
     made = run(Job(c, chosen, quantizer, tokens, described, device), out, overwrite)
     data = _summary(chosen) | dict(out=str(made.path), file_bytes=made.file_bytes, tensor_bytes=made.tensor_bytes, predicted_bytes=made.predicted,
@@ -256,6 +275,7 @@ def generate(model:Model, prompt:str, tokens:Annotated[int, typer.Option(help='t
     import torch
     from alphaq.evaluate import load_model
     _still()
+    if not prompt.strip(): raise AlphaqError('the prompt is empty; give a word to continue from')
     loaded, tokenizer = load_model(model, device)
     torch.manual_seed(seed)
     given = tokenizer(prompt, return_tensors='pt', return_token_type_ids=False).to(device)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import alphaq  # so that transformers knows our folders
+from .activations import check_device
 from .checkpoint import open_folder
 from .core import AlphaqError, track
 from .texts import Text
@@ -37,6 +38,7 @@ def load_model(
     "Load a plain or quantized folder with transformers."
     from transformers import AutoModelForCausalLM
     if (Path(path)/'UNFINISHED').exists(): raise AlphaqError(f'{path}: unfinished; run the same `alphaq quantize` again to continue it')
+    check_device(device)
     folder = open_folder(path).path
     dtype = dtype or (torch.float32 if device == 'cpu' else 'auto')
     try: model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
@@ -64,7 +66,7 @@ class Sample:
     "Windows of one text, ready to be predicted."
     text:Text
     rows:Tensor   # `[n, window]` token ids
-    bytes:int     # of all tokens but the first of each window
+    bytes:int     # of all tokens but the first of each window; a character cut by a window's edge counts as three
 
 def sample(
     tokenizer,          # a transformers tokenizer

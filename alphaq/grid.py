@@ -111,6 +111,12 @@ def mse_grid(
     for _ in range(refinements): offer(_refined(groups, codes, best, bits))
     return best
 
+def _representable(groups, scale):
+    "Refuse weights whose scales float16 cannot hold; a negligible group may vanish."
+    energy = groups.double().square().sum(-1, True)
+    lost = (scale >= torch.finfo(torch.float16).max) | ((scale == 0) & (energy > 1e-6 * energy.sum()))
+    if lost.any(): raise AlphaqError(f'weights near {groups.abs().amax():.1e} need scales that float16 cannot hold; rescale the checkpoint')
+
 GRIDS = dict(mse=mse_grid, min_max=min_max_grid, sign=sign_grid)  # names of the rounding rules
 
 def quantize(
@@ -126,6 +132,7 @@ def quantize(
         raise AlphaqError(f'group size {group_size} does not divide the {W.shape[-1]} inputs of the matrix; choose a divisor')
     groups = W.float().unflatten(-1, (-1, group_size))
     scale, zero = GRIDS[grid](groups, bits)
+    _representable(groups, scale)
     codes = round_to_grid(groups, scale, zero, bits).to(torch.uint8)
     return QuantizedWeight(codes.flatten(-2), scale[..., 0], zero[..., 0], bits, group_size)
 
@@ -139,5 +146,6 @@ def stored_bytes(
 )->int:                 # bytes of codes, scales and zero points
     "Exact size of one packed matrix, scales and zero points included."
     rows, cols = shape
+    if cols % group_size: raise AlphaqError(f'group size {group_size} does not divide the {cols} inputs of the matrix; choose a divisor')
     padded = -(-cols // FIELDS[bits]) * FIELDS[bits]
     return rows * padded * bits // 8 + 3 * rows * (cols // group_size)

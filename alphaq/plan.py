@@ -14,7 +14,7 @@ from difflib import unified_diff
 
 import numpy as np
 
-from .allocators import Allocation, Settings
+from .allocators import COUNTS, Allocation
 from .checkpoint import ROLES, Checkpoint, Projection
 from .core import AlphaqError, read_json, write_json
 from .grid import WIDTHS, stored_bytes
@@ -39,6 +39,7 @@ class Plan:
     gap:float|None            # relative distance between the two
     average:dict              # average width by modules, by params and stored
     layers:dict               # experts module -> role -> one digit per expert
+    probes:dict               # variance of a few projections, by which the model is recognised
     modules:dict = field(default_factory=dict)  # width of projections whose names do not fit `layers`
 
 _name = re.compile(r'(.+\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)')
@@ -84,7 +85,8 @@ def make_plan(
         stored = sum(stored_bytes((s.rows, s.cols), int(b), min(settings.group_size, s.cols)) for s, b in zip(scores, allocation.bits))
         average.update(params=float(allocation.bits @ numel / numel.sum()), stored=float(8 * stored / numel.sum()))
     return Plan(model, preset, settings.method, settings.gamma, settings.bits, settings.count, settings.choices, settings.group_size,
-                other_bits, *((solution.cost, solution.lower_bound, solution.gap) if solution else (None,) * 3), average, layers, modules)
+                other_bits, *((solution.cost, solution.lower_bound, solution.gap) if solution else (None,) * 3), average, layers,
+                {s.name: s.variance for s in (scores[0], scores[len(scores) // 2], scores[-1])}, modules)
 
 # %% ../nbs/25_plan.ipynb #d2829cdd
 def to_json(
@@ -92,6 +94,18 @@ def to_json(
 )->dict: # JSON object, keys in a fixed order
     "The plan as written to disk."
     return {'format': FORMAT, **{k: list(v) if isinstance(v, tuple) else v for k, v in vars(plan).items()}}
+
+def _check_fields(obj, fail):
+    "Types of the fields that are neither widths nor free text."
+    def number(x): return isinstance(x, (int, float)) and not isinstance(x, bool)
+    average = obj['average']
+    if not isinstance(average, dict) or set(average) != {'modules', 'params', 'stored'} or not number(average['modules']):
+        fail(f'average must name modules, params and stored, got {average!r:.60}')
+    if not isinstance(obj['choices'], list) or not obj['choices'] or not set(map(str, obj['choices'])) <= set('1234'):
+        fail(f'choices must be a list of widths, got {obj["choices"]!r:.40}')
+    if not isinstance(obj['probes'], dict) or not all(map(number, obj['probes'].values())): fail(f'probes must be numbers, got {obj["probes"]!r:.60}')
+    if not number(obj['bits']) or obj['count'] not in COUNTS: fail(f'bits and count must be a number and one of {", ".join(COUNTS)}')
+    if not isinstance(obj['model'], str) or not isinstance(obj['method'], str): fail('model and method must be names')
 
 def from_json(
     obj:dict,         # parsed JSON
@@ -110,6 +124,7 @@ def from_json(
             if role not in ROLES: fail(f'{prefix}: unknown role {role!r}; roles are {", ".join(ROLES)}')
             if not isinstance(digits, str) or not digits or not set(digits) <= set('1234'):
                 fail(f'{prefix}.{role}: widths must be a string of digits 1 to 4, got {digits!r:.40}')
+    _check_fields(obj, fail)
     for name, bits in obj['modules'].items():
         if bits not in WIDTHS: fail(f'{name}: width must be one of {WIDTHS}, got {bits!r}')
     if obj['other_bits'] not in (*WIDTHS, 16): fail(f'other_bits must be one of {WIDTHS} or 16, got {obj["other_bits"]!r}')
@@ -134,12 +149,19 @@ def check_plan(
     plan:Plan,
     checkpoint:Checkpoint,
 ):
-    "Raise unless the plan names exactly the projections of this checkpoint."
-    named, held = set(widths(plan)), {p.name for p in checkpoint.projections}
-    if named == held: return
-    lost, extra = sorted(held - named), sorted(named - held)
+    "Raise unless the plan names exactly the projections of this checkpoint, and its probes have the variance the plan remembers."
+    named, held = set(widths(plan)), {p.name: p for p in checkpoint.projections}
+    if named == set(held): return _check_probes(plan, checkpoint, held)
+    lost, extra = sorted(set(held) - named), sorted(named - set(held))
     what = f'it lacks {lost[0]}' if lost else f'it names {extra[0]}, which the checkpoint has not'
     raise AlphaqError(f'the plan (made for {plan.model}) does not fit {checkpoint.path}: {what} ({len(lost)} missing, {len(extra)} unknown); allocate again')
+
+def _check_probes(plan, checkpoint, held):
+    "A plan for another model of the same shape is recognised by its weights."
+    for name, variance in plan.probes.items():
+        found = float(checkpoint.read(held[name]).double().var(correction=0)) if name in held else None
+        if found is None or abs(found - variance) > 1e-3 * max(abs(variance), 1e-30):
+            raise AlphaqError(f'the plan was made for another model ({plan.model}): {name} has variance {found}, the plan remembers {variance}; allocate again')
 
 _attention = re.compile(r'(.+\.self_attn\.\w+_proj)\.weight')
 

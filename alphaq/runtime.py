@@ -41,6 +41,7 @@ class AlphaqConfig(QuantizationConfigMixin):
     ):
         if (quant_method, format, zero) != ('alphaq', FORMAT, 'sixteenths'):
             raise AlphaqError(f'this alphaq reads {FORMAT} with zero in sixteenths, the folder has {format!r} with {zero!r}; update alphaq')
+        if not isinstance(group_size, int) or group_size < 1: raise AlphaqError(f'group_size must be a positive integer, got {group_size!r}; config.json is damaged')
         for name, roles in layers.items(): _check_widths(name, roles)
         for name, bits in (modules or {}).items():
             if bits not in WIDTHS: raise AlphaqError(f'{name}: widths are {WIDTHS}, got {bits!r}; config.json is damaged')

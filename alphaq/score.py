@@ -82,9 +82,8 @@ def score(
     "Score every routed expert projection of a checkpoint (FARMS tiles, Hill estimator)."
     def one(p):
         W = checkpoint.read(p)
-        try: alpha, stderr, k, n, variance, z = score_matrix(W, rule, tile, stride)
+        try: (alpha, stderr, k, n, variance, z), mse = score_matrix(W, rule, tile, stride), tuple(measure(W)) if measure else ()
         except AlphaqError as e: raise AlphaqError(f'{p.file}: {p.name}, {p.shape[0]} x {p.shape[1]}: {e}') from None
-        mse = tuple(measure(W)) if measure else ()
         return Score(p.name, p.layer, p.expert, p.role, *p.shape, p.numel, alpha, stderr, k, n, variance, mse, z)
     return [one(p) for p in track(checkpoint.projections, 'scoring')]
 

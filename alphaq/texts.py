@@ -172,7 +172,8 @@ def load_text(
         folder = data_dir()
         if folder is None: raise AlphaqError(f'text {name!r} is not part of this project: set ALPHAQ_DATA to the folder that holds it, or use {", ".join(_builtin)}')
         parts = getattr(FILES[name], split)
-        return make_text(name, '\n'.join(_file(folder/p) for p in parts), ' + '.join(parts), FILES[name].licence, split)
+        text = '\n'.join(_file(folder/p) for p in parts)
+        return make_text(name, without_held_out(text) if split == 'train' else text, ' + '.join(parts), FILES[name].licence, split)
     if Path(name).is_file(): return make_text(name, _file(Path(name)), 'file', 'unknown', split)
     raise AlphaqError(f'no text or file {name!r}; names are {", ".join(TEXTS)}')
 
