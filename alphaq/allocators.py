@@ -62,7 +62,7 @@ def _alphas(scores): return np.array([s.alpha for s in scores], float)
 def _numel(scores): return np.array([s.numel for s in scores], float)[:, None]
 
 def noise_only(scores, settings): # `[n, choices]` costs
-    "Total rounding error, every matrix equally important (ablation of AlphaQ, table 5)."
+    "Total rounding error, every matrix equally important (ablation of AlphaQ, table 3)."
     return _numel(scores) * noise_table(scores, settings)
 
 def alphaq(scores, settings): # `[n, choices]` costs
@@ -70,7 +70,7 @@ def alphaq(scores, settings): # `[n, choices]` costs
     return alpha_weight(_alphas(scores), settings.gamma)[:, None] * noise_table(scores, settings)
 
 def alpha_only(scores, settings): # `[n, choices]` costs
-    "Alpha weight times 4^-b, blind to the variance (ablation of AlphaQ, table 5)."
+    "Alpha weight times 4^-b, blind to the variance (ablation of AlphaQ, table 3)."
     return alpha_weight(_alphas(scores), settings.gamma)[:, None] * analytic_noise(np.ones(len(scores)), settings.choices)
 
 # %% ../nbs/24_allocators.ipynb #8146160c
@@ -100,21 +100,23 @@ class Method:
 
 METHODS = {
     'uniform': Method(None, 'analytic', 'AlphaQ (arXiv 2606.04980), section 4.1', 'exact'),
-    'noise-only': Method(noise_only, 'analytic', 'AlphaQ, ablation', 'exact'),
-    'alpha-only': Method(alpha_only, 'analytic', 'AlphaQ, ablation', 'faithful'),
+    'noise-only': Method(noise_only, 'analytic', 'AlphaQ, table 3', 'exact'),
+    'alpha-only': Method(alpha_only, 'analytic', 'AlphaQ, table 3', 'faithful'),
     'alphaq': Method(alphaq, 'analytic', 'AlphaQ, equation 4', 'exact'),
     'alphaq-measured': Method(alphaq, 'measured', 'alpha weight times measured error', 'ours'),
     'measured': Method(noise_only, 'measured', 'measured rounding error alone', 'ours'),
 }
 
-# %% ../nbs/24_allocators.ipynb #b80414f0
+# %% ../nbs/24_allocators.ipynb #14e712e6
+def _named(name, table, kind):
+    if name in table: return table[name]
+    raise AlphaqError(f'no {kind} {name!r}; did you mean {" or ".join(get_close_matches(name, table) or table)}?')
+
 def method_named(
     name:str, # key of `METHODS`
 )->Method:
     "The method of that name, or an error with the nearest names."
-    if name in METHODS: return METHODS[name]
-    near = get_close_matches(name, METHODS) or list(METHODS)
-    raise AlphaqError(f'no method {name!r}; did you mean {" or ".join(near)}?')
+    return _named(name, METHODS, 'method')
 
 def choice_sizes(
     scores,            # `[n]` `Score`
@@ -180,6 +182,4 @@ def preset_named(
     name:str, # key of `PRESETS`
 )->Preset:
     "The preset of that name, or an error with the nearest names."
-    if name in PRESETS: return PRESETS[name]
-    near = get_close_matches(name, PRESETS) or list(PRESETS)
-    raise AlphaqError(f'no preset {name!r}; did you mean {" or ".join(near)}?')
+    return _named(name, PRESETS, 'preset')

@@ -14,7 +14,7 @@ from .core import AlphaqError
 def default_gamma(
     alphas, # `[n]` tail exponents of the competing matrices, > 0
 )->float:   # dimensionless; 0 when all exponents are equal
-    "The data-free exponent of the paper (AlphaQ, appendix A.7; {eq}`eq-gamma`)."
+    "The data-free exponent of the paper (AlphaQ, equation 27; {eq}`eq-gamma`)."
     alphas = _checked(alphas)
     spread = alphas.var()
     return float(alphas.min() * (alphas.max() - alphas.min()) / spread) if spread > 0 else 0.
