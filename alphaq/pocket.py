@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['DOMAINS', 'SNAPSHOTS', 'Recipe', 'corpus', 'pieces', 'train_tokenizer', 'batch_at', 'padded_experts', 'balance_loss',
-           'losses', 'rate', 'optimizer_for', 'save_state', 'load_state', 'agree', 'save_model', 'prepare', 'Run',
-           'open_run', 'train_step', 'snapshot', 'train', 'main']
+           'losses', 'rate', 'optimizer_for', 'save_state', 'load_state', 'agree', 'save_model', 'prepare', 'share',
+           'average', 'Run', 'open_run', 'train_step', 'snapshot', 'train', 'main']
 
 # %% ../nbs/50_pocket.ipynb #69e501f1
 import argparse, fcntl, hashlib, json, math, os, sys, time
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -162,17 +164,28 @@ def balance_loss(
         return experts * (share * p.mean(0)).sum()
     return torch.stack([layer(z) for z in logits]).mean()
 
+def _nll(hidden, head, target):
+    "Negative log-likelihood of each target token."
+    with torch.autocast(hidden.device.type, torch.bfloat16): logits = F.linear(hidden, head)
+    return F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), reduction='none').view(target.shape)
+
+@lru_cache(maxsize=1)
+def _compiled(model):
+    "The same two functions through torch.compile; the loop over experts stays as it is, its shapes depend on the data."
+    ALL_EXPERTS_FUNCTIONS.register('padded', torch.compiler.disable(padded_experts))
+    return torch.compile(model.model), torch.compile(_nll)
+
 def losses(
-    model:nn.Module,  # `OlmoeForCausalLM`
-    batch:Tensor,     # `[n, window + 1]` token ids
+    model:nn.Module,     # `OlmoeForCausalLM`
+    batch:Tensor,        # `[n, window + 1]` token ids
     recipe:Recipe,
-):                    # `(per_window [n], balance)`: nats a token, and the balance loss
+    compiled:bool=False, # through torch.compile, which needs a C++ compiler
+):                       # `(per_window [n], balance)`: nats a token, and the balance loss
     "Cross-entropy per window and balance loss, in bfloat16 where that is safe."
+    body, nll = _compiled(model) if compiled else (model.model, _nll)
     with torch.autocast(batch.device.type, torch.bfloat16):
-        seen = model.model(batch[:, :-1], output_router_logits=True, use_cache=False)
-        logits = model.lm_head(seen.last_hidden_state)
-    nll = F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten(), reduction='none')
-    return nll.view(len(batch), -1).mean(1), balance_loss(seen.router_logits, recipe.top_k)
+        seen = body(batch[:, :-1], output_router_logits=True, use_cache=False)
+    return nll(seen.last_hidden_state, model.lm_head.weight, batch[:, 1:]).mean(1), balance_loss(seen.router_logits, recipe.top_k)
 
 # %% ../nbs/50_pocket.ipynb #1e01d215
 def rate(
@@ -268,7 +281,27 @@ def prepare(
     streams = load_file(folder/'tokens.safetensors')
     return PreTrainedTokenizerFast.from_pretrained(folder/'tokenizer'), [streams[d] for d in texts]
 
-# %% ../nbs/50_pocket.ipynb #38321681
+# %% ../nbs/50_pocket.ipynb #aab90dfe
+def share(
+    batch:Tensor, # `[domains * windows, ...]`, domain after domain
+    domains:int,  # number of domains
+    rank:int,     # of this process
+    world:int,    # number of processes, a divisor of `windows`
+)->Tensor:        # `[domains * windows / world, ...]`
+    "The windows of one process, equally many of each domain."
+    windows = len(batch) // domains
+    if windows % world: raise AlphaqError(f'{windows} windows of each domain cannot be dealt to {world} processes; use --windows {world * -(-windows // world)}')
+    return batch.unflatten(0, (domains, windows))[:, rank::world].flatten(0, 1)
+
+def average(
+    tensors:list, # float32, changed in place
+):
+    "Average tensors over the processes of `torchrun`; nothing happens where there is only one."
+    if not dist.is_initialized(): return
+    flat = torch.cat([t.flatten() for t in tensors])
+    dist.all_reduce(flat); flat /= dist.get_world_size()
+    for t, f in zip(tensors, flat.split([t.numel() for t in tensors])): t.copy_(f.view_as(t))
+
 @dataclass
 class Run:
     "A training run between two checkpoints."
@@ -281,11 +314,15 @@ class Run:
     seconds:float=0.      # spent on training, over all processes
     rows:tuple=()         # of the loss curve and the snapshots
     clock:float=0.        # when `seconds` was last brought up to date
+    compiled:bool=False   # run through torch.compile
 
     def tick(self, longest=60.):
         "Bring `seconds` up to date; a gap longer than `longest` was a pause of the process or the machine, and counts as that."
         now = time.monotonic()
         self.seconds, self.clock = self.seconds + min(now - self.clock, longest), now
+        if dist.is_initialized():
+            clock = torch.tensor(self.seconds, dtype=torch.float64)
+            dist.broadcast(clock, 0); self.seconds = clock.item()
 
     def progress(self):
         done = self.step / self.recipe.steps if self.recipe.steps else self.seconds / (60 * self.recipe.minutes)
@@ -303,6 +340,7 @@ def open_run(
     texts:dict,     # domain to training text
     folder,         # `Path` of the run, made when missing
     device:str,     # 'cpu' or 'cuda'
+    compiled:bool,  # run through torch.compile
 ):                  # `(run, streams)`
     "A new run, or the one in `folder` where its last checkpoint left it."
     digest = hashlib.sha256('\0'.join(hashlib.sha256(t.encode()).hexdigest() for t in texts.values()).encode()).hexdigest()
@@ -311,7 +349,8 @@ def open_run(
     torch.manual_seed(recipe.seed)
     model = OlmoeForCausalLM(recipe.config()).to(device)
     model.set_experts_implementation('grouped_mm' if device == 'cuda' else 'padded')
-    run = Run(recipe, folder, model, tokenizer, optimizer_for(model, recipe))
+    model.set_attn_implementation('sdpa' if device == 'cuda' else 'eager')  # short windows: on a CPU the plain product is the faster one
+    run = Run(recipe, folder, model, tokenizer, optimizer_for(model, recipe), compiled=compiled)
     if (folder/'state.safetensors').exists():
         meta = load_state(folder/'state.safetensors', model, run.optimizer)
         run.step, run.seconds, run.rows = meta['step'], meta['seconds'], tuple(meta['rows'])
@@ -325,8 +364,9 @@ def train_step(
     "One update of the weights."
     lr = rate(run.progress(), run.recipe)
     for group in run.optimizer.param_groups: group['lr'] = lr
-    per_window, balance = losses(run.model, batch, run.recipe)
+    per_window, balance = losses(run.model, batch, run.recipe, run.compiled)
     (per_window.mean() + run.recipe.balance * balance).backward()
+    average([p.grad for p in run.model.parameters()])
     norm = nn.utils.clip_grad_norm_(run.model.parameters(), 1.)
     run.optimizer.step(); run.optimizer.zero_grad()
     run.step += 1
@@ -340,18 +380,17 @@ def snapshot(
     "Keep the model if one of `SNAPSHOTS` has been reached, with a row of held-out bits per byte."
     taken = sum(row['kind'] == 'snapshot' for row in run.rows)
     due = sum(run.progress() >= s for s in SNAPSHOTS)
-    if due <= taken: return False
+    if due <= taken: return
     run.model.eval()
     held = {d: perplexity(run.model, s).bits_per_byte for d, s in samples.items()}
     run.model.train()
     save_model(run.model, run.tokenizer, run.folder/'snapshots'/f'{due - 1:02}')
     skipped = [dict(kind='snapshot', index=i, step=run.step, skipped=True) for i in range(taken, due - 1)]
     run.rows += (*skipped, dict(kind='snapshot', index=due - 1, step=run.step, seconds=run.seconds, progress=run.progress(), bits_per_byte=held))
-    return True
 
 def _report(run, domains, window_losses, balance, norm, speed):
     "A row of the loss curve, and a line for people."
-    mean = window_losses.view(len(domains), -1).mean(1).tolist()
+    mean = window_losses.view(len(domains), -1).mean(1).tolist()  # over the domain's windows
     batch_tokens = len(domains) * run.recipe.windows * run.recipe.window
     run.rows += (dict(kind='loss', step=run.step, tokens=run.step * batch_tokens, seconds=run.seconds, rate=rate(run.progress(), run.recipe),
                       loss=sum(mean) / len(mean), balance=balance, norm=norm, domains=dict(zip(domains, mean))),)
@@ -359,57 +398,82 @@ def _report(run, domains, window_losses, balance, norm, speed):
     print(f'step {run.step:6}  {run.step * batch_tokens / 1e6:7.2f} M tokens  {speed * batch_tokens:6.0f} tokens/s  loss {sum(mean) / len(mean):.4f}  '
           f'balance {balance:.3f}  {run.seconds / p * (1 - p) / 60:6.1f} min left', file=sys.stderr, flush=True)
 
-# %% ../nbs/50_pocket.ipynb #94efdd6f
-def train(
-    recipe:Recipe,
-    texts:dict,           # domain to training text
-    held_out:dict,        # domain to `Text`
-    folder,               # `str | Path` of the run
-    device:str='cpu',     # 'cpu' or 'cuda'
-    save_every:float=240, # seconds between checkpoints
-    every:int=20,         # steps between rows of the loss curve
-    stop_at:int|None=None, # leave at this step without saving, as a kill would; for tests
-):                        # the finished `Run`
-    "Train to the end of the recipe, from the last checkpoint if there is one; the model is `snapshots/09`."
-    folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
+# %% ../nbs/50_pocket.ipynb #a7f92d27
+@contextmanager
+def _alone(folder):
+    "Hold the folder of a run, or say that another process does."
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder/'lock').open('w') as lock:
         try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError: raise AlphaqError(f'{folder}: another process is training there; wait for it or use another --out') from None
-        run, streams = open_run(recipe, texts, folder, device)
+        yield
+
+def _header(run, samples, device, world):
+    "What every row of a run has in common."
+    name = torch.cuda.get_device_name() if device == 'cuda' else 'cpu'
+    return provenance('python -m alphaq.pocket train', name, run.recipe.seed, recipe=asdict(run.recipe), processes=world, threads=torch.get_num_threads(),
+                      compiled=run.compiled, held_out={d: s.text.sha256 for d, s in samples.items()})
+
+def train(
+    recipe:Recipe,
+    texts:dict,            # domain to training text
+    held_out:dict,         # domain to `Text`
+    folder,                # `str | Path` of the run
+    device:str='cpu',      # 'cpu' or 'cuda'
+    compiled:bool=False,   # run through torch.compile
+    save_every:float=240,  # seconds between checkpoints
+    every:int=20,          # steps between rows of the loss curve
+    stop_at:int|None=None, # leave at this step without saving, as a kill would; for tests
+):                         # the finished `Run`
+    "Train to the end of the recipe, from the last checkpoint if there is one; the model is `snapshots/09`."
+    folder, (rank, world) = Path(folder), (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    with _alone(folder) if rank == 0 else nullcontext():
+        if rank: dist.barrier()  # the first process prepares the folder
+        run, streams = open_run(recipe, texts, folder, device, compiled)
+        if rank == 0 and world > 1: dist.barrier()
         samples = {d: sample(run.tokenizer, t, recipe.window, 20 * recipe.window) for d, t in held_out.items()}
-        name = torch.cuda.get_device_name() if device == 'cuda' else 'cpu'
-        header = provenance('python -m alphaq.pocket train', name, recipe.seed, recipe=asdict(recipe), threads=torch.get_num_threads(),
-                            held_out={d: s.text.sha256 for d, s in samples.items()})
+        header = _header(run, samples, device, world)
         saved, seen, since = time.monotonic(), [], time.monotonic()
         while True:
             run.tick()
-            if snapshot(run, samples): since, seen = time.monotonic(), []
+            if rank == 0: snapshot(run, samples)
             if run.progress() >= 1 or run.step == stop_at: break
-            seen.append(train_step(run, batch_at(streams, recipe, run.step).to(device)))
+            seen.append(train_step(run, share(batch_at(streams, recipe, run.step), len(texts), rank, world).to(device)))
             if run.step % every == 0:
-                per_window, balance, norm = (torch.stack(x).float().mean(0) for x in zip(*seen))
+                per_window, balance, norm = means = [torch.stack(x).float().mean(0) for x in zip(*seen)]
+                average(means)
                 if not per_window.isfinite().all(): raise AlphaqError(f'{folder}: the loss is not finite at step {run.step}; lower the rate and start in a new folder')
-                _report(run, list(texts), per_window, balance.item(), norm.item(), len(seen) / (time.monotonic() - since))
+                if rank == 0: _report(run, list(texts), per_window, balance.item(), norm.item(), len(seen) / (time.monotonic() - since))
                 since, seen = time.monotonic(), []
-            if time.monotonic() - saved > save_every: run.save(header); saved = time.monotonic()
-        if run.step != stop_at: run.save(header)
+            if rank == 0 and time.monotonic() - saved > save_every: run.save(header); saved = time.monotonic()
+        if rank == 0 and run.step != stop_at: run.save(header)
     return run
 
-# %% ../nbs/50_pocket.ipynb #b28b7af6
-def main(argv=None):
-    "`python -m alphaq.pocket train`: exit code 0, or 1 and one line on stderr."
+# %% ../nbs/50_pocket.ipynb #074fd542
+def _arguments(argv):
     parser = argparse.ArgumentParser(prog='python -m alphaq.pocket', description='Train the model that ships with the package.')
     command = parser.add_subparsers(dest='command', required=True).add_parser('train', help='train, or continue to train')
-    command.add_argument('--minutes', type=float, required=True, help='wall time of the whole run, over all restarts')
+    length = command.add_mutually_exclusive_group(required=True)
+    length.add_argument('--minutes', type=float, help='wall time of the whole run, over all restarts')
+    length.add_argument('--steps', type=int, help='updates of the whole run')
     command.add_argument('--device', default='auto', choices=('auto', 'cpu', 'cuda'))
-    command.add_argument('--out', type=Path, help='folder of the run; .work/pocket of the checkout when absent')
+    command.add_argument('--compile', action='store_true', help='through torch.compile, which needs a C++ compiler')
+    command.add_argument('--out', type=Path, default=results_dir().parent/'.work'/'pocket', help='folder of the run (%(default)s)')
     command.add_argument('--seed', type=int, default=0)
     command.add_argument('--windows', type=int, default=4, help='windows of each domain in a batch; more on a large GPU')
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+def main(argv=None):
+    "`python -m alphaq.pocket train`: exit code 0, or 1 and one line on stderr."
+    args = _arguments(argv)
     logging.disable_progress_bar()  # a log file is no place for bars
     device = ('cuda' if torch.cuda.is_available() else 'cpu') if args.device == 'auto' else args.device
-    try: train(Recipe(minutes=args.minutes, seed=args.seed, windows=args.windows), *corpus(), args.out or results_dir().parent/'.work'/'pocket', device)
+    recipe = Recipe(minutes=args.minutes, steps=args.steps, seed=args.seed, windows=args.windows)
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1: dist.init_process_group('gloo')  # set by torchrun
+    try: train(recipe, *corpus(), args.out, device, args.compile)
     except AlphaqError as e: print(f'alphaq: {e}', file=sys.stderr); return e.exit_code
+    finally:
+        if dist.is_initialized(): dist.destroy_process_group()
     return 0
 
 # %% ../nbs/50_pocket.ipynb #00cf2ac9
