@@ -10,14 +10,14 @@ __all__ = ['ROLES', 'LAYOUTS', 'TensorInfo', 'read_header', 'Folder', 'open_fold
 import hashlib, json, re, struct
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from .core import AlphaqError, read_json, sha256
+from .core import SUMS, AlphaqError, check_sums, read_json, sha256
 
 # %% ../nbs/10_checkpoint.ipynb #25553a7a
 @dataclass(frozen=True)
@@ -120,6 +120,10 @@ class Folder:
         value = self._open(info.file).get_tensor(name)
         return _finite(value, self.path/info.file, name) if finite else value
 
+    @property
+    def version(self)->str|None: # of a published model, from its `version.json`
+        return read_json(self.path/'version.json')['version'] if (self.path/'version.json').is_file() else None
+
     def fingerprint(self)->str: # 64 hexadecimal digits
         "SHA-256 over the names and contents of config.json and every weight file."
         names = ('config.json', *self.files)
@@ -132,12 +136,18 @@ def _finite(value, file, name):
     raise AlphaqError(f'{file}: tensor {name} holds {bad} non-finite of {value.numel()} values; '
                       'the checkpoint is damaged, download it again')
 
-def _locate(path, package=None):
+@lru_cache(maxsize=4)
+def _packaged(folder):
+    "The folder of the model inside the package, every byte of it checked against its checksums."
+    if not folder.is_dir(): raise AlphaqError(f'{folder}: the model `pocket` is not part of this installation; name a checkpoint folder')
+    wrong = next(check_sums(folder), None) if (folder/SUMS).is_file() else f'{SUMS} is missing'
+    if wrong: raise AlphaqError(f'{folder}: {wrong}; reinstall the package: pip install --force-reinstall --no-deps alphaq')
+    return folder
+
+def _locate(path):
     "The folder meant by a path or by the name `pocket`."
-    package = package or Path(find_spec('alphaq').origin).parent
-    folder = package/'models'/'pocket' if str(path) == 'pocket' else Path(path)
-    if folder.is_dir(): return folder
-    if str(path) == 'pocket': raise AlphaqError(f'{folder}: the model `pocket` is not part of this installation; name a checkpoint folder')
+    if str(path) == 'pocket': return _packaged(Path(find_spec('alphaq').origin).parent/'models'/'pocket')
+    if Path(path).is_dir(): return Path(path)
     raise AlphaqError(f'{path}: no such folder; models are read from local folders, '
                       'so download it first (hf download ORG/NAME --local-dir DIR)')
 

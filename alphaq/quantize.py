@@ -24,7 +24,7 @@ from torch import Tensor
 import alphaq
 from .activations import check_device, load_for_calibration, walk
 from .checkpoint import ROLES, Checkpoint, read_header
-from .core import AlphaqError, atomic, read_json, sha256, track, write_json, write_text
+from .core import AlphaqError, atomic, read_json, track, write_json, write_sums, write_text
 from .gptq import factor, gptq, shrunk
 from .grid import QuantizedWeight, quantize as round_matrix
 from .hook import guarded, poison_tensors
@@ -258,8 +258,7 @@ def _close(job, layout, folder, names):
     write_json(folder/'plan.json', to_json(job.plan))
     write_text(folder/'README.md', _card(job, predicted_bytes(job.plan, job.checkpoint)))
     write_json(folder/'config.json', guarded(job.checkpoint.config, _quantization(job, layout)))
-    files = sorted(p for p in folder.iterdir() if p.name not in (UNFINISHED, 'SHA256SUMS') and not p.name.startswith('.'))
-    write_text(folder/'SHA256SUMS', ''.join(f'{sha256(p)}  {p.name}\n' for p in files))
+    write_sums(folder, leave_out=(UNFINISHED,))
     return total
 
 # %% ../nbs/32_quantize.ipynb #633fc7f4
