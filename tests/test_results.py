@@ -1,0 +1,37 @@
+"Every results file says how it was made, and all of them speak of the one model that ships."
+import json
+
+import pytest
+
+from alphaq.checkpoint import open_checkpoint
+from alphaq.core import AlphaqError
+from conftest import ROOT
+
+FILES = sorted((ROOT/'results').rglob('*.jsonl'))
+FIELDS = {'schema', 'command', 'commit', 'python', 'versions', 'device', 'seed', 'date'}
+
+def header(path): return json.loads(path.open().readline())
+
+def published():
+    "Version and fingerprint of the model in the package."
+    try: model = open_checkpoint('pocket')
+    except AlphaqError as e: pytest.skip(str(e))
+    return model.version, model.fingerprint()
+
+def mixed(headers, version, sha256):
+    "Names of files about `pocket` that were made with other weights."
+    return [name for name, h in headers.items() if h.get('model') == 'pocket' and (h.get('model_version'), h.get('model_sha256')) != (version, sha256)]
+
+@pytest.mark.parametrize('path', FILES, ids=lambda p: p.relative_to(ROOT/'results').as_posix())
+def test_a_file_says_how_it_was_made(path):
+    h, *rows = map(json.loads, path.read_text().splitlines())
+    assert h['schema'] == 'alphaq-rows/1' and FIELDS <= h.keys() and rows
+    assert h['command'].startswith(('python -m alphaq', 'alphaq ')) and '/' not in h['command'].replace('results/', '')
+    assert h['commit'], 'made outside a checkout; nobody can make it again'
+
+def test_no_rows_of_other_weights():
+    assert not mixed({p.name: header(p) for p in FILES}, *published()), 'remake them with `make results`'
+
+def test_the_law_can_fail():
+    rows = {'a': dict(model='pocket', model_version='1', model_sha256='x'), 'b': dict(model='other'), 'c': dict(model='pocket', model_version='1')}
+    assert mixed(rows, '1', 'x') == ['c'] and mixed(rows, '2', 'x') == ['a', 'c'] and mixed(rows, '1', 'y') == ['a', 'c']
