@@ -254,19 +254,29 @@ def verify(folder:Path, json_:Json=False, quiet:Quiet=False):
 # %% ../nbs/69_cli.ipynb #822bc13e
 @verb
 def eval(model:Model='pocket', text:Annotated[Optional[list[str]], typer.Option(help='named text or file; may be repeated')]=None,
+         tasks:Annotated[Optional[list[str]], typer.Option(help='questions with four answers, by name or all; may be repeated; needs lm-eval')]=None,
          tokens:Annotated[int, typer.Option(help='tokens of each text', min=2)]=20_000, window:Annotated[int, typer.Option(help='tokens in a window', min=2)]=256,
+         questions:Annotated[Optional[int], typer.Option(help='questions of each task, all unless said', min=1)]=None,
          device:str='cpu', json_:Json=False, quiet:Quiet=False):
-    "Perplexity per token and bits per byte on each text."
+    "Perplexity per token and bits per byte on each text, accuracy on each task; of tasks alone when only tasks are named."
     from alphaq.core import data_dir
     from alphaq.evaluate import load_model, perplexity, sample
+    from alphaq.tasks import CHANCE, check_lm_eval, run_tasks, task_names
     from alphaq.texts import load_text
     _still()
-    names = text or ['pydoc', 'pycode', 'arithmetic', *(['wikitext2'] if data_dir() else [])]
+    asked = task_names(tasks or [])
+    if asked: check_lm_eval()
+    names = text or ([] if asked else ['pydoc', 'pycode', 'arithmetic', *(['wikitext2'] if data_dir() else [])])
     texts = [load_text(n) for n in names]
     loaded, tokenizer = load_model(model, device)
     rows = [vars(perplexity(loaded, sample(tokenizer, t, window, tokens))) for t in texts]
-    emit(dict(model=model, rows=rows), json_, table(['text', '>perplexity per token', '>bits per byte', '>tokens', '>window'],
-         [[r['text'], f'{r["ppl"]:.3f}', f'{r["bits_per_byte"]:.4f}', r['tokens'], r['window']] for r in rows], model))
+    scores = [vars(s) | dict(chance=CHANCE) for s in run_tasks(loaded, tokenizer, asked, limit=questions)]
+    shown = table(['text', '>perplexity per token', '>bits per byte', '>tokens', '>window'],
+                  [[r['text'], f'{r["ppl"]:.3f}', f'{r["bits_per_byte"]:.4f}', r['tokens'], r['window']] for r in rows], model)
+    answered = table(['task', '>accuracy', '>s.e.', '>chance', '>s.e. from chance', '>accuracy by bytes', '>questions'],
+                     [[s['task'], f'{s["acc"]:.3f}', f'{s["stderr"]:.3f}', s['chance'], f'{s["z"]:+.1f}', f'{s["acc_bytes"]:.3f}', s['questions']]
+                      for s in scores], model)
+    emit(dict(model=model, rows=rows, tasks=scores), json_, *([shown] if rows else []), *([answered] if scores else []))
 
 @verb
 def generate(model:Model, prompt:str, tokens:Annotated[int, typer.Option(help='tokens to write', min=1)]=64,
