@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WIDTHS', 'ZERO_STEPS', 'GRIDS', 'FIELDS', 'QuantizedWeight', 'dequantize_codes', 'round_to_grid', 'min_max_grid',
-           'sign_grid', 'mse_grid', 'quantize', 'stored_bytes']
+           'sign_grid', 'mse_grid', 'quantize', 'hqq_grid', 'stored_bytes']
 
 # %% ../nbs/20_grid.ipynb #c11413ef
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ def round_to_grid(
     "Nearest code of each weight on a given grid ({eq}`eq-grid`)."
     scale = scale.to(w.dtype)
     inverse = torch.where(scale > 0, 1 / scale, 0.)
-    return (w * inverse + zero.to(w.dtype) / ZERO_STEPS).round().clamp(0, 2**bits - 1)
+    return (w * inverse + zero.to(w.dtype) / ZERO_STEPS).round_().clamp_(0, 2**bits - 1)
 
 # %% ../nbs/20_grid.ipynb #4b48b098
 def _stored(scale, zero, bits):
@@ -65,7 +65,11 @@ def min_max_grid(
     shrink:float=1.,   # factor on the range, in (0, 1]
 ):                     # scale `[..., 1]` float16, zero `[..., 1]` uint8
     "Grid that spans the group's range, zero included, times `shrink`."
-    low, high = groups.amin(-1, True).clamp(max=0), groups.amax(-1, True).clamp(min=0)
+    return _spanning(*_range(groups), bits, shrink)
+
+def _range(groups): return groups.amin(-1, True).clamp(max=0), groups.amax(-1, True).clamp(min=0)
+
+def _spanning(low, high, bits, shrink):
     scale = shrink * (high - low) / (2**bits - 1)
     return _stored(scale, torch.where(scale > 0, -shrink * low / scale, 0.), bits)
 
@@ -79,8 +83,7 @@ def sign_grid(
     return _stored(scale, torch.full_like(scale, .5), 1)
 
 def _squared_error(groups, grid, bits):
-    codes = round_to_grid(groups, *grid, bits)
-    return (dequantize_codes(codes, *grid) - groups).square().sum(-1, True), codes
+    return dequantize_codes(round_to_grid(groups, *grid, bits), *grid).sub_(groups).square_().sum(-1, True)
 
 def _refined(groups, codes, grid, bits):
     "Least-squares grid for fixed `codes` ({eq}`eq-refine`); the old one where the codes do not vary."
@@ -97,18 +100,26 @@ def mse_grid(
     refinements:int=4, # alternations of least squares and rounding
 ):                    # scale `[..., 1]` float16, zero `[..., 1]` uint8
     "Grid of least squared error among shrunk ranges, refined by least squares ({eq}`eq-refine`)."
+    rows, n = groups.reshape(-1, groups.shape[-1]), groups.shape[-1]
+    piece = max(1, _PIECE // n) if groups.device.type == 'cpu' else max(1, len(rows))
+    found = [_searched(part, bits, starts, refinements) for part in rows.split(piece)]
+    return tuple(torch.cat(f).reshape(*groups.shape[:-1], 1) for f in zip(*found))
+
+_PIECE = 2**19  # weights searched at a time on a CPU: temporaries that stay in the cache halve the time
+
+def _searched(groups, bits, starts, refinements):
     floor = .1 * (bits + 1)  # below it, clipping costs more than the finer step saves, even in heavy-tailed groups
-    best = min_max_grid(groups, bits)
-    least, codes = _squared_error(groups, best, bits)
+    low, high = _range(groups)
+    best = _spanning(low, high, bits, 1.)
+    least = _squared_error(groups, best, bits)
     def offer(grid):
-        nonlocal best, least, codes
-        error, new = _squared_error(groups, grid, bits)
+        nonlocal best, least
+        error = _squared_error(groups, grid, bits)
         better = error < least
         best, least = tuple(torch.where(better, n, o) for n, o in zip(grid, best)), torch.where(better, error, least)
-        codes = torch.where(better, new, codes)
     if bits == 1: offer(sign_grid(groups))
-    for shrink in torch.linspace(1, floor, starts)[1:].tolist(): offer(min_max_grid(groups, bits, shrink))
-    for _ in range(refinements): offer(_refined(groups, codes, best, bits))
+    for shrink in torch.linspace(1, floor, starts)[1:].tolist(): offer(_spanning(low, high, bits, shrink))
+    for _ in range(refinements): offer(_refined(groups, round_to_grid(groups, *best, bits), best, bits))
     return best
 
 def _representable(groups, scale):
@@ -135,6 +146,35 @@ def quantize(
     _representable(groups, scale)
     codes = round_to_grid(groups, scale, zero, bits).to(torch.uint8)
     return QuantizedWeight(codes.flatten(-2), scale[..., 0], zero[..., 0], bits, group_size)
+
+# %% ../nbs/20_grid.ipynb #a1227ea7
+def hqq_grid(
+    groups:Tensor,     # `[..., n]` float32
+    bits:int,          # 1 .. 4; at one bit the rule is `sign_grid`
+    unit:bool=True,    # in standard deviations of the group; False takes the weights as they are, as published
+    rounds:int=20,     # alternations at most
+    p:float=.7,        # norm of the error, below 2
+    beta:float=10.,    # strength of the spring
+):                     # scale `[..., 1]` float16, zero `[..., 1]` uint8
+    "Min-max scale, and the zero point that half-quadratic splitting finds ({eq}`eq-hqq`; Badri and Shaji 2023)."
+    if bits == 1: return sign_grid(groups)
+    scale, zero = min_max_grid(groups, bits)
+    size = groups.std(-1, correction=0, keepdim=True) if unit else torch.ones_like(groups[..., :1])
+    size = torch.where(size > 0, size, 1.)
+    w, step, zero = groups / size, scale.float() / size, zero.float()
+    best, least, falling = zero, torch.full_like(zero, torch.inf), torch.ones_like(zero, dtype=torch.bool)
+    for _ in range(rounds):
+        codes = round_to_grid(w, step, zero, bits)
+        e = w - dequantize_codes(codes, step, zero)
+        mean = e.abs().mean(-1, True)
+        falling = falling & (mean < least)
+        if not falling.any(): break
+        best, least = torch.where(falling, zero, best), torch.where(falling, mean, least)
+        v = e.sign() * (e.abs() - e.abs() ** (p - 1) / beta).clamp(min=0)
+        zero = ZERO_STEPS * (codes - torch.where(step > 0, (w - v) / step, 0.)).mean(-1, True)
+    return _stored(scale.float(), best / ZERO_STEPS, bits)
+
+GRIDS['hqq'] = hqq_grid
 
 # %% ../nbs/20_grid.ipynb #f79fbdf4
 FIELDS = {1: 16, 2: 8, 3: 16, 4: 4}  # codes of one packing unit of `bits` 16-bit words (3 bits) or one word
