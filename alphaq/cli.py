@@ -279,12 +279,14 @@ def eval(model:Model='pocket', text:Annotated[Optional[list[str]], typer.Option(
     emit(dict(model=model, rows=rows, tasks=scores), json_, *([shown] if rows else []), *([answered] if scores else []))
 
 @verb
-def generate(model:Model, prompt:str, tokens:Annotated[int, typer.Option(help='tokens to write', min=1)]=64,
+def generate(model:Annotated[str, typer.Argument(help='pocket, or a local checkpoint folder; may be left out', metavar='MODEL')],
+             prompt:Annotated[Optional[str], typer.Argument(help='text to continue', metavar='PROMPT')]=None, tokens:Annotated[int, typer.Option(help='tokens to write', min=1)]=64,
              temperature:Annotated[float, typer.Option(help='0 takes the likeliest token', min=0)]=0., seed:int=0, device:str='cpu', json_:Json=False, quiet:Quiet=False):
-    "Continue a prompt."
+    "Continue a prompt; with one argument, that is the prompt and the model is pocket."
     import torch
     from alphaq.evaluate import load_model
     _still()
+    model, prompt = ('pocket', model) if prompt is None else (model, prompt)
     if not prompt.strip(): raise AlphaqError('the prompt is empty; give a word to continue from')
     loaded, tokenizer = load_model(model, device)
     torch.manual_seed(seed)

@@ -113,42 +113,62 @@ def relaxation(
     multiplier = float(rest.rate[0]) if len(rest) else 0.
     bound = float(costs[rows, choice].sum()) - multiplier * left
     smallest, closed = (int(rest.more.min()) if len(rest) else 0), set()
-    for step in rest:                                                         # spend what the broken step left over
+    for step in rest[:10_000]:                                                # spend what the broken step left over, among the next best
         if left < smallest: break
         if step.row in closed or step.more > left: closed.add(step.row); continue
         choice[step.row] = step.to; left -= int(step.more)
     return Relaxation(bound, multiplier, choice)
 
-# %% ../nbs/23_mckp.ipynb #f544e4c9
+# %% ../nbs/23_mckp.ipynb #ba725b0f
+def _walk_core(excess, sizes, price, left, slack, limit):
+    "Least `excess - price * size` with total size <= `left`: columns chosen, or `None` when more than `limit` states are needed."
+    least = np.append(np.cumsum(sizes.min(1, where=np.isfinite(excess), initial=2**62)[::-1])[::-1], 0)  # what the rest must weigh at least
+    size, extra, trail = np.zeros(1, np.int64), np.zeros(1), []
+    for i, (e, s) in enumerate(zip(excess, sizes)):
+        open_ = np.flatnonzero(np.isfinite(e))
+        total, weight = (extra[:, None] + e[open_]).ravel(), (size[:, None] + s[open_]).ravel()
+        keep = np.flatnonzero((total <= slack) & (weight + least[i + 1] <= left))
+        keep = keep[np.lexsort((keep, total[keep] - price * weight[keep], weight[keep]))]           # by size, then by cost
+        value = total[keep] - price * weight[keep]
+        better = np.append(True, value[1:] < np.minimum.accumulate(value)[:-1]) if len(keep) else np.zeros(0, bool)
+        keep = keep[better]
+        if not 0 < len(keep) <= limit: return None
+        size, extra = weight[keep], total[keep]
+        trail.append((keep // len(open_), open_[keep % len(open_)]))
+    at, choice = int((extra - price * size).argmin()), np.empty(len(excess), np.int64)
+    for i in range(len(excess) - 1, -1, -1): at, choice[i] = int(trail[i][0][at]), trail[i][1][at]
+    return choice
+
 def solve(
     costs,                 # `[n, w]` cost of each choice, >= 0
     sizes,                 # `[n, w]` positive integers, any unit
     budget:int,            # bound on the total size, same unit
-    seconds:float=60.,     # time allowed for the core
+    seconds:float=60.,     # time allowed for the library, should it be needed
+    states:int=1_000_000,  # longest list kept in the core
 )->Solution:               # raises `BudgetError` when no choice fits
-    "Solve the multiple-choice knapsack: hull relaxation, variable fixing, integer program on the core."
+    "Solve the multiple-choice knapsack: hull relaxation, variable fixing, dynamic programming on the core ({eq}`eq-excess`)."
     costs, sizes = _checked(costs, sizes, budget)
-    rows = np.arange(len(costs))
-    least = sizes.min(1)
+    rows, least = np.arange(len(costs)), sizes.min(1)
     unit = max(1, int(np.gcd.reduce((sizes - least[:, None]).ravel())))
     small, room = (sizes - least[:, None]) // unit + 1, (int(budget) - int(least.sum())) // unit + len(costs)
     relaxed = relaxation(costs, small, room)
     upper = float(costs[rows, relaxed.choice].sum())
-    priced = costs + relaxed.multiplier * small
-    slack = upper - relaxed.bound
-    open_ = priced - priced.min(1, keepdims=True) <= slack * (1 + 1e-9) + 1e-15 * upper
-    core = np.flatnonzero(open_.sum(1) > 1)
-    choice, solver, optimal = relaxed.choice.copy(), 'relaxation', slack <= 1e-12 * upper
-    if not optimal and len(core):
-        choice[:] = np.where(open_, priced, np.inf).argmin(1)
-        found, solver = _solve_core(costs[core], small[core], open_[core], room - int(np.delete(small[rows, choice], core).sum()), seconds)
-        choice[core], optimal = found.choice, found.optimal
-        if costs[rows, choice].sum() > upper: choice = relaxed.choice
-    return _solution(costs, sizes, choice, relaxed.bound, solver, bool(optimal or not len(core)))
+    slack, choice, solver, optimal = upper - relaxed.bound, relaxed.choice, 'relaxation', True
+    if slack > 1e-12 * upper:
+        priced = costs + relaxed.multiplier * small
+        excess = priced - priced.min(1, keepdims=True)
+        excess[excess > slack * (1 + 1e-9) + 1e-15 * upper] = np.inf
+        core, base = np.flatnonzero(np.isfinite(excess).sum(1) > 1), excess.argmin(1)
+        left = room - int(np.delete(small[rows, base], core).sum())
+        found, solver = _walk_core(excess[core], small[core], relaxed.multiplier, left, slack * (1 + 1e-9), states), 'relaxation+core'
+        if found is None: found, solver, optimal = _solve_core(costs[core], small[core], np.isfinite(excess[core]), left, seconds)
+        base[core] = found
+        if costs[rows, base].sum() < upper: choice = base
+    return _solution(costs, sizes, choice, relaxed.bound, solver, optimal)
 
 def _solve_core(costs, sizes, open_, room, seconds):
     "The integer program on the choices that variable fixing left open; a closed choice is made useless, not cheap."
     base = costs.min(1, keepdims=True)
     widest, dearest = sizes.max(), (costs - base).max()
     found = solve_pulp(np.where(open_, costs - base, (len(costs) + 1) * dearest), np.where(open_, sizes, widest), room, seconds)
-    return found, f'relaxation+{found.solver}'
+    return found.choice, f'relaxation+{found.solver}', found.optimal
