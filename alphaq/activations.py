@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPILL', 'LayerStatistics', 'experts_of', 'recording', 'layer_calls', 'first_inputs', 'run_layer', 'States', 'walk',
-           'check_device', 'load_for_calibration', 'skeleton', 'stored', 'put', 'held', 'streamed_logits']
+           'check_device', 'load_for_calibration', 'skeleton', 'model_name', 'stored', 'put', 'held', 'streamed_logits']
 
 # %% ../nbs/15_activations.ipynb #6d1ba4d9
 import re
@@ -221,18 +221,25 @@ def _part(model, index, head=False):
     if index is not None: return dict(model.model.layers[index].named_modules(prefix=f'model.layers.{index}'))
     return {n: m for n, m in model.named_modules() if not n.startswith('model.layers.') and (head or n.startswith('model'))}
 
+def model_name(
+    checkpoint:Checkpoint,
+    name:str,               # of a tensor or projection in the checkpoint
+)->str:                     # its name in the model that transformers builds
+    "Mixtral's files have another word for `mlp`, and some checkpoints leave out the first part."
+    base = checkpoint.projections[0].name.split('layers.')[0]
+    return name if name.startswith('lm_head.') else 'model.' + name.removeprefix(base).replace('.block_sparse_moe.', '.mlp.')
+
 def stored(
     checkpoint:Checkpoint,
     index:int|None,         # decoder layer, from 0; `None`: what belongs to no layer
 ):                          # yields `(name in the model, tensor)`, experts as single projections
     "Read one layer of a checkpoint."
-    files, base = replace(checkpoint), checkpoint.projections[0].name.split('layers.')[0]  # its own files, closed at the end
-    def layer(name): return int(m[1]) if (m := re.match(rf'{re.escape(base)}layers\.(\d+)\.', name)) else None
-    def known(name): return 'model.' * (not name.startswith('lm_head.')) + name.removeprefix(base).replace('.block_sparse_moe.', '.mlp.')
-    for name in checkpoint.rest:
-        if layer(name) == index: yield known(name), files.tensor(name)
+    files = replace(checkpoint)  # its own files, closed at the end
+    def layer(name): return int(m[1]) if (m := re.match(r'model\.layers\.(\d+)\.', name)) else None
+    for key in checkpoint.rest:
+        if layer(name := model_name(checkpoint, key)) == index: yield name, files.tensor(key)
     for p in checkpoint.projections:
-        if p.layer == index: yield known(p.name), files.read(p)
+        if p.layer == index: yield model_name(checkpoint, p.name), files.read(p)
 
 def put(
     model:nn.Module, # with memory where the tensor belongs
