@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .activations import experts_of, first_inputs, run_layer
 from .core import AlphaqError, track
+from .families import gated, matrices
 from .grid import quantize
 
 # %% ../nbs/46_damage.ipynb #fc70cc59
@@ -27,10 +28,10 @@ def expert_weight(
     "The weight of one projection as the model computes with it."
     experts = experts_of(model.model.layers[layer])
     if experts is None: raise AlphaqError(f'layer {layer} has no routed experts')
-    if role == 'down_proj': return experts.down_proj.data[expert]
-    return experts.gate_up_proj.data[expert].chunk(2)[('gate_proj', 'up_proj').index(role)]
+    return matrices(experts)[role][expert]
 
 @contextmanager
+@torch.no_grad()
 def rounded(
     model:nn.Module,
     bits:dict,            # `(layer, expert, role)` to width; what is not named is left alone
@@ -103,8 +104,8 @@ def _tail_nll(model, layers, states, rows):
     return torch.cat(out)
 
 def _expert(experts, e, x):
-    gate, up = F.linear(x, experts.gate_up_proj[e]).chunk(2, -1)
-    return F.linear(experts.act_fn(gate) * up, experts.down_proj[e])
+    W = {role: all_[e] for role, all_ in matrices(experts).items()}
+    return F.linear(gated(experts, F.linear(x, W['gate_proj']), F.linear(x, W['up_proj'])), W['down_proj'])
 
 def _with_expert(experts, e, states, calls, plain):
     "The layer's outputs with the present weights of expert `e`, given what it gave out with the `plain` ones; and its tokens."
