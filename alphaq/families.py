@@ -5,29 +5,32 @@
 # %% auto #0
 __all__ = ['FAMILIES', 'check_experts', 'matrices', 'biases', 'gated', 'tiny_model']
 
-# %% ../nbs/09_families.ipynb #9e51a589
+# %% ../nbs/09_families.ipynb #e3bb5c4e
+import torch
+from torch import Tensor, nn
+
 from .core import AlphaqError
 
 # %% ../nbs/09_families.ipynb #8bd53770
 def check_experts(
-    experts,      # `nn.Module` of a transformers model
-    name:str='',  # its place in the model, for the message
+    experts:nn.Module, # of a transformers model
+    name:str='',       # its place in the model, for the message
 ):
     "Refuse a module whose arithmetic is not that of gated experts, before it is computed wrongly."
     kind = f'{name}: {type(experts).__name__}'
-    if not hasattr(experts, 'is_transposed') or not hasattr(experts, '_apply_gate'):
+    if not getattr(experts, 'has_gate', True): raise AlphaqError(f'{kind} has no gate; this architecture is not supported yet')
+    if not all(hasattr(experts, a) for a in ('is_transposed', '_apply_gate', 'gate_up_proj', 'down_proj')):
         raise AlphaqError(f'{kind} is no experts module of a known form; this architecture is not supported yet')
-    if not experts.has_gate: raise AlphaqError(f'{kind} has no gate; this architecture is not supported yet')
     if getattr(experts, 'has_post_expert_norm', False):
         raise AlphaqError(f'{kind} has a norm after each expert; this architecture is not supported yet')
 
 def _halves(experts, fused): # gate and up along the last axis
     if not experts.is_concatenated: return fused[..., ::2], fused[..., 1::2]
-    return fused.chunk(2, -1)
+    return fused[..., :fused.shape[-1] // 2], fused[..., fused.shape[-1] // 2:]
 
 def matrices(
-    experts,  # `nn.Module` with `gate_up_proj`, `down_proj` and the flags above
-)->dict:      # role -> `[E, out, in]`, views that share the module's memory
+    experts:nn.Module,  # with `gate_up_proj`, `down_proj` and the flags above
+)->dict:                # role -> `[E, out, in]`, views that share the module's memory
     "The three matrices of every expert, as they multiply: `y = x @ W.T`."
     fused, down = experts.gate_up_proj, experts.down_proj
     if not experts.is_transposed: fused, down = fused.mT, down.mT
@@ -35,21 +38,20 @@ def matrices(
     return {'gate_proj': gate.mT, 'up_proj': up.mT, 'down_proj': down.mT}
 
 def biases(
-    experts,  # as above
-)->dict:      # role -> `[E, out]`, views; empty for experts without
+    experts:nn.Module,  # as above
+)->dict:                # role -> `[E, out]`, views; empty for experts without
     "The vectors that are added after each product."
     if not experts.has_bias: return {}
     gate, up = _halves(experts, experts.gate_up_proj_bias)
     return {'gate_proj': gate, 'up_proj': up, 'down_proj': experts.down_proj_bias}
 
 def gated(
-    experts,  # as above, its tensors are not needed
-    gate,     # `[..., I]` output of the gate matrix, bias included
-    up,       # `[..., I]` output of the up matrix, bias included
-):            # `[..., I]` input of the down matrix
+    experts:nn.Module,  # as above, its tensors are not needed
+    gate:Tensor,        # `[..., I]` output of the gate matrix, bias included
+    up:Tensor,          # `[..., I]` output of the up matrix, bias included
+)->Tensor:              # `[..., I]` input of the down matrix
     "What the family makes of gate and up, by its own code."
-    fused = gate.new_empty((*gate.shape[:-1], 2 * gate.shape[-1]))
-    for half, value in zip(_halves(experts, fused), (gate, up)): half.copy_(value)
+    fused = torch.cat([gate, up], -1) if experts.is_concatenated else torch.stack([gate, up], -1).flatten(-2)
     return experts._apply_gate(fused)
 
 # %% ../nbs/09_families.ipynb #152ed165
@@ -73,7 +75,6 @@ def tiny_model(
     **more,      # further entries of the configuration
 ):               # a causal language model of 4 experts, in float32, without gradients
     "A random model of a family, small enough for a test; nothing in it is zero or one."
-    import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
     common = dict(vocab_size=64, hidden_size=64, intermediate_size=32, moe_intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
                   num_key_value_heads=2, head_dim=16, num_experts_per_tok=2, max_position_embeddings=128, initializer_range=.2,
