@@ -274,16 +274,21 @@ def _seen(tensors, limit=6):
     kinds = Counter(re.sub(r'\d+', 'N', name) for name in tensors).most_common()
     return ', '.join(f'{n} x {kind}' for kind, n in kinds[:limit]) + (f' and {len(kinds) - limit} more kinds' if len(kinds) > limit else '')
 
-# %% ../nbs/10_checkpoint.ipynb #27ad1672
+# %% ../nbs/10_checkpoint.ipynb #43d7f7cb
 @dataclass(frozen=True)
 class Checkpoint(Folder):
     "A mixture of experts on disk: a `Folder` whose routed expert projections are known."
     projections:tuple[Projection, ...] = field(repr=False, default=())  # sorted by layer, expert, role
 
     @cached_property
-    def rest(self)->tuple[str, ...]:
-        held = {p.key for p in self.projections}
-        return tuple(name for name in self.tensors if name not in held)  # tensors that hold no routed expert
+    def left_out(self)->tuple[str, ...]: # tensors of heads that predict further tokens, no part of the model
+        heads = _heads(self.config)
+        return tuple(n for n in self.tensors if (m := re.match(rf'{_layer}\.', n)) and int(m['layer']) in heads)
+
+    @cached_property
+    def rest(self)->tuple[str, ...]: # tensors of the model that hold no routed expert
+        other = {p.key for p in self.projections} | {*self.left_out}
+        return tuple(name for name in self.tensors if name not in other)
 
     def read(self,
         projection:Projection, # one of `projections`
