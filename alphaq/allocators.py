@@ -122,7 +122,6 @@ def units(
     granularity:str, # one of `GRANULARITIES`
 )->np.ndarray:       # `[n]` number of the unit of each projection, from 0, in order of first appearance
     "What shares a width."
-    if granularity not in GRANULARITIES: raise AlphaqError(f'granularities are {", ".join(GRANULARITIES)}, got {granularity!r}')
     if granularity == 'projection': return np.arange(len(scores))
     if any(s.layer < 0 or (granularity == 'expert' and s.expert < 0) for s in scores): raise AlphaqError(f'these scores do not say which {granularity} a row belongs to')
     number = {}
@@ -256,11 +255,12 @@ def _completed(scores, settings):
     choices = tuple(sorted(set(settings.choices)))
     if not choices or not set(choices) <= set(WIDTHS): raise AlphaqError(f'widths must be among {WIDTHS}, got {settings.choices}')
     if settings.scope not in SCOPES: raise AlphaqError(f'scopes are {", ".join(SCOPES)}, got {settings.scope!r}')
-    gamma = None
+    granularity, gamma = settings.granularity or method.granularity, None
+    if granularity not in GRANULARITIES: raise AlphaqError(f'granularities are {", ".join(GRANULARITIES)}, got {granularity!r}')
     if method.costs in (alphaq, alpha_only):
         gamma = default_gamma(_alphas(scores)) if settings.gamma is None else float(settings.gamma)
         if settings.cap is not None: gamma = capped_gamma(_alphas(scores), gamma, settings.cap)
-    return replace(settings, noise=noise, choices=choices, gamma=gamma, granularity=settings.granularity or method.granularity)
+    return replace(settings, noise=noise, choices=choices, gamma=gamma, granularity=granularity)
 
 def _bounded(scores, settings):
     "`[n, choices]` the choice that stands in for each choice under the bounds."

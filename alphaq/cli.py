@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Model', 'Json', 'Quiet', 'Overwrite', 'Bits', 'Preset', 'Method', 'Gamma', 'Cap', 'Noise', 'Choices', 'Count',
-           'Group', 'Other', 'verb', 'info', 'score', 'doctor', 'allocate', 'diff', 'quantize', 'verify', 'eval',
-           'generate', 'main']
+           'Scope', 'Granularity', 'Bound', 'Group', 'Other', 'verb', 'info', 'score', 'doctor', 'allocate', 'diff',
+           'quantize', 'verify', 'eval', 'generate', 'main']
 
 # %% ../nbs/69_cli.ipynb #af6a8234
 import functools
@@ -72,10 +72,11 @@ def _still():
     logging.set_verbosity_error(); logging.disable_progress_bar()
 
 def _scored(model, tail, tile, group_size):
-    "Scores of a checkpoint with the measured error of every width."
+    "Scores of a checkpoint with the measured error of every width and the signals of every method."
     from alphaq.noise import measured_noise
     from alphaq.score import score
-    return score(model, rule=tail, tile=tile, measure=lambda W: measured_noise(W, min(group_size, W.shape[1])))
+    from alphaq.signals import describer
+    return score(model, rule=tail, tile=tile, measure=lambda W: measured_noise(W, min(group_size, W.shape[1])), describe=describer(model))
 
 @verb
 def score(model:Model='pocket', out:Annotated[Path, typer.Option('-o', '--out', help='table to write')]=Path('scores.csv'),
@@ -124,17 +125,25 @@ def doctor(what:Annotated[str, typer.Argument(help='a model, a quantized folder 
 # %% ../nbs/69_cli.ipynb #1f58bbeb
 Bits = Annotated[Optional[float], typer.Option(help='average bits per expert weight', min=0)]
 
-def _settings(preset, bits, method, gamma, cap, noise, choices, count, group_size):
+def _settings(preset, bits, method, gamma, cap, noise, choices, count, group_size, scope, granularity, bound):
     "Settings of a preset with what was asked for put in its place."
     from dataclasses import replace
     from alphaq.allocators import preset_named
     asked = dict(bits=bits, method=method, gamma=None if gamma in (None, 'auto') else _number(gamma), cap=cap, noise=noise, count=count, group_size=group_size,
+                 scope=scope, granularity=granularity, bounds=tuple(map(_bound, bound)) if bound else None,
                  choices=tuple(_number(c, int) for c in choices.split(',')) if choices else None)
     return replace(preset_named(preset).settings, **{k: v for k, v in asked.items() if v is not None}, **({'gamma': None} if gamma == 'auto' else {}))
 
 def _number(text, kind=float):
     try: return kind(text)
     except ValueError: raise typer.BadParameter(f'{text!r} is not a number')
+
+def _bound(text):
+    "PATTERN=WIDTH or PATTERN=LEAST-MOST."
+    pattern, _, widths = text.rpartition('=')
+    least, _, most = widths.partition('-')
+    if not pattern: raise typer.BadParameter(f'{text!r} is no bound; write PATTERN=WIDTH or PATTERN=LEAST-MOST, for example *.down_proj=3-4')
+    return pattern, _number(least, int), _number(most or least, int)
 
 Preset = Annotated[str, typer.Option(help='a complete choice: best, paper, released-code, noise-only, uniform')]
 Method = Annotated[Optional[str], typer.Option(help='allocator, instead of the preset\'s')]
@@ -143,6 +152,9 @@ Cap = Annotated[Optional[float], typer.Option(help='nats that alpha may move a c
 Noise = Annotated[Optional[str], typer.Option(help='analytic, table or measured')]
 Choices = Annotated[Optional[str], typer.Option(help='widths offered, for example 2,3,4')]
 Count = Annotated[Optional[str], typer.Option(help='what the average counts: params, modules or stored')]
+Scope = Annotated[Optional[str], typer.Option(help='where the budget holds: global, or block for every decoder layer')]
+Granularity = Annotated[Optional[str], typer.Option(help='what shares a width: projection, expert or layer')]
+Bound = Annotated[Optional[list[str]], typer.Option(help='PATTERN=WIDTH or PATTERN=LEAST-MOST for projections of that name; may be repeated')]
 Group = Annotated[Optional[int], typer.Option(help='weights that share a scale', min=1)]
 Other = Annotated[Optional[int], typer.Option(help='bits of attention, 4 unless said; 16 leaves it alone')]
 
@@ -151,6 +163,11 @@ def _summary(plan):
     from alphaq.plan import widths
     used = Counter(widths(plan).values())
     return dict(method=plan.method, gamma=plan.gamma, average=plan.average, gap=plan.gap, projections={str(b): used[b] for b in sorted(used)})
+
+def _plain(settings):
+    "Uniform widths at the same budget."
+    from dataclasses import replace
+    return replace(settings, method='uniform', gamma=None, scope='global', granularity=None, bounds=())
 
 def _label(preset, *changes):
     "The preset's name, unless something of it was changed."
@@ -164,20 +181,20 @@ def _plan(scores, model, preset, other_bits, settings):
 @verb
 def allocate(scores:Annotated[Path, typer.Argument(help='table from `alphaq score`, or the authors\' own')], bits:Bits=None,
              out:Annotated[Path, typer.Option('-o', '--out', help='plan to write')]=Path('plan.json'), preset:Preset='best', method:Method=None, gamma:Gamma=None,
-             cap:Cap=None, noise:Noise=None, choices:Choices=None, count:Count=None, group_size:Group=None, other_bits:Other=None,
+             cap:Cap=None, noise:Noise=None, choices:Choices=None, count:Count=None, group_size:Group=None, scope:Scope=None,
+             granularity:Granularity=None, bound:Bound=None, other_bits:Other=None,
              model:Annotated[Optional[str], typer.Option(help='name to write into the plan')]=None, overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False):
     "Choose a width for every projection under a budget; says in how many it differs from uniform."
-    from alphaq.allocators import allocate as solve, Settings
+    from alphaq.allocators import allocate as solve
+    from alphaq.plan import widths, write_plan
     from alphaq.score import read_scores
-    from dataclasses import replace
-    from alphaq.plan import write_plan
     if out.exists() and not overwrite: raise AlphaqError(f'{out} exists; choose another name or pass --overwrite')
     skipped = []
-    table_, settings = read_scores(scores, skipped), _settings(preset, bits, method, gamma, cap, noise, choices, count, group_size)
-    plan = _plan(table_, model or scores.stem, _label(preset, method, gamma, cap, noise, choices, count, group_size), other_bits, settings)
+    changes = (method, gamma, cap, noise, choices, count, group_size, scope, granularity, bound or None)
+    table_, settings = read_scores(scores, skipped), _settings(preset, bits, *changes)
+    plan = _plan(table_, model or scores.stem, _label(preset, *changes), other_bits, settings)
     write_plan(out, plan)
-    plain = solve(table_, replace(settings, method='uniform'))
-    from alphaq.plan import widths
+    plain = solve(table_, _plain(settings))
     named = widths(plan)
     differ = sum(named[s.name] != b for s, b in zip(table_, plain.bits))
     data = _summary(plan) | dict(out=str(out), differs_from_uniform=f'{differ} of {len(table_)}', left_out=skipped)
@@ -202,19 +219,19 @@ def _windows(path, names, split, window, count):
     return torch.cat(parts), f'{sum(map(len, parts))} windows of {window} tokens of ' + ' + '.join(f'{t.name}/{split} (sha256 {t.sha256[:12]})' for t in texts)
 
 def _feasible(checkpoint, settings):
-    "Refuse an unknown method or an unreachable budget from headers alone, before the long work of scoring."
+    "Refuse an unknown method, an unreachable budget or an impossible bound from headers alone, before the long work of scoring."
     from dataclasses import replace
     from alphaq.allocators import allocate, method_named
     from alphaq.score import Score
     method_named(settings.method)
     blank = [Score(p.name, p.layer, p.expert, p.role, *p.shape, p.numel, 2., 0., 0, 0, 1., (), None) for p in checkpoint.projections]
-    allocate(blank, replace(settings, method='uniform', gamma=None))
+    allocate(blank, replace(settings, method='noise-only', noise='analytic', gamma=None))
 
 @verb
 def quantize(model:Model='pocket', bits:Bits=None, out:Annotated[Optional[Path], typer.Option('-o', '--out', help='folder to make')]=None,
              plan:Annotated[Optional[Path], typer.Option(help='use this plan')]=None, preset:Preset='best', method:Method=None, gamma:Gamma=None, cap:Cap=None,
-             noise:Noise=None, choices:Choices=None, count:Count=None, group_size:Group=None,
-             quantizer:Annotated[str, typer.Option(help='mse, rtn or gptq')]='mse',
+             noise:Noise=None, choices:Choices=None, count:Count=None, group_size:Group=None, scope:Scope=None, granularity:Granularity=None, bound:Bound=None,
+             quantizer:Annotated[str, typer.Option(help='mse, rtn, hqq or gptq')]='mse',
              calibration:Annotated[Optional[str], typer.Option(help='texts for gptq: names joined by +, or a file')]=None,
              samples:Annotated[int, typer.Option(help='calibration windows', min=1)]=128, window:Annotated[int, typer.Option(help='tokens in a window', min=2)]=256,
              other_bits:Other=None, device:Annotated[str, typer.Option(help='cpu or cuda')]='cpu', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False):
@@ -224,7 +241,7 @@ def quantize(model:Model='pocket', bits:Bits=None, out:Annotated[Optional[Path],
     from alphaq.plan import read_plan
     from alphaq.quantize import Job, check_quantizer, quantize as run
     _still()
-    changes = (method, gamma, cap, noise, choices, count, group_size)
+    changes = (method, gamma, cap, noise, choices, count, group_size, scope, granularity, bound or None)
     if (bits is None) == (plan is None): raise typer.BadParameter('give --bits or --plan, one of them')
     if plan and (_label('', *changes, other_bits) is None or preset != 'best'): raise typer.BadParameter('a plan says everything already; options of the allocation go with --bits')
     if out is None: raise typer.BadParameter('give -o, the folder to make')

@@ -3,10 +3,12 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from alphaq.benchmarks import BUDGETS
 from alphaq.checkpoint import open_checkpoint
 from alphaq.core import AlphaqError
 
@@ -54,7 +56,7 @@ def test_fewer_bits_never_help(demo):
     rows, plain = table(demo), demo['rows'][0]
     for method in {r['method'] for r in demo['rows'][1:]}:
         rows[method, 16., 'mse'] = plain
-        for high, low in ((16., 3.5), (3.5, 2.5), (2.5, 2.)):
+        for high, low in pairwise((16., *BUDGETS)):
             for text in demo['header']['learned']:  # on a text it never learned, noise can make a model less wrong
                 found = {bits: rows[method, bits, 'mse']['texts'][text]['ppl'] for bits in (high, low)}
                 assert found[low] > .99 * found[high], (method, text, found)
