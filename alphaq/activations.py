@@ -180,7 +180,7 @@ def walk(
                 _finite(index, x)
 
 def _finite(index, *tensors):
-    if all(t.isfinite().all() for t in tensors): return
+    if all(t.sum().isfinite() for t in tensors): return  # a sum needs no second tensor of that size
     raise AlphaqError(f'layer {index}: activations are not finite; the checkpoint or the calibration text is damaged, or use a data-free quantizer')
 
 def check_device(

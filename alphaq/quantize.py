@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['QUANTIZERS', 'AT_ONCE', 'LOGITS', 'UNFINISHED', 'Job', 'check_quantizer', 'Rounded', 'round_layer', 'feed_back_layer',
-           'layer_tensors', 'unpacked_layer', 'weights_digest', 'probe_tokens', 'probe_places', 'Quantized', 'quantize']
+           'layer_tensors', 'unpacked_layer', 'weights_digest', 'squared_error', 'probe_tokens', 'probe_places',
+           'Quantized', 'quantize']
 
 # %% ../nbs/32_quantize.ipynb #698c3809
 import errno
@@ -16,6 +17,7 @@ import shutil
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 
 import torch
@@ -28,7 +30,7 @@ from .activations import check_device, model_name, put, skeleton, stored, stream
 from .checkpoint import ROLES, Checkpoint, read_header
 from .console import size
 from .core import AlphaqError, atomic, read_json, track, write_json, write_sums, write_text
-from .gptq import factor, gptq, shrunk
+from .gptq import Basis, bases, factor, gptq, shrunk
 from .grid import QuantizedWeight, quantize as round_matrix
 from .hook import guarded, poison_tensors
 from .pack import pack, unpack_codes, word_count
@@ -91,14 +93,13 @@ class Rounded:
     original:Tensor           # `[out, in]` in the stored type
     weight:QuantizedWeight    # on the CPU
     quantizer:str             # what rounded it, key of `QUANTIZERS`
-    tokens:int|None=None      # calibration tokens that reached it, `None` without data and for attention, which sees all
-    damping:float|None=None   # share of the mean diagonal that was added to its Hessian
+    basis:Basis|None=None     # of an expert with error feedback: tokens it saw, what its rounding rests on
 
 def _on_cpu(q): return replace(q, codes=q.codes.cpu(), scale=q.scale.cpu(), zero=q.zero.cpu())
 
-def _without_data(job, name, W, bits, quantizer, tokens=None):
+def _without_data(job, name, W, bits, quantizer, basis=None):
     grid = {'rtn': 'sign' if bits == 1 else 'min_max'}.get(quantizer, quantizer)
-    return Rounded(name, W, _on_cpu(round_matrix(W.to(job.device), bits, job.group(W.shape[1]), grid)), quantizer, tokens)
+    return Rounded(name, W, _on_cpu(round_matrix(W.to(job.device), bits, job.group(W.shape[1]), grid)), quantizer, basis)
 
 def round_layer(
     job:Job,
@@ -109,7 +110,7 @@ def round_layer(
     "Round the matrices of a layer without data, one at a time."
     for name in names: yield _without_data(job, name, read(name), bits[name], job.quantizer)
 
-AT_ONCE = 2**29  # bytes of factors of Hessians that a batch of experts may have
+AT_ONCE = 2**26  # bytes of Hessians that a batch of experts may have; the factorisation needs some ten times as much
 
 def _factors(grams, total, tokens, some, pooled):
     "Factors for some experts; all others come along as one, because the layer's mean needs them."
@@ -119,21 +120,21 @@ def _factors(grams, total, tokens, some, pooled):
 
 def _feed_back_experts(job, read, bits, seen, key, roles, grams):
     "Experts of roles that share their inputs."
-    count, inputs = grams.shape[:2]
-    total = grams.sum(0)
-    for some in map(Tensor.tolist, torch.arange(count).split(max(1, AT_ONCE // (8 * inputs**2)))):
-        U, damping = _factors(grams, total, seen.tokens, some, pooled='down_proj' not in roles)
-        for role in roles:
-            for width in sorted({bits[f'{key}.{e}.{role}'] for e in some}):
-                own = [i for i, e in enumerate(some) if bits[f'{key}.{e}.{role}'] == width]
-                names = [f'{key}.{some[i]}.{role}' for i in own]
-                originals = [read(n) for n in names]
-                q = gptq(torch.stack(originals).to(U.device), U[own], width, job.group(inputs))
-                for j, (i, name, W) in enumerate(zip(own, names, originals)):
-                    tokens = int(seen.tokens[some[i]])
-                    if damping[i].isinf(): yield _without_data(job, name, W, width, 'mse', tokens); continue
-                    weight = _on_cpu(QuantizedWeight(q.codes[j], q.scale[j], q.zero[j], width, q.group_size))
-                    yield Rounded(name, W, weight, 'gptq', tokens, float(damping[i]))
+    (count, inputs), pooled, total = grams.shape[:2], 'down_proj' not in roles, grams.sum(0)
+    once = AT_ONCE if grams.device.type == 'cpu' else 32 * AT_ONCE
+    used = torch.zeros(count, dtype=torch.float64)
+    for some in map(Tensor.tolist, torch.arange(count).split(max(1, once // (8 * inputs**2)))):
+        U, damping = _factors(grams, total, seen.tokens, some, pooled)
+        used[some] = damping.cpu()
+        basis = bases(seen.tokens, used, inputs, pooled)
+        for role, width in sorted({(r, bits[f'{key}.{e}.{r}']) for r in roles for e in some}):
+            own = [i for i, e in enumerate(some) if bits[f'{key}.{e}.{role}'] == width]
+            originals = [read(f'{key}.{some[i]}.{role}') for i in own]
+            q = gptq(torch.stack(originals).to(U.device), U[own], width, job.group(inputs))
+            for j, (i, W) in enumerate(zip(own, originals)):
+                name, e = f'{key}.{some[i]}.{role}', some[i]
+                if basis[e].rests_on == 'nearest': yield _without_data(job, name, W, width, 'mse', basis[e]); continue
+                yield Rounded(name, W, _on_cpu(QuantizedWeight(q.codes[j], q.scale[j], q.zero[j], width, q.group_size)), 'gptq', basis[e])
 
 def feed_back_layer(
     job:Job,
@@ -152,7 +153,7 @@ def feed_back_layer(
         W, gram = read(name), statistics.linears.get(name.removeprefix(f'{prefix}.'))
         U, damping = factor(gram[None]) if gram is not None else (None, None)
         if U is None or damping.isinf(): yield _without_data(job, name, W, bits[name], 'mse'); continue
-        yield Rounded(name, W, _on_cpu(gptq(W.to(U.device), U[0], bits[name], job.group(W.shape[1]))), 'gptq', None, float(damping))
+        yield Rounded(name, W, _on_cpu(gptq(W.to(U.device), U[0], bits[name], job.group(W.shape[1]))), 'gptq')
 
 # %% ../nbs/32_quantize.ipynb #b2ec9386
 def _stacked(packed, key):
@@ -223,12 +224,19 @@ def weights_digest(
     W:Tensor, # `[out, in]` float32, dequantized
 )->str:       # 16 hexadecimal digits
     "What identifies the weights that codes, scales and zero points stand for; the same on every machine."
-    return hashlib.sha256(W.contiguous().numpy().tobytes()).hexdigest()[:16]
+    return hashlib.sha256(W.contiguous().numpy().data).hexdigest()[:16]
+
+def squared_error(
+    W:Tensor,        # `[out, in]` float32, dequantized
+    original:Tensor, # `[out, in]` in the stored type
+)->float:            # mean over all weights
+    "What rounding one matrix cost, summed in float64."
+    return (W - original.float()).square_().mean(dtype=torch.float64).item()
 
 def _row(r):
     W = r.weight.dequantize()
-    error = (W - r.original.float()).square().mean(dtype=torch.float64).item()
-    return dict(name=r.name, bits=r.weight.bits, mse=error, tokens=r.tokens, quantizer=r.quantizer, damping=r.damping, sha256=weights_digest(W))
+    how = dict(quantizer=r.quantizer, rests_on=r.basis.rests_on, damping=r.basis.damping if isfinite(r.basis.damping) else None) if r.basis else dict(quantizer=r.quantizer)
+    return dict(name=r.name, bits=r.weight.bits, mse=squared_error(W, r.original), tokens=r.basis.tokens if r.basis else None, **how, sha256=weights_digest(W))
 
 def _from_shard(job, layout, folder, position):
     "One layer as it was written, under the names it has in the model, one tensor at a time."
