@@ -11,6 +11,7 @@ import re
 import tempfile
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -63,17 +64,21 @@ def recording(
         for h in hooks: h.remove()
         if experts is not None: del experts.forward
 
+def _one_expert(experts, W, b, x):
+    "Inputs of down and output of one expert, from its matrices and biases by role."
+    def product(role, x): return nn.functional.linear(x, W[role], b.get(role))
+    between = gated(experts, product('gate_proj', x), product('up_proj', x))
+    return between, product('down_proj', between)
+
 def _recorded_experts(experts, seen, x, index, weight):
     "The experts' forward pass, expert by expert, with their inputs added to `seen`."
     out, W, b = torch.zeros_like(x), matrices(experts), biases(experts)
-    def product(role, e, x): return nn.functional.linear(x, W[role][e], b[role][e] if b else None)
     for e in index.unique().tolist():
         if e == len(seen.tokens): continue  # the index that means no expert
         token, slot = torch.where(index == e)
-        a = x[token]
-        between = gated(experts, product('gate_proj', e, a), product('up_proj', e, a))
-        seen.inputs[e] += _gram(a); seen.between[e] += _gram(between); seen.tokens[e] += len(token)
-        out.index_add_(0, token, (product('down_proj', e, between) * weight[token, slot, None]).to(out.dtype))
+        between, y = _one_expert(experts, {r: W[r][e] for r in W}, {r: b[r][e] for r in b}, x[token])
+        seen.inputs[e] += _gram(x[token]); seen.between[e] += _gram(between); seen.tokens[e] += len(token)
+        out.index_add_(0, token, (y * weight[token, slot, None]).to(out.dtype))
     return out
 
 # %% ../nbs/15_activations.ipynb #d1b90f9c
@@ -241,13 +246,15 @@ def stored(
     for p in checkpoint.projections:
         if p.layer == index: yield model_name(checkpoint, p.name), files.read(p)
 
+_PROJECTION = r'(.+\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)'
+
 def put(
     model:nn.Module, # with memory where the tensor belongs
     name:str,        # of a parameter or buffer, or of one projection of an expert
     value:Tensor,
 )->str:              # the name of what was written into
     "Copy one tensor into a model, converted to the model's type."
-    m = re.fullmatch(r'(.+\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)', name)
+    m = re.fullmatch(_PROJECTION, name)
     target = matrices(model.get_submodule(m[1]))[m[3]][int(m[2])] if m else model.get_parameter_or_buffer(name)
     if target.shape != value.shape: raise AlphaqError(f'{name} has shape {list(value.shape)}, a model with this config.json needs {list(target.shape)}')
     target.copy_(value)
@@ -259,6 +266,7 @@ def held(
     part:dict,       # name -> module, to be given memory
     tensors,         # iterable of `(name, tensor)`; names that the model does not know are left out
     device,          # where
+    later=(),        # names of parameters that nobody will read
 ):
     "A part of a skeleton with its weights, as long as the context is open."
     try:
@@ -268,7 +276,7 @@ def held(
             if module._non_persistent_buffers_set: model._init_weights(module)
             owned = {**module._parameters, **module._buffers}
             wanted |= {f'{name}.{k}' for k, t in owned.items() if t is not None and k not in module._non_persistent_buffers_set}
-        left = set(wanted)
+        left = wanted - {*later}
         with torch.no_grad():
             for name, value in tensors:
                 if name in wanted or '.experts.' in name: left.discard(put(model, name, value))
@@ -285,16 +293,44 @@ def _tie(model, left):
         setattr(model.get_submodule(module), key, model.get_parameter(model.all_tied_weights_keys[name]))
         left.discard(name)
 
+def _split(pairs):
+    "What comes before the first expert, and the experts."
+    pairs, early = iter(pairs), []
+    for name, value in pairs:
+        if re.fullmatch(_PROJECTION, name): return early, chain([(name, value)], pairs)
+        early.append((name, value))
+    return early, iter(())
+
+def _streamed_experts(experts, pairs, x, index, weight):
+    "The experts' forward pass, each read when its turn comes and forgotten."
+    out, b, W = torch.zeros_like(x), biases(experts), {}
+    for name, value in pairs:
+        _, e, role = name.rsplit('.', 2)
+        W[role] = value.to(x)
+        if len(W) < 3: continue
+        token, slot = torch.where(index == int(e))
+        y = _one_expert(experts, W, {r: b[r][int(e)] for r in b}, x[token])[1]
+        out.index_add_(0, token, (y * weight[token, slot, None]).to(out.dtype))
+        W = {}
+    return out
+
 @torch.no_grad()
 def streamed_logits(
     model:nn.Module, # from `skeleton`
-    source,          # layer's index, or `None` for the rest -> `(name, tensor)` pairs
+    source,          # layer's index, or `None` for the rest -> `(name, tensor)` pairs, experts last and one after the other
     tokens:Tensor,   # `[n, length]` token ids, on the device that computes
 )->Tensor:           # `[n, length, vocabulary]`
-    "The model's own forward pass, each layer read when its turn comes."
+    "The model's own forward pass, each layer read when its turn comes, and of its experts one at a time."
     def once(index, layer):
         def forward(*args, **kwargs):
-            with held(model, _part(model, index), source(index), tokens.device): return type(layer).forward(layer, *args, **kwargs)
+            early, late = _split(source(index))
+            experts = getattr(getattr(layer, 'mlp', None), 'experts', None)
+            if experts is not None: check_experts(experts); experts.forward = lambda *a: _streamed_experts(experts, late, *a)
+            later = [f'model.layers.{index}.mlp.experts.{n}' for n in ('gate_up_proj', 'down_proj')]
+            try:
+                with held(model, _part(model, index), early, tokens.device, later): return type(layer).forward(layer, *args, **kwargs)
+            finally:
+                if experts is not None: del experts.forward
         return forward
     with held(model, _part(model, None, head=True), source(None), tokens.device), _forward(model.model.layers, once):
         return model(input_ids=tokens, use_cache=False).logits
