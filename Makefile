@@ -32,8 +32,11 @@ book: $(VENV)/test-stamp ## the book, in _build/html/index.html; a warning is an
 gpu: ## on a GPU machine: every benchmark whose rows are missing, with PYTHON=... as it is; installs nothing
 	PYTHONPATH=. $(PYTHON) -m alphaq.benchmarks gpu
 
-results: $(VENV)/demo-stamp ## everything else in results/, with MODEL=folder as above
+results: $(VENV)/demo-stamp ## everything in results/ that needs neither a GPU nor a training run; ALPHAQ_DATA names the texts
+	$(PIP) -e '.[eval]'
 	$(BIN)/python -m alphaq.benchmarks results --model '$(MODEL)'
+	$(BIN)/python -m alphaq.card quality --model '$(MODEL)'
+	$(BIN)/python -m alphaq.rivals --model '$(MODEL)'
 
 clean: ## remove what was built; keeps $(VENV) and results/
 	rm -rf _build _vendor build dist *.egg-info .pytest_cache .hypothesis
