@@ -80,27 +80,32 @@ def factor(
 ):                          # `[..., in, in]` unit upper factors, `[...]` float64 damping used (inf: identity, no feedback)
     "Unit upper factor of each Hessian ({eq}`eq-feedback`); the identity, reported as inf, for one without inputs or beyond mending."
     n, lead = H.shape[-1], H.shape[:-2]
-    H, order = H.reshape(-1, n, n), None if columns is None else columns.expand(*lead, n).reshape(-1, n)
-    U, used = torch.empty(H.shape, dtype=dtype, device=H.device), torch.empty(len(H), dtype=torch.float64, device=H.device)
+    H, backward = H.reshape(-1, n, n), None if columns is None else columns.expand(*lead, n).reshape(-1, n).flip(-1)
+    U, used = torch.empty(H.shape, dtype=dtype, device=H.device).mT, torch.empty(len(H), dtype=torch.float64, device=H.device)
     piece = max(1, (2**22 if H.device.type == 'cpu' else 2**26) // n**2)  # bounds the float64 copies
-    for some in torch.arange(len(H)).split(piece):
-        part = torch.nan_to_num(H[some].double(), nan=0., posinf=0., neginf=0.)
-        if order is not None: part = part.take_along_dim(order[some][:, :, None], 1).take_along_dim(order[some][:, None], 2)
-        U[some], used[some] = _factored(part, damping, tries, dtype)
+    for some in (slice(start, start + piece) for start in range(0, len(H), piece)):
+        if backward is None: flipped = H[some].double().flip(-2, -1)
+        else: flipped = torch.stack([h.double()[order][:, order] for h, order in zip(H[some], backward[some])])
+        used[some] = _factored(flipped, U[some], damping, tries)
     return U.reshape(*lead, n, n), used.reshape(lead)
 
-def _factored(H, damping, tries, dtype):
-    U = torch.eye(H.shape[-1], dtype=dtype, device=H.device).repeat(len(H), 1, 1)
-    used, seen = H.new_full((len(H),), torch.inf), H.diagonal(dim1=-2, dim2=-1).sum(-1) > 0
+def _factored(flipped, U, damping, tries):
+    "Fill `U` with the unit upper factors of Hessians given with rows and columns in reverse; which damping each took."
+    diagonal = flipped.diagonal(dim1=-2, dim2=-1)
+    bare, mean, used = diagonal.clone(), diagonal.mean(-1, True), diagonal.new_full((len(U),), torch.inf)
+    todo = (mean[:, 0] > 0).nonzero()[:, 0]
     for share in (damping * 10**attempt for attempt in range(tries)):
-        todo = (used.isinf() & seen).nonzero()[:, 0]
         if not len(todo): break
-        lower, info = torch.linalg.cholesky_ex(damped(H[todo], share).flip(-2, -1))
-        upper = lower.to(dtype).flip(-2, -1)
-        upper /= upper.diagonal(dim1=-2, dim2=-1)[..., None, :].clone()
-        good = (info == 0) & upper.isfinite().flatten(1).all(1)
-        U[todo[good]], used[todo[good]] = upper[good], share
-    return U, used
+        diagonal.copy_(bare + share * mean)
+        lower, info = torch.linalg.cholesky_ex(flipped if len(todo) == len(U) else flipped[todo])
+        upper = lower.to(U.dtype).flip(-2, -1)
+        pivots = upper.diagonal(dim1=-2, dim2=-1).clone()
+        good = (info == 0) & (pivots > 0).all(-1)  # a NaN anywhere arrives in a pivot
+        used[todo[good]] = share
+        U[todo[good]] = upper.div_(pivots[:, None])[good]
+        todo = todo[~good]
+    U[used.isinf()] = torch.eye(U.shape[-1], dtype=U.dtype, device=U.device)
+    return used
 
 # %% ../nbs/30_gptq.ipynb #fd1dbe5f
 def gptq(
