@@ -139,6 +139,8 @@ def gptq(
         codes[:, group] = _columns(D, U, fed.add_(D[:, group]), scale, zero, start, bits, block)
         tick('columns')
     codes, scale, zero = _as_stored(codes, fixed, grids, order, group_size)
+    if (scale >= torch.finfo(torch.float16).max).any():
+        raise AlphaqError(f'weights near {W.abs().amax():.1e} need scales that float16 cannot hold; rescale the checkpoint')
     return QuantizedWeight(codes.reshape(*lead, out, n), scale.reshape(*lead, out, -1), zero.reshape(*lead, out, -1), bits, group_size)
 
 def _check(n, bits, group_size, grid, columns, static_groups):
