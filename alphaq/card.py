@@ -10,6 +10,7 @@ import argparse, sys
 from pathlib import Path
 
 import torch
+from transformers.utils import logging
 
 from .checkpoint import open_checkpoint
 from .core import AlphaqError, provenance, read_rows, results_dir, track, write_rows
@@ -131,8 +132,9 @@ def learning(
     identity = _identity(shipped) if shipped else dict(model=f'like pocket, seed {seed}')
     per_step = len(header['held_out']) * recipe['windows'] * recipe['window']
     write_rows(out/f'curve-{seed}.jsonl', header | identity, [r | dict(tokens=r['step'] * per_step) for r in rows])
-    found = [dict(snapshot=i, **r) for i in indices for r in watched(run, i, held_out, **options)[1]]
-    more = dict(windows=watched(run, indices[-1], held_out, **options)[0]['windows'], recipe=recipe, snapshots=[s for s in rows if s['kind'] == 'snapshot'])
+    seen = {i: watched(run, i, held_out, **options) for i in indices}
+    found = [dict(snapshot=i, **r) for i, (_, rows_) in seen.items() for r in rows_]
+    more = dict(windows={i: h['windows'] for i, (h, _) in seen.items()}, recipe=recipe, snapshots=[s for s in rows if s['kind'] == 'snapshot'])
     write_rows(out/f'projections-{seed}.jsonl', provenance('python -m alphaq.card learning', seed=seed, **identity, **more), found)
     first, last = (router_rows(open_checkpoint(run/'snapshots'/f'{i:02}')) for i in (0, indices[-1]))
     routers = [dict(layer=l, expert=e, step0=first[l][e].tolist(), norm_step0=first[l][e].norm().item(), norm_last=last[l][e].norm().item(),
@@ -152,6 +154,7 @@ def main(
     parser.add_argument('--windows', type=int, default=4, help='of each domain, on which damage is measured')
     parser.add_argument('--keep', action='store_true', help='only watch; write no results yet')
     args, out = parser.parse_args(argv), results_dir()/'pocket'
+    logging.disable_progress_bar()  # the library's, which knows nothing of our streams
     try:
         if args.what == 'quality': write_rows(out/'quality.jsonl', *quality(args.model))
         elif args.keep:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from transformers.utils import logging
 
 from .allocators import METHODS, Settings, allocate
 from .checkpoint import open_checkpoint
@@ -87,6 +88,7 @@ def main(
     parser.add_argument('--model', default='pocket', help='pocket or a local checkpoint folder')
     parser.add_argument('--tokens', type=int, default=10_240, help='of each text')
     args = parser.parse_args(argv)
+    logging.disable_progress_bar()
     try:
         checkpoint, held_out = open_checkpoint(args.model), corpus()[1]
         model, tokenizer = load_model(checkpoint.path)
