@@ -180,6 +180,7 @@ def walk(
                     for x, called in zip(states, calls): run_layer(layer, x, called[index])
                 _finite(index, seen.inputs, seen.between, *seen.linears.values())
             yield index, layer, seen
+            seen = None  # large, and nobody's any more
             for i, called in enumerate(calls):
                 states[i] = x = run_layer(layer, states[i], called[index])
                 _finite(index, x)

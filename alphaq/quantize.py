@@ -256,8 +256,10 @@ def _calibrated(job, layout, folder):
         return _from_shard(job, layout, folder, layout.of_layer(index))
     model = skeleton(job.checkpoint, job.device)
     for index, _, seen in walk(model, job.windows.to(job.device), source=source, record=lambda i: not finished(i), spill=folder):
+        fresh = seen is not None
         yield seen
-        if seen is not None:
+        seen = None  # one layer's statistics at a time
+        if fresh:
             for name, W in _from_shard(job, layout, folder, layout.of_layer(index)): put(model, name, W)
 
 def _make_shard(job, layout, path, prefix, seen, poison):
@@ -280,6 +282,7 @@ def _stream(job, layout, folder):
     for prefix, shard, absent in track(list(zip(layout.prefixes, layout.shards, missing)), 'quantizing'):
         seen = next(walker, None) if prefix else None  # `None` too for layers that the model has not: heads that predict further tokens
         if absent: _make_shard(job, layout, folder/shard, prefix, seen, poison)
+        seen = None  # before the next layer's are made
 
 # %% ../nbs/32_quantize.ipynb #c9357150
 LOGITS = 'logits.json'
