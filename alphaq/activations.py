@@ -41,7 +41,7 @@ def experts_of(
     if experts is None: return None
     shapes = [tuple(getattr(experts, n).shape) if hasattr(experts, n) else () for n in ('gate_up_proj', 'down_proj')]
     if len(shapes[0]) != 3 or len(shapes[1]) != 3 or shapes[0][1] != 2 * shapes[1][2] or shapes[0][2] != shapes[1][1]:
-        raise AlphaqError(f'{type(experts).__name__}: calibration reads experts stored as [experts, 2 width, hidden], got {shapes}; use a data-free quantizer')
+        raise AlphaqError(f'{type(experts).__name__}: experts are read here as [experts, 2 width, hidden], got {shapes}; use a data-free quantizer')
     return experts
 
 @contextmanager
@@ -53,11 +53,13 @@ def recording(
     if experts is not None: check_experts(experts)
     count, hidden, width = matrices(experts)['down_proj'].shape if experts is not None else (0, 0, 0)
     def zeros(*shape): return torch.zeros(*shape, dtype=torch.float64, device=device)
-    seen = LayerStatistics(zeros(count, hidden, hidden), zeros(count, width, width), torch.zeros(count, dtype=torch.int64, device=device), {})
+    tokens = torch.zeros(count, dtype=torch.int64, device=device)
+    seen = LayerStatistics(zeros(count, hidden, hidden), zeros(count, width, width), tokens, {})
     def keep_input(name):
         def hook(module, args): seen.linears[name] = seen.linears.get(name, 0) + _gram(args[0])
         return hook
-    hooks = [m.register_forward_pre_hook(keep_input(n)) for n, m in layer.named_modules() if isinstance(m, nn.Linear) and '.mlp.' not in f'.{n}']
+    linears = {n: m for n, m in layer.named_modules() if isinstance(m, nn.Linear) and '.mlp.' not in f'.{n}'}
+    hooks = [m.register_forward_pre_hook(keep_input(n)) for n, m in linears.items()]
     if experts is not None: experts.forward = lambda x, index, weight: _recorded_experts(experts, seen, x, index, weight)
     try: yield seen
     finally:
@@ -165,7 +167,8 @@ def walk(
     spill=None,                  # `str | Path` folder for hidden states beyond `SPILL` bytes; `None` keeps them in memory
 ):                               # yields `(index, layer, LayerStatistics or None)`; change the layer's weights before asking for the next
     "Walk calibration windows through the decoder, one layer at a time, each fed by the layers as the caller left them."
-    if windows.ndim != 2 or not windows.numel(): raise AlphaqError(f'calibration needs windows [n, length], got shape {tuple(windows.shape)}; use a longer text')
+    if windows.ndim != 2 or not windows.numel():
+        raise AlphaqError(f'calibration needs windows [n, length], got shape {tuple(windows.shape)}; use a longer text')
     def weights(index): return held(model, _part(model, index), source(index), windows.device) if source else nullcontext()
     states, calls = None, []
     with weights(None):
@@ -187,7 +190,7 @@ def walk(
 
 def _finite(index, *tensors):
     if all(t.sum().isfinite() for t in tensors): return  # a sum needs no second tensor of that size
-    raise AlphaqError(f'layer {index}: activations are not finite; the checkpoint or the calibration text is damaged, or use a data-free quantizer')
+    raise AlphaqError(f'layer {index}: activations are not finite; the checkpoint is damaged, or needs a data-free quantizer')
 
 def check_device(
     device:str, # cpu, cuda, cuda:0 ...
@@ -203,7 +206,8 @@ def load_for_calibration(
     "Load a whole checkpoint with transformers, never running code from the folder; the specification of `skeleton`."
     from transformers import AutoModelForCausalLM
     dtype = torch.float32 if device == 'cpu' else 'auto'
-    return AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=dtype, local_files_only=True, trust_remote_code=False).eval().to(device)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=dtype, local_files_only=True, trust_remote_code=False)
+    return model.eval().to(device)
 
 # %% ../nbs/15_activations.ipynb #260916a2
 def skeleton(
@@ -215,12 +219,14 @@ def skeleton(
     dtype = {'dtype': torch.float32} if device == 'cpu' else {}
     try:
         config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
-        with torch.device('meta'): model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **dtype).eval().requires_grad_(False)
+        with torch.device('meta'): model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **dtype)
     except (ValueError, KeyError, OSError, ImportError) as e:
-        raise AlphaqError(f'{checkpoint.path}: transformers cannot build this model ({str(e).strip().splitlines()[0]}); use a data-free quantizer') from None
+        why = str(e).strip().splitlines()[0]
+        raise AlphaqError(f'{checkpoint.path}: transformers cannot build this model ({why}); use a data-free quantizer') from None
     if not hasattr(getattr(model, 'model', None), 'layers'):
-        raise AlphaqError(f'{checkpoint.path}: {type(model).__name__} keeps its decoder layers elsewhere than in model.layers; use a data-free quantizer')
-    return model
+        why = f'{type(model).__name__} keeps its decoder layers elsewhere than in model.layers'
+        raise AlphaqError(f'{checkpoint.path}: {why}; use a data-free quantizer')
+    return model.eval().requires_grad_(False)
 
 def _part(model, index, head=False):
     "Modules by name: of one layer, or of everything outside the layers (`None`), the output head only on request."
@@ -257,7 +263,8 @@ def put(
     "Copy one tensor into a model, converted to the model's type."
     m = re.fullmatch(_PROJECTION, name)
     target = matrices(model.get_submodule(m[1]))[m[3]][int(m[2])] if m else model.get_parameter_or_buffer(name)
-    if target.shape != value.shape: raise AlphaqError(f'{name} has shape {list(value.shape)}, a model with this config.json needs {list(target.shape)}')
+    if target.shape != value.shape:
+        raise AlphaqError(f'{name} has shape {list(value.shape)}, a model with this config.json needs {list(target.shape)}')
     target.copy_(value)
     return f'{m[1]}.{"down_proj" if m[3] == "down_proj" else "gate_up_proj"}' if m else name
 
@@ -282,7 +289,9 @@ def held(
             for name, value in tensors:
                 if name in wanted or '.experts.' in name: left.discard(put(model, name, value))
         _tie(model, left)
-        if left: raise AlphaqError(f'the checkpoint lacks {min(left)}, which {type(model).__name__} needs ({len(left)} missing); use a data-free quantizer')
+        if left:
+            needs = f'which {type(model).__name__} needs ({len(left)} missing)'
+            raise AlphaqError(f'the checkpoint lacks {min(left)}, {needs}; use a data-free quantizer')
         yield
     finally:
         for module in part.values(): module.to_empty(device='meta', recurse=False)

@@ -40,7 +40,8 @@ def _layer_shapes(experts, hidden, width):
     "Name inside the layer -> shape."
     shapes = {f'self_attn.{r}_proj.weight': (hidden, hidden) for r in 'qkvo'} | {'mlp.gate.weight': (experts, hidden)}
     shapes |= {f'{n}.weight': (hidden,) for n in ('self_attn.q_norm', 'self_attn.k_norm', 'input_layernorm', 'post_attention_layernorm')}
-    return shapes | {f'mlp.experts.{e}.{r}.weight': (hidden, width) if r == 'down_proj' else (width, hidden) for e in range(experts) for r in ROLES}
+    roles = {r: (hidden, width) if r == 'down_proj' else (width, hidden) for r in ROLES}
+    return shapes | {f'mlp.experts.{e}.{r}.weight': shape for e in range(experts) for r, shape in roles.items()}
 
 def synthetic_checkpoint(
     folder,               # `str | Path` to make
@@ -58,7 +59,7 @@ def synthetic_checkpoint(
         if len(shape) == 1: return torch.ones(shape, dtype=torch.bfloat16)
         return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)).mul_(.02).bfloat16()
     parts = [{f'model.layers.{i}.{n}': s for n, s in _layer_shapes(experts, hidden, width).items()} for i in range(layers)]
-    parts.append({'model.embed_tokens.weight': (vocabulary, hidden), 'lm_head.weight': (vocabulary, hidden), 'model.norm.weight': (hidden,)})
+    parts.append({f'{n}.weight': (vocabulary, hidden) for n in ('model.embed_tokens', 'lm_head')} | {'model.norm.weight': (hidden,)})
     for i, shapes in enumerate(track(parts, 'writing random weights'), 1):
         name = f'model-{i:05d}-of-{len(parts):05d}.safetensors'
         with atomic(folder/name) as temporary: save_file({n: weights(s) for n, s in shapes.items()}, temporary, metadata={'format': 'pt'})
@@ -67,8 +68,8 @@ def synthetic_checkpoint(
     write_json(folder/'model.safetensors.index.json', {'metadata': {'total_size': total}, 'weight_map': weight_map})
     write_json(folder/'config.json', dict(
         model_type='olmoe', architectures=['OlmoeForCausalLM'], hidden_size=hidden, intermediate_size=width, num_hidden_layers=layers,
-        num_attention_heads=max(1, hidden // 64), num_key_value_heads=max(1, hidden // 64), num_experts=experts, num_experts_per_tok=2, vocab_size=vocabulary,
-        max_position_embeddings=4096, bos_token_id=0, eos_token_id=0, pad_token_id=0, dtype='bfloat16'))
+        num_attention_heads=max(1, hidden // 64), num_key_value_heads=max(1, hidden // 64), num_experts=experts, num_experts_per_tok=2,
+        vocab_size=vocabulary, max_position_embeddings=4096, bos_token_id=0, eos_token_id=0, pad_token_id=0, dtype='bfloat16'))
     return total
 
 def mixed_plan(
@@ -79,8 +80,8 @@ def mixed_plan(
     layers = {}
     for p in checkpoint.projections: layers.setdefault(p.module, {}).setdefault(p.role, []).append(str(bits[p.expert % len(bits)]))
     layers = {m: {r: ''.join(w) for r, w in roles.items()} for m, roles in layers.items()}
-    mean = sum(bits) / len(bits)
-    return Plan('random', None, 'uniform', None, mean, 'params', (1, 2, 3, 4), 128, 4, None, None, None, dict(modules=mean, params=mean, stored=None), layers, {})
+    average = dict(modules=sum(bits) / len(bits), params=sum(bits) / len(bits), stored=None)
+    return Plan('random', None, 'uniform', None, average['params'], 'params', (1, 2, 3, 4), 128, 4, None, None, None, average, layers, {})
 
 # %% ../nbs/49_longruns.ipynb #102cdefa
 def peak_bytes(
@@ -120,9 +121,12 @@ def measured(
         return json.loads(report.read())
 
 def _give_back():
-    "Let the C library return freed memory at once: glibc else learns from the sizes it sees to keep some, and we would measure what it learned."
+    "Let the C library return freed memory at once: glibc else learns to keep some, and we would measure what it learned."
     import ctypes
-    try: libc = ctypes.CDLL(None); libc.mallopt(-3, 2**20); libc.mallopt(-1, 2**20); libc.malloc_trim(0)  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+    try:
+        libc = ctypes.CDLL(None)
+        for parameter in (-3, -1): libc.mallopt(parameter, 2**20)  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+        libc.malloc_trim(0)
     except (AttributeError, OSError, TypeError): pass  # another C library, with other habits
 
 def warm():
@@ -146,9 +150,10 @@ def law_rows(
             synthetic_checkpoint(f'{d}/m', depth, **LAW)
             c = open_checkpoint(f'{d}/m')
             plan, windows = mixed_plan(c), torch.randint(0, 256, (4, 64), generator=torch.Generator().manual_seed(0))
-            cases = {'rtn': lambda: quantize(Job(c, plan, 'rtn'), f'{d}/rtn'), 'gptq': lambda: quantize(Job(c, plan, 'gptq', windows, 'random'), f'{d}/gptq'),
-                     'loaded': lambda: load_for_calibration(c)}
-            for name, run in cases.items(): rows.append(dict(case='law', what=name, layers=depth, layer_bytes=layer, weights='random') | measured(run))
+            cases = {'rtn': lambda: quantize(Job(c, plan, 'rtn'), f'{d}/rtn'), 'loaded': lambda: load_for_calibration(c),
+                     'gptq': lambda: quantize(Job(c, plan, 'gptq', windows, 'random'), f'{d}/gptq')}
+            for name, run in cases.items():
+                rows.append(dict(case='law', what=name, layers=depth, layer_bytes=layer, weights='random') | measured(run))
     return rows
 
 def growth(
@@ -168,7 +173,8 @@ def _fitting(home, layers, shape):
     if fits < layers: print(f'{home} has room for {fits} of {layers} layers', file=sys.stderr)
     return fits
 
-SHAPES = {'rtn': dict(experts=64, hidden=2048, width=1024, vocabulary=50304), 'gptq': dict(experts=32, hidden=1024, width=512, vocabulary=32768)}
+SHAPES = {'rtn': dict(experts=64, hidden=2048, width=1024, vocabulary=50304),
+          'gptq': dict(experts=32, hidden=1024, width=512, vocabulary=32768)}
 
 def long_row(
     quantizer:str,      # rtn | gptq
@@ -183,8 +189,8 @@ def long_row(
     with tempfile.TemporaryDirectory(dir=home) as d:
         total = synthetic_checkpoint(f'{d}/m', layers, **shape)
         c = open_checkpoint(f'{d}/m')
-        windows = torch.randint(0, shape['vocabulary'], (tokens // 256, 256), generator=torch.Generator().manual_seed(0)) if quantizer == 'gptq' else None
-        job = Job(c, mixed_plan(c), quantizer, windows, 'random tokens' if quantizer == 'gptq' else None)
+        windows = torch.randint(0, shape['vocabulary'], (tokens // 256, 256), generator=torch.Generator().manual_seed(0))
+        job = Job(c, mixed_plan(c), quantizer, *((windows, 'random tokens') if quantizer == 'gptq' else ()))
         found = measured(lambda: quantize(job, f'{d}/q'))
         made = sum(p.stat().st_size for p in Path(d, 'q').glob('*.safetensors'))
     return dict(case='long', what=quantizer, layers=layers, **shape, layer_bytes=layer, checkpoint_bytes=total, quantized_bytes=made,
@@ -238,7 +244,8 @@ def kill_rows(
 # %% ../nbs/49_longruns.ipynb #42421aca
 def _law(args):
     rows = law_rows(args.depth)
-    write_rows(results_dir()/'quantize'/'law.jsonl', provenance(f'python -m alphaq.longruns law --depth {args.depth}', seed=0, growth_in_layers=growth(rows)), rows)
+    header = provenance(f'python -m alphaq.longruns law --depth {args.depth}', seed=0, growth_in_layers=growth(rows))
+    write_rows(results_dir()/'quantize'/'law.jsonl', header, rows)
     return rows
 
 def _memory(args):
@@ -253,7 +260,8 @@ def _memory(args):
 
 def _kills(args):
     rows = kill_rows(args.count, args.seed, args.home)
-    write_rows(results_dir()/'quantize'/'kills.jsonl', provenance(f'python -m alphaq.longruns kills --count {args.count} --seed {args.seed}', seed=args.seed), rows)
+    header = provenance(f'python -m alphaq.longruns kills --count {args.count} --seed {args.seed}', seed=args.seed)
+    write_rows(results_dir()/'quantize'/'kills.jsonl', header, rows)
     return rows
 
 def main(

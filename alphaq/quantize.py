@@ -71,10 +71,11 @@ def check_quantizer(
 def _check_windows(windows, config):
     "Refuse calibration tokens that are none, or of another vocabulary."
     if windows.ndim != 2 or not windows.numel() or windows.is_floating_point():
-        raise AlphaqError(f'the calibration text gave no window of tokens (shape {list(windows.shape)}); use a longer text or smaller windows')
+        raise AlphaqError(f'the calibration text gave no window of tokens (shape {list(windows.shape)}); use a longer text')
     vocabulary = next((part['vocab_size'] for part in (config, config.get('text_config') or {}) if 'vocab_size' in part), None)
     if windows.min() < 0 or (vocabulary and windows.max() >= vocabulary):
-        raise AlphaqError(f'calibration tokens lie in {windows.min()}..{windows.max()}, the model knows {vocabulary}; use the tokenizer of this model')
+        lie = f'calibration tokens lie in {windows.min()}..{windows.max()}'
+        raise AlphaqError(f'{lie}, the model knows {vocabulary}; use the tokenizer of this model')
 
 def _checked(job):
     "Refuse what cannot work before anything is written."
@@ -83,7 +84,8 @@ def _checked(job):
     if job.windows is not None: _check_windows(job.windows, job.checkpoint.config)
     for p in job.checkpoint.projections:
         if p.shape[1] % job.group(p.shape[1]):
-            raise AlphaqError(f'{p.name}: group size {job.plan.group_size} does not divide its {p.shape[1]} inputs; allocate with --group-size set to a divisor')
+            raise AlphaqError(f'{p.name}: group size {job.plan.group_size} does not divide its {p.shape[1]} inputs; '
+                              'allocate with --group-size set to a divisor')
 
 # %% ../nbs/32_quantize.ipynb #4cf03a01
 @dataclass(frozen=True)
@@ -235,8 +237,9 @@ def squared_error(
 
 def _row(r):
     W = r.weight.dequantize()
-    how = dict(quantizer=r.quantizer, rests_on=r.basis.rests_on, damping=r.basis.damping if isfinite(r.basis.damping) else None) if r.basis else dict(quantizer=r.quantizer)
-    return dict(name=r.name, bits=r.weight.bits, mse=squared_error(W, r.original), tokens=r.basis.tokens if r.basis else None, **how, sha256=weights_digest(W))
+    b, row = r.basis, dict(name=r.name, bits=r.weight.bits, mse=squared_error(W, r.original), tokens=None, quantizer=r.quantizer)
+    if b: row |= dict(tokens=b.tokens, rests_on=b.rests_on, damping=b.damping if isfinite(b.damping) else None)
+    return row | dict(sha256=weights_digest(W))
 
 def _from_shard(job, layout, folder, position):
     "One layer as it was written, under the names it has in the model, one tensor at a time."
@@ -267,8 +270,8 @@ def _make_shard(job, layout, path, prefix, seen, poison):
     files, names = replace(job.checkpoint), layout.matrices[prefix]  # its own open files: what was read is forgotten with them
     experts = {p.name: p for p in files.projections}
     def read(name): return files.read(experts[name]) if name in experts else files.tensor(f'{name}.weight')
-    rounding = round_layer(replace(job, quantizer='mse' if job.quantizer == 'gptq' else job.quantizer), names, read, layout.bits) if seen is None \
-        else feed_back_layer(job, names, read, layout.bits, seen, prefix)
+    if seen is not None: rounding = feed_back_layer(job, names, read, layout.bits, seen, prefix)
+    else: rounding = round_layer(replace(job, quantizer='mse') if job.quantizer == 'gptq' else job, names, read, layout.bits)
     packed, rows = {}, {}
     for r in rounding: packed[r.name], rows[r.name] = pack(r.weight), _row(r)
     tensors = layer_tensors(packed) | {n: files.tensor(n) for n in layout.kept[prefix]} | ({} if prefix else poison)
@@ -306,7 +309,8 @@ def _said(job, layout, folder):
     tokens, places = probe_tokens(vocabulary), probe_places(vocabulary)
     logits = streamed_logits(model, lambda index: _from_shard(job, layout, folder, layout.of_layer(index)), tokens)[..., places]
     if not logits.isfinite().all(): raise AlphaqError('the logits are not finite')
-    return dict(tokens=tokens.tolist(), places=places.tolist(), logits=[[[float(f'{x:.6g}') for x in r] for r in rows] for rows in logits.tolist()])
+    kept = [[[float(f'{x:.6g}') for x in row] for row in text] for text in logits.tolist()]
+    return dict(tokens=tokens.tolist(), places=places.tolist(), logits=kept)
 
 def _write_logits(job, layout, folder):
     if (folder/LOGITS).exists(): return
@@ -316,22 +320,25 @@ def _write_logits(job, layout, folder):
     write_json(folder/LOGITS, found)
 
 # %% ../nbs/32_quantize.ipynb #d4f16272
-_companions = ('generation_config.json', 'tokenizer*', 'special_tokens_map.json', 'added_tokens.json', 'vocab.*', 'merges.txt', 'chat_template*', 'LICENSE*', 'NOTICE*')
+_companions = ('generation_config.json', 'tokenizer*', 'special_tokens_map.json', 'added_tokens.json', 'vocab.*', 'merges.txt',
+               'chat_template*', 'LICENSE*', 'NOTICE*')
 
 def _quantization(job, layout):
     "Section `quantization_config` of config.json."
     layers = {}
-    for p in job.checkpoint.projections: layers.setdefault(p.name.rsplit('.', 2)[0], {}).setdefault(p.role, []).append(str(layout.bits[p.name]))
+    for p in job.checkpoint.projections: layers.setdefault(p.module, {}).setdefault(p.role, []).append(str(layout.bits[p.name]))
     return dict(quant_method='alphaq', format='alphaq-packed/1', zero='sixteenths', group_size=job.plan.group_size,
                 layers={prefix: {r: ''.join(digits[r]) for r in ROLES} for prefix, digits in layers.items()},
                 modules={n: job.plan.other_bits for n in layout.shapes if '.experts.' not in n})
 
 def _card(job, weighs):
     plan, average = job.plan, job.plan.average
-    data = f'rounded with error feedback on {job.calibration}' if job.quantizer == 'gptq' else f'rounded without data ({QUANTIZERS[job.quantizer]})'
+    fed, free = f'with error feedback on {job.calibration}', f'without data ({QUANTIZERS[job.quantizer]})'
+    data = f'rounded {fed if job.quantizer == "gptq" else free}'
     return f"""# {plan.model}, {average['params'] or average['modules']:.2f} bits
 
-Routed experts of `{plan.model}` quantized by alphaq {alphaq.__version__}: preset {plan.preset or 'none'}, method `{plan.method}`, widths {', '.join(map(str, plan.choices))}.
+Routed experts of `{plan.model}` quantized by alphaq {alphaq.__version__}.
+Preset {plan.preset or 'none'}, method `{plan.method}`, widths {', '.join(map(str, plan.choices))}.
 Widths were allocated from the weights alone; the weights were {data}.
 
 | part | bytes |
@@ -348,7 +355,8 @@ from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("this folder")
 ```
 
-Without `import alphaq` the folder refuses to load. `alphaq verify` checks every byte against `SHA256SUMS`. `plan.json` names each width, `errors.jsonl` what each cost, `job.json` what it was made from, `logits.json` what it said to a few tokens.
+Without `import alphaq` the folder refuses to load. `alphaq verify` checks every byte against `SHA256SUMS`.
+`plan.json` names each width, `errors.jsonl` what each cost, `job.json` what it was made from, `logits.json` what it said to a few tokens.
 """
 
 def _close(job, layout, folder):
@@ -391,7 +399,8 @@ def _ours(folder):
     if not names: return True
     if not {'SHA256SUMS', 'config.json'} <= names: return False
     listed = {line[66:] for line in (folder/'SHA256SUMS').read_text(encoding='utf-8').splitlines()}
-    return names <= listed | {'SHA256SUMS'} and (read_json(folder/'config.json').get('quantization_config') or {}).get('quant_method') == 'alphaq'
+    method = (read_json(folder/'config.json').get('quantization_config') or {}).get('quant_method')
+    return names <= listed | {'SHA256SUMS'} and method == 'alphaq'
 
 def _replace(partial, out):
     "Put `partial` in the place of `out`; the old folder goes only when the new one stands."
@@ -409,7 +418,8 @@ def _prepared(job, out, overwrite):
     "The partial folder to work in, new or to be resumed."
     if out.exists() and not overwrite: raise AlphaqError(f'{out} exists; choose another folder or pass --overwrite')
     source = job.checkpoint.path.resolve()
-    if out.is_symlink() or out.resolve() in (source, *source.parents): raise AlphaqError(f'{out} is a link, or holds the model that is to be quantized; choose another folder')
+    if out.is_symlink() or out.resolve() in (source, *source.parents):
+        raise AlphaqError(f'{out} is a link, or holds the model that is to be quantized; choose another folder')
     if out.exists() and not _ours(out): raise AlphaqError(f'{out} holds files that are not a quantized model; it will not be overwritten')
     partial, manifest = out.with_name(f'{out.name}.partial'), json.loads(json.dumps(job.manifest()))
     names = {p.name for p in partial.iterdir() if not p.name.endswith('.tmp')} if partial.exists() else set()
@@ -417,7 +427,8 @@ def _prepared(job, out, overwrite):
         for orphan in partial.glob('.*.tmp'): orphan.unlink()  # a kill while a file was being written
         return partial, False
     if names - {UNFINISHED} and 'job.json' not in names: raise AlphaqError(f'{partial} is in the way and was not made by alphaq; move it')
-    if 'job.json' in names and not overwrite: raise AlphaqError(f'{partial} is left from another run (other plan, source, text or version); remove it or pass --overwrite')
+    if 'job.json' in names and not overwrite:
+        raise AlphaqError(f'{partial} is left from another run (other plan, source, text or version); remove it or pass --overwrite')
     if partial.exists(): shutil.rmtree(partial)
     write_text(partial/UNFINISHED, 'run the same command again to continue\n')
     write_json(partial/'job.json', manifest)
@@ -441,7 +452,9 @@ def _told(job, out, partial):
     except (OSError, SafetensorError) as e:
         number = getattr(e, 'errno', None) or int((re.search(r'os error (\d+)', str(e)) or [0, 0])[1])
         if number in (errno.ENOSPC, errno.EDQUOT):
-            raise AlphaqError(f'{partial}: the disk is full, {size(_missing_bytes(job, partial))} more are needed; make room and run the same command again, it continues') from None
+            needed = size(_missing_bytes(job, partial))
+            raise AlphaqError(f'{partial}: the disk is full, {needed} more are needed; make room and run the same command again, '
+                              'it continues') from None
         if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             raise AlphaqError(f'{out.parent} cannot be written ({os.strerror(number)}); choose another folder') from None
         raise
@@ -470,5 +483,5 @@ def quantize(
         _replace(partial, out)
     rows = map(json.loads, (out/'errors.jsonl').read_text(encoding='utf-8').splitlines())
     starved = tuple(r['name'] for r in rows if r['tokens'] is not None and r['tokens'] < layout.shapes[r['name']][1])
-    return Quantized(out, total, sum(p.stat().st_size for p in out.glob('*.safetensors')), predicted_bytes(job.plan, job.checkpoint)['total'],
-                     starved, time.perf_counter() - start)
+    files, predicted = sum(p.stat().st_size for p in out.glob('*.safetensors')), predicted_bytes(job.plan, job.checkpoint)['total']
+    return Quantized(out, total, files, predicted, starved, time.perf_counter() - start)

@@ -142,7 +142,8 @@ def read_errors(
     "What was written down about every matrix."
     try: rows = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
     except ValueError as e: raise AlphaqError(f'{path}: not lines of JSON ({e})') from None
-    if not all(isinstance(r, dict) and {'name', 'bits', 'mse'} <= r.keys() for r in rows): raise AlphaqError(f'{path}: a row lacks name, bits or mse')
+    if not all(isinstance(r, dict) and {'name', 'bits', 'mse'} <= r.keys() for r in rows):
+        raise AlphaqError(f'{path}: a row lacks name, bits or mse')
     return {r['name']: r for r in rows}
 
 def check_errors(
@@ -152,19 +153,23 @@ def check_errors(
 ):                                 # yields findings
     "Each matrix is the one whose error was written down; with the original, the error is that error."
     if not (folder.path/'errors.jsonl').is_file(): return
-    rows, seen = read_errors(folder.path/'errors.jsonl'), set()
-    bits = {f'{n}.{e}.{r}': int(b) for n, roles in config.layers.items() for r, line in roles.items() for e, b in enumerate(line)} | config.modules
-    for name in sorted(rows.keys() ^ bits.keys()): yield f'{name} is ' + ('not in errors.jsonl' if name in bits else 'in errors.jsonl, and not in config.json')
+    rows = read_errors(folder.path/'errors.jsonl')
+    lines = ((n, r, line) for n, roles in config.layers.items() for r, line in roles.items())
+    bits = {f'{n}.{e}.{r}': int(b) for n, r, line in lines for e, b in enumerate(line)} | config.modules
+    for name in sorted(rows.keys() ^ bits.keys()):
+        yield f'{name} is ' + ('not in errors.jsonl' if name in bits else 'in errors.jsonl, and not in config.json')
     experts = {p.name: p for p in original.projections} if original else {}
     for name, W in track(dense_matrices(folder, config), 'unpacking', len(bits)):
         row = rows.get(name)
         if row is None: continue
         if row['bits'] != bits[name]: yield f'{name} has {bits[name]} bits in config.json and {row["bits"]} in errors.jsonl'
-        if 'sha256' in row and row['sha256'] != weights_digest(W): yield f'{name}: its codes stand for other weights than those that were measured'
+        if 'sha256' in row and row['sha256'] != weights_digest(W):
+            yield f'{name}: its codes stand for other weights than those that were measured'
         if original is None: continue
         if name not in experts and f'{name}.weight' not in original.tensors: yield f'{name} is not in {original.path}'; continue
         cost = squared_error(W, original.read(experts[name]) if name in experts else original.tensor(f'{name}.weight'))
-        if abs(cost - row['mse']) > 1e-9 * row['mse']: yield f'{name}: mean squared error {cost:.6g} against the original, errors.jsonl says {row["mse"]:.6g}'
+        if abs(cost - row['mse']) > 1e-9 * row['mse']:  # float64 sums, taken in whatever order
+            yield f'{name}: mean squared error {cost:.6g} against the original, errors.jsonl says {row["mse"]:.6g}'
 
 def check_source(
     folder:Folder,       # the opened folder
@@ -172,7 +177,8 @@ def check_source(
 ):                       # yields findings
     "The original is the one that was quantized, byte by byte."
     if not (folder.path/'job.json').is_file(): return
-    if read_json(folder.path/'job.json').get('source') != original.fingerprint(): yield f'{original.path} is not the checkpoint that this folder was made from'
+    if read_json(folder.path/'job.json').get('source') != original.fingerprint():
+        yield f'{original.path} is not the checkpoint that this folder was made from'
 
 # %% ../nbs/43_verify.ipynb #4cdb573a
 TOLERANCE, STRAYS = 1e-3, .25  # of the recorded logits' root mean square; share of tokens that may exceed it
@@ -206,7 +212,8 @@ def check_runs(
 
 def _unchecked(folder):
     "What a folder does not allow to be checked, in words."
-    if not (folder/'errors.jsonl').is_file(): yield 'errors.jsonl is missing: that its codes stand for the weights that were measured is not checked'
+    if not (folder/'errors.jsonl').is_file():
+        yield 'errors.jsonl is missing: that its codes stand for the weights that were measured is not checked'
     said = read_json(folder/LOGITS) if (folder/LOGITS).is_file() else dict(why=f'{LOGITS} is missing')
     if said.get('logits') is None: yield f'what the model says is not compared: {said.get("why")}'
 
@@ -253,7 +260,8 @@ def examine(
             if 'numbers' not in dict(findings): check('errors', check_errors, opened, config, source)
     if run and not findings: check('runs', check_runs, folder)
     files = [folder/name for name in files_in(folder)]
-    return Report(folder, len(files), sum(p.stat().st_size for p in files), tuple(findings), tuple(_unchecked(folder)) if not findings else ())
+    unchecked = () if findings else tuple(_unchecked(folder))
+    return Report(folder, len(files), sum(p.stat().st_size for p in files), tuple(findings), unchecked)
 
 def verify(
     folder,          # `str | Path` a quantized folder
