@@ -241,12 +241,12 @@ def _row(r):
     if b: row |= dict(tokens=b.tokens, rests_on=b.rests_on, damping=b.damping if isfinite(b.damping) else None)
     return row | dict(sha256=weights_digest(W))
 
-def _from_shard(job, layout, folder, position):
-    "One layer as it was written, under the names it has in the model, one tensor at a time."
+def _from_shard(job, layout, folder, position, kept=True):
+    "One layer as it was written, under the names it has in the model, one tensor at a time; only what was rounded, on request."
     prefix, shard = layout.prefixes[position], folder/layout.shards[position]
     def named(n): return model_name(job.checkpoint, n)
     with safe_open(shard, framework='pt') as f:
-        for n in layout.kept[prefix]: yield named(n), f.get_tensor(n)
+        for n in layout.kept[prefix] if kept else (): yield named(n), f.get_tensor(n)
         tensors = {k: f.get_tensor(k) for k in f.keys() if k.endswith(('.words', '.scale', '.zero'))}
         for n, W in unpacked_layer(tensors, {n: layout.shapes[n] for n in layout.matrices[prefix]}, layout.bits):
             yield named(n) if '.experts.' in n else f'{named(n)}.weight', W
@@ -263,7 +263,7 @@ def _calibrated(job, layout, folder):
         yield seen
         seen = None  # one layer's statistics at a time
         if fresh:
-            for name, W in _from_shard(job, layout, folder, layout.of_layer(index)): put(model, name, W)
+            for name, W in _from_shard(job, layout, folder, layout.of_layer(index), kept=False): put(model, name, W)
 
 def _make_shard(job, layout, path, prefix, seen, poison):
     "Round, pack and write what belongs together."
