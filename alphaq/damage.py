@@ -67,7 +67,7 @@ def spec_damage(
     where:tuple,         # `(layer, expert, role)`
     bits:int,            # width
     group_size:int=128,  # weights that share a scale
-)->Tensor:               # `[n]` differences of {eq}`eq-damage`, nats per token
+)->Tensor:               # `[n]` differences of {eq}`eq-rise`, nats per token
     "Specification of `damages`: the whole model twice."
     plain = window_nll(model, rows)
     with rounded(model, {where: bits}, group_size): return window_nll(model, rows) - plain
@@ -75,7 +75,7 @@ def spec_damage(
 # %% ../nbs/46_damage.ipynb #4825b982
 @dataclass(frozen=True)
 class Damage:
-    "What rounding one projection alone does to the loss ({eq}`eq-damage`)."
+    "What rounding one projection alone does to the loss ({eq}`eq-rise`)."
     layer:int
     expert:int
     role:str          # gate_proj | up_proj | down_proj

@@ -66,7 +66,8 @@ def test_the_model_has_learned_something(demo): assert len(demo['header']['learn
 
 
 def test_paper_is_no_uniform_in_disguise(demo):
-    assert all(r['differs_from_uniform'] >= .2 for r in demo['rows'] if r['method'] == 'paper')
+    rows = [r for r in demo['rows'] if r['method'] == 'paper' and r['bits'] >= 1.5]  # at 1.25 three quarters have one bit whatever the method
+    assert rows and all(r['differs_from_uniform'] >= .2 for r in rows)
 
 
 def test_three_and_a_half_bits_with_error_feedback_stay_close(demo):
