@@ -27,7 +27,7 @@ from .noise import analytic_noise, table_noise
 COUNTS = ('params', 'modules', 'stored')
 NOISES = ('analytic', 'table', 'measured')
 SCOPES = ('global', 'block')
-GRANULARITIES = ('projection', 'expert', 'layer')
+GRANULARITIES = ('projection', 'expert', 'role', 'layer')
 
 @dataclass(frozen=True)
 class Settings:
@@ -44,6 +44,7 @@ class Settings:
     granularity:str|None=None   # one of `GRANULARITIES`: what shares a width; `None` takes what the method's source uses
     bounds:tuple=()             # `(pattern of names, least width, most)`; equal numbers fix a width
     seed:int=0                  # of methods that draw
+    stored:tuple|None=None      # bits per weight that each width takes where the plan will be used; `None` is this package's own packing
 
 @dataclass(frozen=True)
 class Allocation:
@@ -64,6 +65,9 @@ def choice_sizes(
     if any(not s.numel for s in scores):
         raise AlphaqError('these scores carry no shapes, so the budget can only count modules; use --count modules')
     if settings.count == 'params': return np.array([s.numel for s in scores], np.int64)[:, None] * widths
+    if settings.stored:
+        weigh = dict(zip(WIDTHS, settings.stored))
+        return np.rint(np.outer([s.numel for s in scores], [weigh[b] for b in settings.choices])).astype(np.int64)
     return 8 * np.array([[stored_bytes((s.rows, s.cols), b, min(settings.group_size, s.cols)) for b in settings.choices] for s in scores])
 
 # %% ../nbs/24_allocators.ipynb #cf9cdc60
@@ -123,9 +127,9 @@ def units(
 )->np.ndarray:       # `[n]` number of the unit of each projection, from 0, in order of first appearance
     "What shares a width."
     if granularity == 'projection': return np.arange(len(scores))
-    if any(s.layer < 0 or (granularity == 'expert' and s.expert < 0) for s in scores): raise AlphaqError(f'these scores do not say which {granularity} a row belongs to')
-    number = {}
-    return np.array([number.setdefault((s.layer, s.expert) if granularity == 'expert' else s.layer, len(number)) for s in scores])
+    if any(s.layer < 0 or (granularity == 'expert' and s.expert < 0) or (granularity == 'role' and not s.role) for s in scores): raise AlphaqError(f'these scores do not say which {granularity} a row belongs to')
+    within, number = {'expert': lambda s: s.expert, 'role': lambda s: s.role, 'layer': lambda s: 0}[granularity], {}
+    return np.array([number.setdefault((s.layer, within(s)), len(number)) for s in scores])
 
 def mopeq(scores, settings): # `[n, choices]` costs
     "Inverse norms summed over an expert, in three clusters worth a bit each (MoPEQ, ICCV-W 2025)."
