@@ -115,14 +115,15 @@ def check_sums(
 # %% ../nbs/00_core.ipynb #14237b23
 _packages = ('alphaq', 'torch', 'transformers', 'triton', 'numpy', 'pulp', 'highspy')
 
-def _commit():
-    "The commit of the checkout this package runs from, `-dirty` when it has changes; `None` outside a checkout."
-    here = Path(__file__).resolve().parent if '__file__' in globals() else Path.cwd()
+def _commit(here=None):
+    "The commit of the checkout this package runs from, `-dirty` when it has changes outside results/; `None` outside a checkout."
+    here = here or (Path(__file__).resolve().parent if '__file__' in globals() else Path.cwd())
     def git(*args): return subprocess.run(['git', '-C', str(here), *args], capture_output=True, text=True)
     try: tracked, head = git('ls-files', '--error-unmatch', 'core.py'), git('rev-parse', 'HEAD')
     except OSError: return None
     if tracked.returncode or head.returncode: return None
-    return head.stdout.strip() + ('-dirty' if git('status', '--porcelain', '--untracked-files=no').stdout.strip() else '')
+    changed = git('status', '--porcelain', '--untracked-files=no', '--', ':(top)', ':(top,exclude)results').stdout.strip()  # rows make no rows
+    return head.stdout.strip() + ('-dirty' if changed else '')
 
 def provenance(
     command:str,             # the command that makes the rows again
