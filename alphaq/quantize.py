@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['QUANTIZERS', 'AT_ONCE', 'LOGITS', 'UNFINISHED', 'Job', 'check_quantizer', 'Rounded', 'round_layer', 'feed_back_layer',
            'layer_tensors', 'unpacked_layer', 'weights_digest', 'squared_error', 'probe_tokens', 'probe_places',
-           'Quantized', 'quantize']
+           'predicted_files', 'budget_for_size', 'Quantized', 'quantize']
 
 # %% ../nbs/32_quantize.ipynb #698c3809
 import errno
@@ -29,11 +29,11 @@ import alphaq
 from .activations import check_device, model_name, put, skeleton, stored, streamed_logits, walk
 from .checkpoint import ROLES, Checkpoint, read_header
 from .console import size
-from .core import AlphaqError, atomic, read_json, track, write_json, write_sums, write_text
+from .core import AlphaqError, BudgetError, atomic, read_json, track, write_json, write_sums, write_text
 from .gptq import Basis, bases, factor, gptq, shrunk
-from .grid import QuantizedWeight, quantize as round_matrix
+from .grid import QuantizedWeight, quantize as round_matrix, stored_bytes
 from .hook import guarded, poison_tensors
-from .pack import pack, unpack_codes, word_count
+from .pack import PackedWeight, pack, unpack_codes, word_count
 from .plan import Plan, check_plan, other_linears, predicted_bytes, to_json, widths
 
 # %% ../nbs/32_quantize.ipynb #64292b1c
@@ -207,8 +207,9 @@ class _Layout:
 
 def _layout(job):
     checkpoint, linears = job.checkpoint, other_linears(job.checkpoint, job.plan)
-    shapes = {p.name: p.shape for p in checkpoint.projections} | linears
-    bits = widths(job.plan) | {n: job.plan.other_bits for n in linears}
+    shapes = {p.name: p.shape for p in checkpoint.projections} | {n: checkpoint.tensors[f'{n}.weight'].shape for n in linears}
+    flat = widths(job.plan) | linears
+    bits = {n: flat[n] for n in shapes}
     def prefix(name): return m[0] if (m := re.match(r'(?:\w+\.)*?layers\.\d+', name)) else ''
     kept = [n for n in checkpoint.rest if n.removesuffix('.weight') not in linears]
     prefixes = sorted({prefix(n) for n in (*shapes, *kept)} - {''}, key=lambda p: int(p.rsplit('.', 1)[1])) + ['']
@@ -329,7 +330,7 @@ def _quantization(job, layout):
     for p in job.checkpoint.projections: layers.setdefault(p.module, {}).setdefault(p.role, []).append(str(layout.bits[p.name]))
     return dict(quant_method='alphaq', format='alphaq-packed/1', zero='sixteenths', group_size=job.plan.group_size,
                 layers={prefix: {r: ''.join(digits[r]) for r in ROLES} for prefix, digits in layers.items()},
-                modules={n: job.plan.other_bits for n in layout.shapes if '.experts.' not in n})
+                modules={n: b for n, b in layout.bits.items() if '.experts.' not in n})
 
 def _card(job, weighs):
     plan, average = job.plan, job.plan.average
@@ -344,7 +345,7 @@ Widths were allocated from the weights alone; the weights were {data}.
 | part | bytes |
 |---|---|
 | routed experts | {weighs['experts']} |
-| attention ({plan.other_bits} bits) | {weighs['attention']} |
+| attention ({plan.other_bits} bits) and what else the plan names | {weighs['linears']} |
 | everything else, as in the source | {weighs['rest']} |
 
 Average width by parameters {average['params']}, stored with scales and zero points {average['stored']}, groups of {plan.group_size}.
@@ -380,6 +381,53 @@ def _close(job, layout, folder):
     write_sums(folder, leave_out=(UNFINISHED,))
     return total
 
+# %% ../nbs/32_quantize.ipynb #277db3c5
+_order = ('BOOL', 'U8', 'I8', 'I16', 'U16', 'F16', 'BF16', 'I32', 'U32', 'F32', 'C64', 'F64', 'I64', 'U64')  # of types, as safetensors sorts them, last first
+_names = {torch.int16: 'I16', torch.float16: 'F16', torch.uint8: 'U8'}
+
+def _file_bytes(
+    entries:dict, # tensor name -> `(type, shape, bytes)`
+)->int:
+    "Size of a safetensors file with one entry of metadata, as `_write_shard` writes it."
+    header, end = {'__metadata__': {'format': 'pt'}}, 0
+    for name in sorted(entries, key=lambda n: (-_order.index(entries[n][0]), n)):
+        dtype, shape, nbytes = entries[name]
+        header[name] = dict(dtype=dtype, shape=list(shape), data_offsets=[end, end := end + nbytes])
+    return 8 + -(-len(json.dumps(header, separators=(',', ':'), ensure_ascii=False).encode()) // 8) * 8 + end
+
+def predicted_files(
+    job:Job,
+)->dict:     # weight file -> bytes
+    "What each weight file of the folder will weigh, from shapes alone."
+    _checked(job)
+    layout, tensors = _layout(job), job.checkpoint.tensors
+    def blank(name):
+        (out, cols), bits = layout.shapes[name], layout.bits[name]
+        words, group = torch.empty(word_count((out, cols), bits), dtype=torch.int16, device='meta'), job.group(cols)
+        scale = torch.empty(out, cols // group, dtype=torch.float16, device='meta')
+        return PackedWeight(words, scale, scale.to(torch.uint8), bits, (out, cols), group)
+    poison, sizes = poison_tensors(_quantization(job, layout)), {}
+    for prefix, shard in zip(layout.prefixes, layout.shards):
+        made = layer_tensors({n: blank(n) for n in layout.matrices[prefix]}) | ({} if prefix else poison)
+        entries = {n: (_names[t.dtype], t.shape, t.numel() * t.itemsize) for n, t in made.items()}
+        sizes[shard] = _file_bytes(entries | {n: (tensors[n].dtype, tensors[n].shape, tensors[n].nbytes) for n in layout.kept[prefix]})
+    return sizes
+
+# %% ../nbs/32_quantize.ipynb #5ce22c30
+def budget_for_size(
+    widest:Job,    # with a plan that gives every expert the widest choice
+    nbytes:int,    # that the weight files may weigh in all
+    narrow:int=1,  # the narrowest choice
+)->float:          # stored bits per weight of the routed experts, for `Settings(bits, count='stored')`
+    "The budget that fills a size; out of reach is a `BudgetError` that names the range in bytes."
+    shapes, bits = [p.shape for p in widest.checkpoint.projections], widths(widest.plan)
+    most = sum(predicted_files(widest).values())
+    experts = sum(stored_bytes(p.shape, bits[p.name], widest.group(p.shape[1])) for p in widest.checkpoint.projections)
+    least = most - experts + sum(stored_bytes(s, narrow, widest.group(s[1])) for s in shapes)
+    if not least <= nbytes <= most:
+        raise BudgetError(f'{size(nbytes)} ({nbytes} bytes) is out of reach; the weight files of this checkpoint reach {least} to {most} bytes, {size(least)} to {size(most)}')
+    return 8 * (nbytes - most + experts) / sum(out * cols for out, cols in shapes)
+
 # %% ../nbs/32_quantize.ipynb #633fc7f4
 UNFINISHED = 'UNFINISHED'
 
@@ -390,6 +438,7 @@ class Quantized:
     tensor_bytes:int   # bytes of all tensors
     file_bytes:int     # bytes of all weight files, headers included
     predicted:int      # bytes of all tensors as predicted from the plan
+    predicted_files:int  # bytes of all weight files as predicted from the plan
     starved:tuple      # experts that saw fewer tokens than they have inputs, with error feedback
     seconds:float      # wall time of this run
 
@@ -437,7 +486,7 @@ def _prepared(job, out, overwrite):
 def _missing_bytes(job, partial):
     "How many more bytes the folder will take, one shard's margin included."
     there = sum(p.stat().st_size for p in partial.glob('*.safetensors')) if partial.exists() else 0
-    return max(0, predicted_bytes(job.plan, job.checkpoint)['total'] - there) + 2**24
+    return max(0, sum(predicted_files(job).values()) - there) + 2**24
 
 def _check_room(job, out, partial):
     "Refuse to begin what the disk cannot hold."
@@ -484,4 +533,4 @@ def quantize(
     rows = map(json.loads, (out/'errors.jsonl').read_text(encoding='utf-8').splitlines())
     starved = tuple(r['name'] for r in rows if r['tokens'] is not None and r['tokens'] < layout.shapes[r['name']][1])
     files, predicted = sum(p.stat().st_size for p in out.glob('*.safetensors')), predicted_bytes(job.plan, job.checkpoint)['total']
-    return Quantized(out, total, files, predicted, starved, time.perf_counter() - start)
+    return Quantized(out, total, files, predicted, sum(predicted_files(job).values()), starved, time.perf_counter() - start)

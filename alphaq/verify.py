@@ -55,12 +55,11 @@ def check_plan_widths(
     "The widths in config.json are those of plan.json, and a stock load is refused."
     plan = read_plan(folder.path/'plan.json')
     lines = ((n, r, line) for n, roles in config.layers.items() for r, line in roles.items())
-    planned, held = widths(plan), {f'{n}.{e}.{r}': int(b) for n, r, line in lines for e, b in enumerate(line)}
+    held = {f'{n}.{e}.{r}': int(b) for n, r, line in lines for e, b in enumerate(line)} | config.modules
+    planned = dict.fromkeys(config.modules, plan.other_bits) | {n: b for n, b in widths(plan).items() if b != 16}
     for name in sorted(planned.keys() | held.keys()):
         if planned.get(name) != held.get(name):
             yield f'{name} has {held.get(name)} bits in config.json and {planned.get(name)} in plan.json'
-    for name, bits in config.modules.items():
-        if bits != plan.other_bits: yield f'{name} has {bits} bits in config.json and {plan.other_bits} in plan.json'
     if config.group_size != plan.group_size: yield f'groups of {config.group_size} in config.json and of {plan.group_size} in plan.json'
     if folder.config.get('experts_implementation') != CURE:
         yield 'config.json: experts_implementation does not guard against a load without alphaq'
