@@ -27,9 +27,10 @@ from torch import Tensor
 
 import alphaq
 from .activations import check_device, model_name, put, skeleton, stored, streamed_logits, walk
-from .checkpoint import ROLES, Checkpoint, read_header
+from .checkpoint import ROLES, Checkpoint
 from .console import size
 from .core import AlphaqError, BudgetError, atomic, read_json, track, write_json, write_sums, write_text
+from .folder import read_header
 from .gptq import Basis, bases, factor, gptq, shrunk
 from .grid import QuantizedWeight, quantize as round_matrix, stored_bytes
 from .hook import guarded, poison_tensors
