@@ -21,10 +21,13 @@ def eigenvalues(
 )->Tensor:                              # `[..., min(m, n)]` ascending, >= 0, on the device of `W`
     "Eigenvalues of the smaller Gram matrix, that is the squared singular values ({eq}`eq-esd`)."
     if W.ndim < 2 or not W.numel(): raise AlphaqError(f'a matrix has rows and columns, got shape {tuple(W.shape)}')
-    W = W.to(dtype)
-    if not W.isfinite().all(): raise AlphaqError('the matrix holds NaN or infinity; the checkpoint is damaged, download it again')
-    gram = W @ W.mT if W.shape[-2] <= W.shape[-1] else W.mT @ W
-    return torch.linalg.eigvalsh(gram).clamp(min=0)  # rounding may leave a zero slightly negative
+    W = W.detach().to(dtype)
+    if not all(x.isfinite() for x in W.aminmax()): raise AlphaqError('the matrix holds NaN or infinity; the checkpoint is damaged, download it again')
+    if W.shape[-2] > W.shape[-1]: W = W.mT
+    if W.device.type != 'cpu': return torch.linalg.eigvalsh(W @ W.mT).clamp(min=0)
+    A = W.numpy()
+    gram = A @ A.swapaxes(-1, -2)  # NumPy sees one matrix twice and computes half of the products
+    return torch.from_numpy(np.linalg.eigvalsh(gram)).clamp_(min=0)  # rounding may leave a zero slightly negative
 
 # %% ../nbs/11_esd.ipynb #d5d0e940
 def marchenko_pastur_edges(

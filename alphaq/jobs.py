@@ -131,7 +131,7 @@ class Journal:
             records, end = [], 0
         self.file.truncate(end)
         if not records: self._append(manifest)
-        self.done = {i: [Score(**row | dict(mse=tuple(row['mse']))) for row in rows] for i, rows in records[1:]}
+        self.done = {i: [Score(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}) for row in rows] for i, rows in records[1:]}
 
     def _append(self, record): self.file.write(_line(record)); os.fsync(self.file.fileno())
 

@@ -235,7 +235,7 @@ def squared_error(
     original:Tensor, # `[out, in]` in the stored type
 )->float:            # mean over all weights
     "What rounding one matrix cost, summed in float64."
-    return (W - original.float()).square_().mean(dtype=torch.float64).item()
+    return (W - original.float()).square_().mean(-1, dtype=torch.float64).mean().item()  # by rows: one sum would depend on the number of threads
 
 def _row(r):
     W = r.weight.dequantize()
@@ -279,15 +279,23 @@ def _make_shard(job, layout, path, prefix, seen, poison):
     tensors = layer_tensors(packed) | {n: files.tensor(n) for n in layout.kept[prefix]} | ({} if prefix else poison)
     _write_shard(path, tensors, [rows[n] for n in names])
 
-def _stream(job, layout, folder):
+def _stream(job, layout, folder, engine=None):
     "Write the shard of every layer that is not there yet."
     missing = [not (folder/shard).exists() for shard in layout.shards]
-    walker = _calibrated(job, layout, folder) if job.quantizer == 'gptq' and any(missing[:-1]) else iter(())
     poison = poison_tensors(_quantization(job, layout))
+    if engine and job.quantizer != 'gptq': return _spread(job, layout, folder, [i for i, absent in enumerate(missing) if absent], poison, engine)
+    walker = _calibrated(job, layout, folder) if job.quantizer == 'gptq' and any(missing[:-1]) else iter(())
     for prefix, shard, absent in track(list(zip(layout.prefixes, layout.shards, missing)), 'quantizing'):
         seen = next(walker, None) if prefix else None  # `None` too for layers that the model has not: heads that predict further tokens
         if absent: _make_shard(job, layout, folder/shard, prefix, seen, poison)
         seen = None  # before the next layer's are made
+
+def _spread(job, layout, folder, missing, poison, engine):
+    "Without data no layer waits for another: whoever is free makes the next."
+    sent = replace(job, checkpoint=replace(job.checkpoint))  # without files that are open here
+    def make(i): _make_shard(sent, layout, folder/layout.shards[i], layout.prefixes[i], None, poison)
+    for _ in track(engine(make, missing), 'quantizing', total=len(missing)): pass
+    for orphan in folder.glob('.*.tmp'): orphan.unlink()  # of a worker that died while it wrote
 
 # %% ../nbs/32_quantize.ipynb #c9357150
 LOGITS = 'logits.json'
@@ -513,6 +521,7 @@ def quantize(
     job:Job,
     out,                     # `str | Path` folder to make
     overwrite:bool=False,    # replace a finished folder, once its successor is complete
+    engine=None,             # who makes the layers without data, of {doc}`18_jobs`; `None`: one after the other here
 )->Quantized:
     "Quantize a checkpoint into a folder; run again after a crash, it continues."
     start, out = time.perf_counter(), Path(out).absolute()
@@ -523,7 +532,7 @@ def quantize(
     with _told(job, out, partial):
         partial, fresh = _prepared(job, out, overwrite)
         try:
-            _stream(job, layout, partial)
+            _stream(job, layout, partial, engine)
             _write_logits(job, layout, partial)
             total = _close(job, layout, partial)
         except AlphaqError:  # the input is at fault and would be again: leave nothing behind
