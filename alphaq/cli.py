@@ -57,14 +57,22 @@ def info(model:Model='pocket', plan:Annotated[Optional[Path], typer.Option(help=
     shapes = sorted({p.shape for p in c.projections})
     total, numel = sum(t.nbytes for t in c.tensors.values()), sum(p.numel for p in c.projections)
     experts = {b: sum(stored_bytes(p.shape, b, min(group_size, p.shape[1])) for p in c.projections) for b in WIDTHS}
-    stored = sum(c.tensors[k].nbytes for k in {p.key for p in c.projections})
-    data = dict(model=str(c.path), layers=len({p.layer for p in c.projections}), projections=len(c.projections), shapes=[list(s) for s in shapes],
+    stored = sum(c.tensors[k].nbytes for k in {p.key for p in c.projections} | {p.scales for p in c.projections} - {None})
+    data = dict(model=str(c.path), family=_family(c), layout=c.layout, stored_as=', '.join(c.stored_types), coverage=c.coverage(p.name for p in c.projections), layers=len({p.layer for p in c.projections}), projections=len(c.projections), shapes=[list(s) for s in shapes],
                 expert_parameters=numel, bytes=total, expert_bytes=stored, other_bytes=total - stored, experts_at={b: n for b, n in experts.items()})
     if plan: data['plan'] = predicted_bytes(read_plan(plan), c)
-    rows = [['layers with experts', data['layers']], ['expert projections', f'{len(c.projections)} of shapes {", ".join("x".join(map(str, s)) for s in shapes)}'],
+    rows = [['family', data['family']], ['layout', f'{c.layout}, {data["stored_as"]}'], ['found', data['coverage']],
+            ['layers with experts', data['layers']], ['expert projections', f'{len(c.projections)} of shapes {", ".join("x".join(map(str, s)) for s in shapes)}'],
             ['expert parameters', f'{numel:,}'], ['stored', f'{size(total)}, experts {size(stored)}'],
             *[[f'experts at {b} bits', size(n)] for b, n in experts.items()], *([[f'plan: {k}', size(v)] for k, v in data['plan'].items()] if plan else [])]
     emit(data, json_, table(['what', 'value'], rows, str(c.path)))
+
+def _family(c):
+    "The family by config.json, and whether it is one that the book has tried."
+    from alphaq.families import FAMILIES, OTHER_FAMILIES
+    inner = c.config.get('text_config')
+    kinds = [c.family, *([str(inner.get('model_type'))] if isinstance(inner, dict) else [])]
+    return c.family if {*kinds} & (FAMILIES | OTHER_FAMILIES).keys() else f'{c.family} (unknown; recognised by {"shape" if c.guessed else "names and shapes"})'
 
 def _still():
     "Keep transformers from writing over the progress bars."
@@ -83,7 +91,9 @@ def _job(model, tail, tile, stride, group_size, **more):
     from alphaq.jobs import Job
     from alphaq.noise import measured_noise
     from alphaq.signals import describer
-    def measure(W): return measured_noise(W, min(group_size, W.shape[1]))
+    def measure(W):
+        group = min(group_size, W.shape[1])
+        return measured_noise(W, group) if W.shape[1] % group == 0 else ()
     return Job(model, tail, tile, stride, measure, describer(model), dict(group_size=group_size), **more)
 
 @verb
@@ -91,15 +101,18 @@ def score(model:Model='pocket', out:Annotated[Path, typer.Option('-o', '--out', 
           tail:Annotated[str, typer.Option(help='tail rule')]='peak', tile:Annotated[int, typer.Option(help='largest tile side', min=2)]=256,
           stride:Annotated[Optional[int], typer.Option(help='between tiles; the side unless said', min=1)]=None,
           group_size:Annotated[int, typer.Option(help='weights that share a scale when errors are measured', min=1)]=128,
+          include:Annotated[Optional[str], typer.Option(help='score these too: attention, shared, router; joined by commas')]=None,
+          dense:Annotated[bool, typer.Option('--dense', help='a model without experts: score every matrix of its layers')]=False,
           shard:Annotated[str, typer.Option(help='i/n: only the i-th of n parts, for `alphaq merge`')]='1/1', engine:Engine='local',
           overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False):
     "Tail exponent, variance and rounding error of every expert projection, from the weights alone; run again after a crash, it continues."
-    from alphaq.checkpoint import open_checkpoint
+    from alphaq.checkpoint import including, open_checkpoint, open_dense
     from alphaq.jobs import part_named, score_to
-    c = open_checkpoint(model)
+    if dense and include: raise typer.BadParameter('a dense model is scored whole; --include goes with experts')
+    c = open_dense(model) if dense else including(open_checkpoint(model), include.split(',') if include else ())
     job = _job(c, tail, tile, stride, group_size, part=part_named(shard))
     scores = score_to(out, job, _engine(engine), overwrite)
-    summary = _alphas(scores) | dict(model=str(c.path), out=str(out), coverage=f'{len(scores)} of {len(c.projections)} expert projections')
+    summary = _alphas(scores) | dict(model=str(c.path), out=str(out), family=_family(c), coverage=c.coverage(s.name for s in scores))
     emit(summary, json_, table(['what', 'value'], summary.items()))
 
 @verb
@@ -131,7 +144,7 @@ def doctor(what:Annotated[str, typer.Argument(help='a model, a quantized folder 
     else:
         c = open_checkpoint(what)
         scores = score(c, 'median')  # the rule that tells noise from training best; alpha itself is not used here
-        findings.append(('ok', f'{len(c.projections)} of {len(c.projections)} expert projections read, all finite'))
+        findings.append(('ok', f'{c.coverage(s.name for s in scores)}, all finite'))
     judged = [s for s in scores if s.null_z is not None]
     if judged:
         beyond = sum(abs(s.null_z) > 3 for s in judged)
@@ -196,6 +209,13 @@ def _plan(scores, model, preset, other_bits, settings):
     from alphaq.plan import make_plan
     return make_plan(scores, allocate(scores, settings), model, preset, 4 if other_bits is None else other_bits)
 
+def _experts_only(scores, left_out):
+    "Without the rows of attention, routers and shared experts, whose widths are not allocated; a table of nothing else stays as it is."
+    from alphaq.checkpoint import ROLES
+    experts = [s for s in scores if s.role in (*ROLES, '')]
+    if experts: left_out += [s.name for s in scores if s.role not in (*ROLES, '')]
+    return experts or scores
+
 @verb
 def allocate(scores:Annotated[Path, typer.Argument(help='table from `alphaq score`, or the authors\' own')], bits:Bits=None,
              out:Annotated[Path, typer.Option('-o', '--out', help='plan to write')]=Path('plan.json'), preset:Preset='best', method:Method=None, gamma:Gamma=None,
@@ -209,7 +229,7 @@ def allocate(scores:Annotated[Path, typer.Argument(help='table from `alphaq scor
     if out.exists() and not overwrite: raise AlphaqError(f'{out} exists; choose another name or pass --overwrite')
     skipped = []
     changes = (method, gamma, cap, noise, choices, count, group_size, scope, granularity, bound or None)
-    table_, settings = read_scores(scores, skipped), _settings(preset, bits, *changes)
+    table_, settings = _experts_only(read_scores(scores, skipped), skipped), _settings(preset, bits, *changes)
     plan = _plan(table_, model or scores.stem, _label(preset, *changes), other_bits, settings)
     write_plan(out, plan)
     plain = solve(table_, _plain(settings))

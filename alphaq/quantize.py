@@ -30,6 +30,7 @@ from .activations import check_device, model_name, put, skeleton, stored, stream
 from .checkpoint import ROLES, Checkpoint
 from .console import size
 from .core import AlphaqError, BudgetError, atomic, read_json, track, write_json, write_sums, write_text
+from .families import check_experts
 from .folder import read_header
 from .gptq import Basis, bases, factor, gptq, shrunk
 from .grid import QuantizedWeight, quantize as round_matrix, stored_bytes
@@ -78,8 +79,23 @@ def _check_windows(windows, config):
         lie = f'calibration tokens lie in {windows.min()}..{windows.max()}'
         raise AlphaqError(f'{lie}, the model knows {vocabulary}; use the tokenizer of this model')
 
+def _check_source(checkpoint):
+    "Refuse a checkpoint that can be scored, but whose quantized folder nobody could open."
+    where = f'{checkpoint.path}: a checkpoint of family {checkpoint.family} can be scored, but not quantized'
+    if checkpoint.guessed: raise AlphaqError(f'{where}: its layout is {checkpoint.layout}, and a guess is not enough')
+    if {p.role for p in checkpoint.projections} != {*ROLES}: raise AlphaqError(f'{where}: its experts have no gate')
+    eight = next((n for n, t in checkpoint.tensors.items() if t.dtype.startswith('F8')), None)
+    if eight: raise AlphaqError(f'{where}: {eight} and others are stored in eight bits; convert it to bfloat16 first')
+    from transformers import CONFIG_MAPPING
+    if checkpoint.family not in CONFIG_MAPPING: return  # rounded all the same, for whoever can build it
+    try:
+        model = skeleton(checkpoint)
+        for name in {model_name(checkpoint, p.module) for p in checkpoint.projections}: check_experts(model.get_submodule(name), name)
+    except (AlphaqError, AttributeError) as e: raise AlphaqError(f'{where}: {str(e).split(": ")[-1]}') from None
+
 def _checked(job):
     "Refuse what cannot work before anything is written."
+    _check_source(job.checkpoint)
     check_plan(job.plan, job.checkpoint)
     check_quantizer(job.quantizer, job.windows is not None, job.device)
     if job.windows is not None: _check_windows(job.windows, job.checkpoint.config)

@@ -32,11 +32,12 @@ def router_rows(
     "The router's rows of every layer: row e, times a hidden state, is the logit of expert e."
     experts, hidden = {}, {}
     for p in checkpoint.projections:
+        if p.expert < 0: continue
         experts[p.layer] = max(experts.get(p.layer, 0), p.expert + 1)
-        if p.role == 'gate_proj': hidden[p.layer] = p.shape[1]
+        if p.role == 'up_proj': hidden[p.layer] = p.shape[1]
     found = {}
-    for name in checkpoint.rest:
-        m = re.fullmatch(r'(?:\w+\.)*?layers\.(\d+)\.(?:mlp|block_sparse_moe)\.(?:gate|router)\.weight', name)
+    for name in checkpoint.tensors:
+        m = re.fullmatch(r'(?:\w+\.)*?layers\.(\d+)\.(?:mlp|block_sparse_moe|feed_forward)\.(?:gate|router)(?:\.layer)?\.weight', name)
         layer = int(m[1]) if m else None
         if layer in experts and checkpoint.tensors[name].shape == (experts[layer], hidden[layer]): found[layer] = checkpoint.tensor(name).float()
     return found
@@ -46,5 +47,5 @@ def describer(
 ):                     # `(projection, matrix) -> dict`, for `score(..., describe=...)`
     "Every signal of this chapter, for each projection of a checkpoint."
     routers = {layer: rows.double().norm(dim=1).tolist() for layer, rows in router_rows(checkpoint).items()}
-    def describe(p, W): return matrix_signals(W) | ({'router_norm': routers[p.layer][p.expert]} if p.layer in routers else {})
+    def describe(p, W): return matrix_signals(W) | ({'router_norm': routers[p.layer][p.expert]} if p.layer in routers and p.expert >= 0 else {})
     return describe
