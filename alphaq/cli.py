@@ -94,7 +94,8 @@ def _job(model, tail, tile, stride, group_size, **more):
     def measure(W):
         group = min(group_size, W.shape[1])
         return measured_noise(W, group) if W.shape[1] % group == 0 else ()
-    return Job(model, tail, tile, stride, measure, describer(model), dict(group_size=group_size), **more)
+    others = sorted({p.role for p in model.projections if p.expert < 0})
+    return Job(model, tail, tile, stride, measure, describer(model), dict(group_size=group_size, others=others), **more)
 
 @verb
 def score(model:Model='pocket', out:Annotated[Path, typer.Option('-o', '--out', help='table to write')]=Path('scores.csv'),
