@@ -273,6 +273,7 @@ def quantize(model:Model='pocket', bits:Bits=None, out:Annotated[Optional[Path],
              quantizer:Annotated[str, typer.Option(help='mse, rtn, hqq or gptq')]='mse',
              calibration:Annotated[Optional[str], typer.Option(help='texts for gptq: names joined by +, or a file')]=None,
              samples:Annotated[int, typer.Option(help='calibration windows', min=1)]=128, window:Annotated[int, typer.Option(help='tokens in a window', min=2)]=256,
+             routing:Annotated[str, typer.Option(help='which calibration tokens count for an expert: routed, weighted (by the router) or all')]='routed',
              other_bits:Other=None, device:Annotated[str, typer.Option(help='cpu or cuda')]='cpu', engine:Engine='local', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False):
     "Score, allocate (or take a plan), round and pack a checkpoint into a folder that opens."
     from alphaq.allocators import preset_named
@@ -286,7 +287,7 @@ def quantize(model:Model='pocket', bits:Bits=None, out:Annotated[Optional[Path],
     if plan and (_label('', *changes, other_bits) is None or preset != 'best'): raise typer.BadParameter('a plan says everything already; options of the allocation go with --bits')
     if out is None: raise typer.BadParameter('give -o, the folder to make')
     if out.exists() and not overwrite: raise AlphaqError(f'{out} exists; choose another folder or pass --overwrite')
-    check_quantizer(quantizer, calibration is not None, device)
+    check_quantizer(quantizer, calibration is not None, device, routing)
     work, c = _engine(engine), open_checkpoint(model)
     if plan: chosen = read_plan(plan)
     else:
@@ -294,19 +295,21 @@ def quantize(model:Model='pocket', bits:Bits=None, out:Annotated[Optional[Path],
         _feasible(c, settings)
         chosen = _plan(score_all(_job(c, p.tail, p.tile, None, settings.group_size), work), c.path.resolve().name, _label(preset, *changes), other_bits, settings)
     tokens, described = _windows(c.path, calibration.split('+'), 'train', window, samples) if calibration else (None, None)
-    made = run(Job(c, chosen, quantizer, tokens, described, device), out, overwrite, work if engine != 'local' else None)
+    made = run(Job(c, chosen, quantizer, tokens, described, routing, device), out, overwrite, work if engine != 'local' else None)
     data = _summary(chosen) | dict(out=str(made.path), file_bytes=made.file_bytes, tensor_bytes=made.tensor_bytes, predicted_bytes=made.predicted,
                                    quantizer=quantizer, starved=len(made.starved), seconds=round(made.seconds, 2))
     emit(data, json_, table(['what', 'value'], data.items()))
 
 @verb
-def verify(folder:Path, json_:Json=False, quiet:Quiet=False):
+def verify(folder:Path, against:Annotated[Optional[str], typer.Option(help='the model it was made from: every error is computed again')]=None,
+           json_:Json=False, quiet:Quiet=False):
     "Is this folder what it says it is? Exit code 4 when not."
     from alphaq.verify import verify as check
     _still()
-    report = check(folder)
-    data = dict(folder=str(folder), verified=True, files=report.files, bytes=report.nbytes)
-    emit(data, json_, table(['what', 'value'], data.items()))
+    report = check(folder, original=against)
+    data = dict(folder=str(folder), verified=True, files=report.files, bytes=report.nbytes, against=against, unchecked=report.unchecked)
+    shown = [r for r in data.items() if r[0] != 'unchecked' and r[1] is not None] + [('not checked', what) for what in report.unchecked]
+    emit(data, json_, table(['what', 'value'], shown))
 
 # %% ../nbs/69_cli.ipynb #822bc13e
 @verb

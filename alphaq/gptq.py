@@ -213,14 +213,16 @@ class Basis:
     rests_on:str    # key of `BASES`
 
 def bases(
-    tokens:Tensor,  # `[experts]`
+    tokens:Tensor,  # `[experts]` in the sums, as `shrunk` was told
     used:Tensor,    # `[experts]` damping, from `factor`
     inputs:int,     # of the projection
     pooled:bool,    # as `shrunk` was told
+    routed=None,    # `[experts]` tokens that the router sent, where the sums hold others as well
 )->tuple:           # one `Basis` per expert
     "The report on a layer's experts: who was rounded with what."
     layer = pooled and tokens.sum().item() > 0
     def rests_on(n, d):
         if d == float('inf') or not (n or layer): return 'nearest'
         return 'layer' if not n else 'own' if n >= inputs else 'shrunk'
-    return tuple(Basis(e, n, min(1., n / inputs), d, rests_on(n, d)) for e, (n, d) in enumerate(zip(tokens.tolist(), used.tolist())))
+    rows = zip((tokens if routed is None else routed).tolist(), tokens.tolist(), used.tolist())
+    return tuple(Basis(e, sent, min(1., n / inputs), d, rests_on(n, d)) for e, (sent, n, d) in enumerate(rows))

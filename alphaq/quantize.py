@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import alphaq
-from .activations import check_device, model_name, put, skeleton, stored, streamed_logits, walk
+from .activations import ROUTINGS, check_device, model_name, put, skeleton, stored, streamed_logits, walk
 from .checkpoint import ROLES, Checkpoint
 from .console import size
 from .core import AlphaqError, BudgetError, atomic, read_json, track, write_json, write_sums, write_text
@@ -50,6 +50,7 @@ class Job:
     quantizer:str='mse'               # key of `QUANTIZERS`
     windows:Tensor|None=None          # `[n, length]` calibration tokens, for gptq
     calibration:str|None=None         # what those tokens are, for the model card
+    routing:str='routed'              # which of them count for an expert, key of `activations.ROUTINGS`
     device:str='cpu'                  # where rounding runs
 
     def group(self, cols): return min(self.plan.group_size, cols)
@@ -58,16 +59,19 @@ class Job:
         "What identifies this job."
         tokens = hashlib.sha256(self.windows.numpy().tobytes()).hexdigest() if self.windows is not None else None
         return dict(alphaq=alphaq.__version__, source=self.checkpoint.fingerprint(), plan=to_json(self.plan), quantizer=self.quantizer,
-                    calibration=self.calibration, tokens=tokens, device=self.device)
+                    calibration=self.calibration, tokens=tokens, routing=self.routing, device=self.device)
 
 def check_quantizer(
     quantizer:str,      # key of `QUANTIZERS`
     calibrated:bool,    # whether there is calibration text
     device:str='cpu',
+    routing:str='routed', # key of `activations.ROUTINGS`
 ):
-    "Refuse an unknown quantizer, one without the text it needs, and a device that is not there."
+    "Refuse an unknown quantizer or routing, one without the text it needs, and a device that is not there."
     if quantizer not in QUANTIZERS: raise AlphaqError(f'quantizers are {", ".join(QUANTIZERS)}, got {quantizer!r}')
     if (quantizer == 'gptq') != calibrated: raise AlphaqError('gptq needs calibration text (--calibration); the others take none')
+    if routing not in ROUTINGS: raise AlphaqError(f'routings are {", ".join(ROUTINGS)}, got {routing!r}')
+    if routing != 'routed' and not calibrated: raise AlphaqError(f'routing {routing!r} needs calibration text; without, no token is routed')
     check_device(device)
 
 def _check_windows(windows, config):
@@ -97,7 +101,7 @@ def _checked(job):
     "Refuse what cannot work before anything is written."
     _check_source(job.checkpoint)
     check_plan(job.plan, job.checkpoint)
-    check_quantizer(job.quantizer, job.windows is not None, job.device)
+    check_quantizer(job.quantizer, job.windows is not None, job.device, job.routing)
     if job.windows is not None: _check_windows(job.windows, job.checkpoint.config)
     for p in job.checkpoint.projections:
         if p.shape[1] % job.group(p.shape[1]):
@@ -143,9 +147,9 @@ def _feed_back_experts(job, read, bits, seen, key, roles, grams):
     once = AT_ONCE if grams.device.type == 'cpu' else 32 * AT_ONCE
     used = torch.zeros(count, dtype=torch.float64)
     for some in map(Tensor.tolist, torch.arange(count).split(max(1, once // (8 * inputs**2)))):
-        U, damping = _factors(grams, total, seen.tokens, some, pooled)
+        U, damping = _factors(grams, total, seen.counted, some, pooled)
         used[some] = damping.cpu()
-        basis = bases(seen.tokens, used, inputs, pooled)
+        basis = bases(seen.counted, used, inputs, pooled, routed=seen.tokens)
         for role, width in sorted({(r, bits[f'{key}.{e}.{r}']) for r in roles for e in some}):
             own = [i for i, e in enumerate(some) if bits[f'{key}.{e}.{role}'] == width]
             originals = [read(f'{key}.{some[i]}.{role}') for i in own]
@@ -276,7 +280,8 @@ def _calibrated(job, layout, folder):
         if index is None or not finished(index): return stored(job.checkpoint, index)
         return _from_shard(job, layout, folder, layout.of_layer(index))
     model = skeleton(job.checkpoint, job.device)
-    for index, _, seen in walk(model, job.windows.to(job.device), source=source, record=lambda i: not finished(i), spill=folder):
+    for index, _, seen in walk(model, job.windows.to(job.device), source=source, record=lambda i: not finished(i),
+                               routing=job.routing, spill=folder):
         fresh = seen is not None
         yield seen
         seen = None  # one layer's statistics at a time
@@ -359,7 +364,7 @@ def _quantization(job, layout):
 
 def _card(job, weighs):
     plan, average = job.plan, job.plan.average
-    fed, free = f'with error feedback on {job.calibration}', f'without data ({QUANTIZERS[job.quantizer]})'
+    fed, free = f'with error feedback on {job.calibration}, counting {ROUTINGS[job.routing]}', f'without data ({QUANTIZERS[job.quantizer]})'
     data = f'rounded {fed if job.quantizer == "gptq" else free}'
     return f"""# {plan.model}, {average['params'] or average['modules']:.2f} bits
 
@@ -464,7 +469,7 @@ class Quantized:
     file_bytes:int     # bytes of all weight files, headers included
     predicted:int      # bytes of all tensors as predicted from the plan
     predicted_files:int  # bytes of all weight files as predicted from the plan
-    starved:tuple      # experts that saw fewer tokens than they have inputs, with error feedback
+    starved:tuple      # experts whose own Hessian did not suffice, with error feedback; mostly for want of tokens
     seconds:float      # wall time of this run
 
 def _ours(folder):
@@ -557,6 +562,6 @@ def quantize(
         (partial/UNFINISHED).unlink(missing_ok=True)
         _replace(partial, out)
     rows = map(json.loads, (out/'errors.jsonl').read_text(encoding='utf-8').splitlines())
-    starved = tuple(r['name'] for r in rows if r['tokens'] is not None and r['tokens'] < layout.shapes[r['name']][1])
+    starved = tuple(r['name'] for r in rows if r.get('rests_on', 'own') != 'own')
     files, predicted = sum(p.stat().st_size for p in out.glob('*.safetensors')), predicted_bytes(job.plan, job.checkpoint)['total']
     return Quantized(out, total, files, predicted, sum(predicted_files(job).values()), starved, time.perf_counter() - start)
