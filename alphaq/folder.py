@@ -178,7 +178,7 @@ def check_finite(
 ):            # the same tensor
     "Refuse a tensor with NaN or infinite entries, and say how many."
     if value.dtype.itemsize == 1: value = value.float()  # PyTorch does not ask eight-bit floats
-    if not value.is_floating_point() or value.isfinite().all(): return value
+    if not value.is_floating_point() or not value.numel() or all(end.isfinite() for end in value.aminmax()): return value  # far faster than asking each
     bad = int((~value.isfinite()).sum())
     raise AlphaqError(f'{file}: tensor {name} holds {bad} non-finite of {value.numel()} values; '
                       'the checkpoint is damaged, download it again')

@@ -247,7 +247,7 @@ def on_ray(
 ):                         # yields `(item, result)`
     "Call a function for every item on a Ray cluster; what a dying worker leaves undone is done again."
     if find_spec('ray') is None: raise AlphaqError("Ray is not installed; pip install 'alphaq[ray]', or leave --engine at local")
-    os.environ.setdefault('RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO', '0')
+    os.environ.setdefault('RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO', '0')  # else it warns of a later version
     import ray
     ours = not ray.is_initialized()
     if ours: ray.init(log_to_driver=False, logging_level='ERROR', **({} if 'RAY_ADDRESS' in os.environ else dict(num_cpus=workers or cores(), include_dashboard=False)))
