@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['QUANTIZERS', 'AT_ONCE', 'LOGITS', 'UNFINISHED', 'Job', 'check_quantizer', 'Rounded', 'round_layer', 'feed_back_layer',
            'layer_tensors', 'unpacked_layer', 'weights_digest', 'squared_error', 'probe_tokens', 'probe_places',
-           'predicted_files', 'budget_for_size', 'Quantized', 'quantize']
+           'copy_companions', 'predicted_files', 'budget_for_size', 'Quantized', 'making', 'quantize']
 
 # %% ../nbs/32_quantize.ipynb #698c3809
 import errno
@@ -350,9 +350,16 @@ def _write_logits(job, layout, folder):
     except Exception as e: found = dict(logits=None, why=type(e).__name__)  # an odd architecture must not cost a finished quantization
     write_json(folder/LOGITS, found)
 
-# %% ../nbs/32_quantize.ipynb #d4f16272
+# %% ../nbs/32_quantize.ipynb #d07adddf
 _companions = ('generation_config.json', 'tokenizer*', 'special_tokens_map.json', 'added_tokens.json', 'vocab.*', 'merges.txt',
                'chat_template*', 'LICENSE*', 'NOTICE*')
+
+def copy_companions(
+    source:Path, # a model's folder
+    folder:Path, # where to
+):
+    "Copy the tokenizer and whatever else belongs to a model besides its weights."
+    for file in sorted({f for pattern in _companions for f in source.glob(pattern) if f.is_file()}): shutil.copyfile(file, folder/file.name)
 
 def _quantization(job, layout):
     "Section `quantization_config` of config.json."
@@ -400,10 +407,7 @@ def _close(job, layout, folder):
         header = read_header(folder/shard)
         weight_map |= dict.fromkeys(header, shard)
         total += sum(t.nbytes for t in header.values())
-    source = job.checkpoint.path
-    for pattern in _companions:
-        for file in sorted(source.glob(pattern)):
-            if file.is_file(): shutil.copyfile(file, folder/file.name)
+    copy_companions(job.checkpoint.path, folder)
     write_json(folder/'model.safetensors.index.json', {'metadata': {'total_size': total}, 'weight_map': dict(sorted(weight_map.items()))})
     write_json(folder/'plan.json', to_json(job.plan))
     write_text(folder/'README.md', _card(job, predicted_bytes(job.plan, job.checkpoint)))
@@ -473,13 +477,12 @@ class Quantized:
     seconds:float      # wall time of this run
 
 def _ours(folder):
-    "Whether a folder is empty, or a quantized model and nothing else."
+    "Whether a folder is empty, or what a finished run has made and nothing else."
     names = {p.name for p in folder.iterdir()}
     if not names: return True
-    if not {'SHA256SUMS', 'config.json'} <= names: return False
+    if not {'SHA256SUMS', 'job.json'} <= names: return False
     listed = {line[66:] for line in (folder/'SHA256SUMS').read_text(encoding='utf-8').splitlines()}
-    method = (read_json(folder/'config.json').get('quantization_config') or {}).get('quant_method')
-    return names <= listed | {'SHA256SUMS'} and method == 'alphaq'
+    return names <= listed | {'SHA256SUMS'} and 'alphaq' in read_json(folder/'job.json')
 
 def _replace(partial, out):
     "Put `partial` in the place of `out`; the old folder goes only when the new one stands."
@@ -493,50 +496,74 @@ def _restored(out):
     aside = out.with_name(f'.{out.name}.replaced')
     if aside.exists() and not out.exists(): os.replace(aside, out)
 
-def _prepared(job, out, overwrite):
-    "The partial folder to work in, new or to be resumed."
+def _check_out(out, source, overwrite):
+    "Refuse to touch what nobody asked to have replaced."
     if out.exists() and not overwrite: raise AlphaqError(f'{out} exists; choose another folder or pass --overwrite')
-    source = job.checkpoint.path.resolve()
-    if out.is_symlink() or out.resolve() in (source, *source.parents):
-        raise AlphaqError(f'{out} is a link, or holds the model that is to be quantized; choose another folder')
-    if out.exists() and not _ours(out): raise AlphaqError(f'{out} holds files that are not a quantized model; it will not be overwritten')
-    partial, manifest = out.with_name(f'{out.name}.partial'), json.loads(json.dumps(job.manifest()))
+    if out.is_symlink() or out.resolve() in (source.resolve(), *source.resolve().parents):
+        raise AlphaqError(f'{out} is a link, or holds the model that is to be read; choose another folder')
+    if out.exists() and not _ours(out): raise AlphaqError(f'{out} holds files that are not a model made here; it will not be overwritten')
+
+def _prepared(partial, manifest, overwrite):
+    "Make the partial folder, or find it as an earlier run of the same job left it; whether it is new."
+    manifest = json.loads(json.dumps(manifest))
     names = {p.name for p in partial.iterdir() if not p.name.endswith('.tmp')} if partial.exists() else set()
     if 'job.json' in names and read_json(partial/'job.json') == manifest:
         for orphan in partial.glob('.*.tmp'): orphan.unlink()  # a kill while a file was being written
-        return partial, False
+        return False
     if names - {UNFINISHED} and 'job.json' not in names: raise AlphaqError(f'{partial} is in the way and was not made by alphaq; move it')
     if 'job.json' in names and not overwrite:
         raise AlphaqError(f'{partial} is left from another run (other plan, source, text or version); remove it or pass --overwrite')
     if partial.exists(): shutil.rmtree(partial)
     write_text(partial/UNFINISHED, 'run the same command again to continue\n')
     write_json(partial/'job.json', manifest)
-    return partial, True
+    return True
 
-def _missing_bytes(job, partial):
+def _missing_bytes(total, partial):
     "How many more bytes the folder will take, one shard's margin included."
     there = sum(p.stat().st_size for p in partial.glob('*.safetensors')) if partial.exists() else 0
-    return max(0, sum(predicted_files(job).values()) - there) + 2**24
+    return max(0, total - there) + 2**24
 
-def _check_room(job, out, partial):
+def _check_room(total, partial):
     "Refuse to begin what the disk cannot hold."
-    home = next(p for p in (out.parent, *out.parents) if p.exists())
-    needed, free = _missing_bytes(job, partial), shutil.disk_usage(home).free
+    home = next(p for p in partial.parents if p.exists())
+    needed, free = _missing_bytes(total, partial), shutil.disk_usage(home).free
     if needed > free: raise AlphaqError(f'{home}: {size(needed)} are needed and {size(free)} are free; make room or choose another folder')
 
 @contextmanager
-def _told(job, out, partial):
+def _told(total, partial):
     "One line for what the file system refuses; the partial folder stays as it is."
     try: yield
     except (OSError, SafetensorError) as e:
         number = getattr(e, 'errno', None) or int((re.search(r'os error (\d+)', str(e)) or [0, 0])[1])
         if number in (errno.ENOSPC, errno.EDQUOT):
-            needed = size(_missing_bytes(job, partial))
+            needed = size(_missing_bytes(total, partial))
             raise AlphaqError(f'{partial}: the disk is full, {needed} more are needed; make room and run the same command again, '
                               'it continues') from None
         if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise AlphaqError(f'{out.parent} cannot be written ({os.strerror(number)}); choose another folder') from None
+            raise AlphaqError(f'{partial.parent} cannot be written ({os.strerror(number)}); choose another folder') from None
         raise
+
+@contextmanager
+def making(
+    out:Path,        # folder to make, absolute
+    source:Path,     # folder that is read
+    manifest:dict,   # JSON object, equal for equal jobs: another run with the same continues this one
+    total:int,       # bytes of all weight files it will hold
+    overwrite:bool,  # replace a finished folder
+):                   # yields the partial folder to write into
+    "A folder that grows beside its place and takes it when the context ends; after a crash the next run goes on."
+    partial = out.with_name(f'{out.name}.partial')
+    _restored(out)
+    _check_room(total, partial)
+    with _told(total, partial):
+        _check_out(out, source, overwrite)
+        fresh = _prepared(partial, manifest, overwrite)
+        try: yield partial
+        except AlphaqError:  # the input is at fault and would be again: leave nothing behind
+            if fresh: shutil.rmtree(partial)
+            raise
+        (partial/UNFINISHED).unlink(missing_ok=True)
+        _replace(partial, out)
 
 def quantize(
     job:Job,
@@ -546,22 +573,13 @@ def quantize(
 )->Quantized:
     "Quantize a checkpoint into a folder; run again after a crash, it continues."
     start, out = time.perf_counter(), Path(out).absolute()
-    _restored(out)
     _checked(job)
-    layout, partial = _layout(job), out.with_name(f'{out.name}.partial')
-    _check_room(job, out, partial)
-    with _told(job, out, partial):
-        partial, fresh = _prepared(job, out, overwrite)
-        try:
-            _stream(job, layout, partial, engine)
-            _write_logits(job, layout, partial)
-            total = _close(job, layout, partial)
-        except AlphaqError:  # the input is at fault and would be again: leave nothing behind
-            if fresh: shutil.rmtree(partial)
-            raise
-        (partial/UNFINISHED).unlink(missing_ok=True)
-        _replace(partial, out)
+    layout, weighs = _layout(job), sum(predicted_files(job).values())
+    with making(out, job.checkpoint.path, job.manifest(), weighs, overwrite) as partial:
+        _stream(job, layout, partial, engine)
+        _write_logits(job, layout, partial)
+        total = _close(job, layout, partial)
     rows = map(json.loads, (out/'errors.jsonl').read_text(encoding='utf-8').splitlines())
     starved = tuple(r['name'] for r in rows if r.get('rests_on', 'own') != 'own')
     files, predicted = sum(p.stat().st_size for p in out.glob('*.safetensors')), predicted_bytes(job.plan, job.checkpoint)['total']
-    return Quantized(out, total, files, predicted, sum(predicted_files(job).values()), starved, time.perf_counter() - start)
+    return Quantized(out, total, files, predicted, weighs, starved, time.perf_counter() - start)
