@@ -135,6 +135,8 @@ def misses(
 
 def main():
     "`python -m alphaq.untrained`: count misses into results/score/untrained.jsonl."
+    from transformers.utils import logging
+    logging.disable_progress_bar()
     path = results_dir()/'score'/'untrained.jsonl'
     if path.exists(): raise SystemExit(f'{path} exists; remove it to make it again')
     header = provenance('python -m alphaq.untrained', seed=0, weights='random')
