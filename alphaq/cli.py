@@ -20,9 +20,13 @@ from . import __version__
 from .console import emit, size, table
 from .core import AlphaqError, provenance
 
-# %% ../nbs/69_cli.ipynb #aca6ddc0
+# %% ../nbs/69_cli.ipynb #0863b96f
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
                   help='Fit mixture-of-experts models where they did not: bits allocated from the weights alone.')
+
+def _say(line):
+    "One line on stderr, for people."
+    Console(stderr=True, soft_wrap=True, highlight=False, markup=False, force_jupyter=False).print(line)
 
 def verb(function):
     "Register a verb; `AlphaqError` and file-system errors become one line on stderr and an exit code."
@@ -32,7 +36,7 @@ def verb(function):
         try: return function(*args, **kwargs)
         except AlphaqError as e: code, text = e.exit_code, str(e)
         except OSError as e: code, text = 1, f'{e.filename or "file system"}: {e.strerror or e}'
-        Console(stderr=True, soft_wrap=True, highlight=False, markup=False, force_jupyter=False).print(f'alphaq {function.__name__}: {text}')
+        _say(f'alphaq {function.__name__}: {text}')
         raise typer.Exit(code)
     return app.command(function.__name__)(guarded)
 
@@ -125,19 +129,22 @@ def merge(parts:Annotated[list[Path], typer.Argument(help='all parts of a table,
     emit(data, json_, table(['what', 'value'], data.items()))
 
 def _alphas(scores):
-    "Alpha over a checkpoint, and how many projections a Gaussian matrix would not explain."
+    "Alpha over a checkpoint, and whether noise would look like it."
+    from alphaq.untrained import judge
     alphas = sorted(s.alpha for s in scores)
-    beyond = sum(abs(s.null_z) > 3 for s in scores if s.null_z is not None)
-    return dict(projections=len(scores), alpha_min=alphas[0], alpha_median=alphas[len(alphas) // 2], alpha_max=alphas[-1], beyond_null=beyond)
+    return dict(projections=len(scores), alpha_min=alphas[0], alpha_median=alphas[len(alphas) // 2], alpha_max=alphas[-1], against_noise=judge(scores).text)
 
 @verb
 def doctor(what:Annotated[str, typer.Argument(help='a model, a quantized folder or scores.csv')]='pocket', json_:Json=False, quiet:Quiet=False):
     "What looks wrong: damaged files, untrained spectra, a missing environment."
     from alphaq.checkpoint import open_checkpoint, open_folder
     from alphaq.score import read_scores, score
+    from alphaq.untrained import judge
     _still()
     findings = [('ok', f'{k} {v}') for k, v in provenance('alphaq doctor')['versions'].items()]
-    if what.endswith('.csv'): scores = read_scores(what)
+    if what.endswith('.csv'):
+        scores = read_scores(what, left_out := [])
+        if left_out: findings.append(('warning', f'rows without a value: {len(left_out)}, the first is {left_out[0]}'))
     elif (open_folder(what).config.get('quantization_config') or {}).get('quant_method') == 'alphaq':
         from alphaq.verify import verify as check
         check(what)
@@ -146,12 +153,9 @@ def doctor(what:Annotated[str, typer.Argument(help='a model, a quantized folder 
         c = open_checkpoint(what)
         scores = score(c, 'median')  # the rule that tells noise from training best; alpha itself is not used here
         findings.append(('ok', f'{c.coverage(s.name for s in scores)}, all finite'))
-    judged = [s for s in scores if s.null_z is not None]
-    if judged:
-        beyond = sum(abs(s.null_z) > 3 for s in judged)
-        untrained = beyond < .1 * len(judged)
-        findings.append(('warning' if untrained else 'ok', f'{beyond} of {len(judged)} spectra lie beyond 3 deviations of a Gaussian matrix' +
-                         ('; they look untrained, and alpha says nothing here' if untrained else '')))
+    if scores:
+        verdict = judge(scores)
+        findings.append(('ok' if verdict.untrained is False else 'warning', verdict.text))
     emit(dict(what=what, findings=[dict(level=l, text=t) for l, t in findings]), json_, table(['', 'finding'], findings))
 
 # %% ../nbs/69_cli.ipynb #1f58bbeb
@@ -227,6 +231,7 @@ def allocate(scores:Annotated[Path, typer.Argument(help='table from `alphaq scor
     from alphaq.allocators import allocate as solve
     from alphaq.plan import widths, write_plan
     from alphaq.score import read_scores
+    from alphaq.untrained import judge
     if out.exists() and not overwrite: raise AlphaqError(f'{out} exists; choose another name or pass --overwrite')
     skipped = []
     changes = (method, gamma, cap, noise, choices, count, group_size, scope, granularity, bound or None)
@@ -236,8 +241,10 @@ def allocate(scores:Annotated[Path, typer.Argument(help='table from `alphaq scor
     plain = solve(table_, _plain(settings))
     named = widths(plan)
     differ = sum(named[s.name] != b for s, b in zip(table_, plain.bits))
-    data = _summary(plan) | dict(out=str(out), differs_from_uniform=f'{differ} of {len(table_)}', left_out=skipped)
+    verdict = judge(table_)
+    data = _summary(plan) | dict(out=str(out), differs_from_uniform=f'{differ} of {len(table_)}', left_out=skipped, untrained=verdict.untrained)
     emit(data, json_, table(['what', 'value'], data.items()))
+    if verdict.untrained: _say(f'alphaq allocate: warning: {verdict.text}')
 
 @verb
 def diff(a:Path, b:Path, json_:Json=False, quiet:Quiet=False):
