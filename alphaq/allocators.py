@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COUNTS', 'NOISES', 'SCOPES', 'GRANULARITIES', 'METHODS', 'PRESETS', 'Settings', 'Allocation', 'choice_sizes',
            'noise_table', 'noise_only', 'alphaq', 'alpha_only', 'direct', 'random', 'kurtosis', 'units', 'mopeq',
-           'uniform', 'outlier', 'ratio', 'router_variance', 'Method', 'method_named', 'allocate', 'Preset',
+           'uniform', 'outlier', 'ratio', 'router_variance', 'Method', 'method_named', 'allocate', 'frontier', 'Preset',
            'preset_named']
 
 # %% ../nbs/24_allocators.ipynb #85bc0920
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from os.path import commonprefix
 
 import numpy as np
 from scipy.cluster.vq import kmeans2
@@ -21,6 +22,7 @@ from .core import AlphaqError, BudgetError
 from .gamma import alpha_weight, capped_gamma, default_gamma
 from .grid import WIDTHS, stored_bytes
 from .mckp import Solution, solve
+from .mckp import frontier as hulls
 from .noise import analytic_noise, table_noise
 
 # %% ../nbs/24_allocators.ipynb #7f09cbdb
@@ -285,32 +287,44 @@ def _one_solution(parts):
     total = {k: sum(getattr(found, k) for _, found in parts) for k in ('cost', 'size', 'lower_bound')}
     return Solution(choice, **total, solver=' | '.join(sorted({found.solver for _, found in parts})), optimal=all(found.optimal for _, found in parts))
 
+def _budget(bits, parts):
+    "Largest total size whose average is not above `bits`, up to rounding of the product."
+    return int(np.floor(bits * parts.sum() * (1 + 1e-12) + 1e-6))
+
+def _added(place, *tables):
+    "Rows of the same unit added up."
+    out = tuple(np.zeros((place.max() + 1, t.shape[1]), t.dtype) for t in tables)
+    for o, t in zip(out, tables): np.add.at(o, place, t)
+    return out
+
 def _solve(costs, sizes, of, block, bits, parts):
     "One knapsack per block over units; `of` names each projection's unit, `block` its block, `parts` what it counts in the average."
     found = []
     for b in np.unique(block):
         rows = np.flatnonzero(block == b)
-        here, place = np.unique(of[rows], return_inverse=True)
-        c, z = (np.zeros((len(here), costs.shape[1]), t.dtype) for t in (costs, sizes))
-        np.add.at(c, place, costs[rows]); np.add.at(z, place, sizes[rows])
-        one = solve(c, z, int(round(bits * parts[rows].sum() + 1e-6)))
+        _, place = np.unique(of[rows], return_inverse=True)
+        one = solve(*_added(place, costs[rows], sizes[rows]), _budget(bits, parts[rows]))
         found.append((rows, replace(one, choice=one.choice[place])))
     return _one_solution(found)
+
+def _prepared(scores, settings):
+    "The method, complete settings, what stands in for each choice, its size, and what a row counts in the average."
+    if not scores: raise AlphaqError('no scores to allocate; score a checkpoint first')
+    settings = _completed(scores, settings)
+    stand_in = _bounded(scores, settings)
+    parts = np.ones(len(scores), np.int64) if settings.count == 'modules' else np.array([s.numel for s in scores], np.int64)
+    return method_named(settings.method), settings, stand_in, np.take_along_axis(choice_sizes(scores, settings), stand_in, 1), parts
 
 def allocate(
     scores,            # `[n]` `Score`, one per projection
     settings:Settings, # method and budget
 )->Allocation:         # raises `BudgetError` outside the reachable range
     "A width for every projection under a budget."
-    if not scores: raise AlphaqError('no scores to allocate; score a checkpoint first')
-    method, settings = method_named(settings.method), _completed(scores, settings)
-    stand_in, sizes = _bounded(scores, settings), choice_sizes(scores, settings)
-    sizes = np.take_along_axis(sizes, stand_in, 1)
-    parts = np.ones(len(scores), np.int64) if settings.count == 'modules' else np.array([s.numel for s in scores], np.int64)
+    method, settings, stand_in, sizes, parts = _prepared(scores, settings)
     low, high = (sizes[:, end].sum() / parts.sum() for end in (0, -1))
     if not low - 1e-9 <= settings.bits <= high + 1e-9:
         raise BudgetError(f'{settings.bits:g} bits by {settings.count} is out of reach; widths {settings.choices} reach {low:.4g} to {high:.4g}')
-    if method.widths: return Allocation(_dealt(method, scores, settings, sizes, int(round(settings.bits * parts.sum() + 1e-6))), settings, None)
+    if method.widths: return Allocation(_dealt(method, scores, settings, sizes, _budget(settings.bits, parts)), settings, None)
     costs = np.take_along_axis(method.costs(scores, settings), stand_in, 1)
     block = units(scores, 'layer') if settings.scope == 'block' else np.zeros(len(scores), np.int64)
     solution = _solve(costs, sizes, units(scores, settings.granularity), block, settings.bits, parts)
@@ -323,6 +337,31 @@ def _dealt(method, scores, settings, sizes, budget):
     bits = method.widths(scores, settings, sizes, budget)
     if not set(bits.tolist()) <= set(settings.choices): raise AlphaqError(f'{settings.method} hands out widths {sorted(set(bits.tolist()))} at this budget, {settings.choices} are offered')
     return bits
+
+# %% ../nbs/24_allocators.ipynb #1996453b
+def _called(names):
+    "A name, or the pattern that names a unit."
+    start, end = commonprefix(names), commonprefix([n[::-1] for n in names])[::-1]
+    return names[0] if len(names) == 1 else f'{start}*{end}'
+
+def frontier(
+    scores,            # `[n]` `Score`, one per projection
+    settings:Settings, # method, and what its budget counts; the budget itself does not matter
+)->list:               # rows by rising average; the first one has no move and is the smallest plan
+    "Every budget at which the method's optimum is known without a search, and the move that leads to it."
+    method, settings, stand_in, sizes, parts = _prepared(scores, settings)
+    if not method.costs or settings.scope != 'global': raise AlphaqError('a frontier needs a method that has costs and one budget for the whole model; use another method, or scope global')
+    of, choices = units(scores, settings.granularity), np.array(settings.choices)
+    f = hulls(*_added(of, np.take_along_axis(method.costs(scores, settings), stand_in, 1), sizes))
+    at, names = f.start.copy(), [[] for _ in range(of.max() + 1)]
+    for s, unit in zip(scores, of): names[unit].append(s.name)
+    def row(k, **move): return dict(bits=float(f.size[k] / parts.sum()), size=int(f.size[k]), objective=float(f.cost[k]), lower_bound=f.bound(int(f.size[k])),
+                                    price=f.price(int(f.size[k])), **move)
+    rows = [row(0, name=None, narrow=None, wide=None)]
+    for k, (unit, to) in enumerate(zip(f.row, f.to), 1):
+        rows.append(row(k, name=_called(names[unit]), narrow=int(choices[at[unit]]), wide=int(choices[to])))
+        at[unit] = to
+    return rows
 
 # %% ../nbs/24_allocators.ipynb #aef97e0a
 @dataclass(frozen=True)
