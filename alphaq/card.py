@@ -131,15 +131,16 @@ def learning(
     seed, recipe = header['seed'], header['recipe']
     identity = _identity(shipped) if shipped else dict(model=f'like pocket, seed {seed}')
     per_step = len(header['held_out']) * recipe['windows'] * recipe['window']
+    command = f'python -m alphaq.card learning --run .work/{run.name} --snapshots {" ".join(map(str, indices))}'
     write_rows(out/f'curve-{seed}.jsonl', header | identity, [r | dict(tokens=r['step'] * per_step) for r in rows])
     seen = {i: watched(run, i, held_out, **options) for i in indices}
     found = [dict(snapshot=i, **r) for i, (_, rows_) in seen.items() for r in rows_]
     more = dict(windows={i: h['windows'] for i, (h, _) in seen.items()}, recipe=recipe, snapshots=[s for s in rows if s['kind'] == 'snapshot'])
-    write_rows(out/f'projections-{seed}.jsonl', provenance('python -m alphaq.card learning', seed=seed, **identity, **more), found)
+    write_rows(out/f'projections-{seed}.jsonl', provenance(command, seed=seed, **identity, **more), found)
     first, last = (router_rows(open_checkpoint(run/'snapshots'/f'{i:02}')) for i in (0, indices[-1]))
     routers = [dict(layer=l, expert=e, step0=first[l][e].tolist(), norm_step0=first[l][e].norm().item(), norm_last=last[l][e].norm().item(),
                     moved=(last[l][e] - first[l][e]).norm().item()) for l in first for e in range(len(first[l]))]
-    write_rows(out/f'routers-{seed}.jsonl', provenance('python -m alphaq.card learning', seed=seed, **identity), routers)
+    write_rows(out/f'routers-{seed}.jsonl', provenance(command, seed=seed, **identity), routers)
 
 # %% ../nbs/54_card.ipynb #b28b7af6
 def main(
