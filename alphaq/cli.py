@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'Model', 'Json', 'Quiet', 'Overwrite', 'Engine', 'Bits', 'Preset', 'Method', 'Gamma', 'Cap', 'Noise', 'Choices',
            'Count', 'Scope', 'Granularity', 'Bound', 'Group', 'Other', 'verb', 'info', 'score', 'merge', 'doctor',
-           'allocate', 'frontier', 'diff', 'quantize', 'verify', 'eval', 'generate', 'main']
+           'allocate', 'frontier', 'diff', 'quantize', 'verify', 'dequantize', 'eval', 'generate', 'main']
 
 # %% ../nbs/69_cli.ipynb #af6a8234
 import functools
@@ -349,6 +349,15 @@ def verify(folder:Path, against:Annotated[Optional[str], typer.Option(help='the 
     data = dict(folder=str(folder), verified=True, files=report.files, bytes=report.nbytes, against=against, unchecked=report.unchecked)
     shown = [r for r in data.items() if r[0] != 'unchecked' and r[1] is not None] + [('not checked', what) for what in report.unchecked]
     emit(data, json_, table(['what', 'value'], shown))
+
+@verb
+def dequantize(folder:Path, out:Annotated[Path, typer.Option('-o', '--out', help='folder to make')], overwrite:Overwrite=False,
+               dtype:Annotated[str, typer.Option(help='of what was packed: bfloat16 or float32')]='bfloat16', json_:Json=False, quiet:Quiet=False):
+    "Write a quantized folder as plain weights that any tool can read."
+    from alphaq.dequantize import dequantize as write
+    made = write(folder, out, dtype, overwrite)
+    data = dict(out=str(made.path), matrices=made.matrices, tensor_bytes=made.tensor_bytes)
+    emit(data, json_, table(['what', 'value'], data.items()))
 
 # %% ../nbs/69_cli.ipynb #822bc13e
 @verb

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'STRAYS', 'check_finished', 'check_index', 'check_plan_widths', 'check_tensors', 'check_numbers',
-           'dense_matrices', 'read_errors', 'check_errors', 'check_source', 'check_logits', 'check_runs', 'Report',
-           'examine', 'verify']
+           'read_errors', 'check_errors', 'check_source', 'check_logits', 'check_runs', 'Report', 'examine', 'verify']
 
 # %% ../nbs/43_verify.ipynb #31a15583
 import json
@@ -17,11 +16,12 @@ import torch
 
 from .checkpoint import Checkpoint, Folder, open_checkpoint, open_folder
 from .core import SUMS, AlphaqError, VerificationError, check_sums, files_in, read_json, track
+from .dequantize import dense_matrices, outputs
 from .grid import ZERO_STEPS
 from .hook import CURE, poison_tensors
 from .pack import word_count
 from .plan import read_plan, widths
-from .quantize import LOGITS, squared_error, unpacked_layer, weights_digest
+from .quantize import LOGITS, squared_error, weights_digest
 from .runtime import ROLES, AlphaqConfig
 
 # %% ../nbs/43_verify.ipynb #7e91a8e8
@@ -78,24 +78,19 @@ def _fits(folder, key, shape, bits, group_size, lead):
         elif (info.dtype, info.shape) != (dtype, dims):
             yield f'{key}.{part} is {info.dtype} {list(info.shape)}, its widths need {dtype} {list(dims)}'
 
-def _outputs(folder, key):
-    "Rows of the matrices of an arena, 0 when its scales are missing."
-    info = folder.tensors.get(f'{key}.scale')
-    return info.shape[-2] if info is not None and len(info.shape) > 1 else 0
-
 def check_tensors(
     folder:Folder,       # the opened folder
     config:AlphaqConfig, # its `quantization_config`
 ):                       # yields findings
     "Names, types and shapes of packed tensors, as the widths require."
     for name, roles in config.layers.items():
-        inner, hidden = _outputs(folder, f'{name}.gate_proj'), _outputs(folder, f'{name}.down_proj')
+        inner, hidden = outputs(folder, f'{name}.gate_proj'), outputs(folder, f'{name}.down_proj')
         if not inner or not hidden: yield f'{name}: no scales; the layer is not there'; continue
         for role in ROLES:
             shape = (hidden, inner) if role == 'down_proj' else (inner, hidden)
             yield from _fits(folder, f'{name}.{role}', shape, [int(b) for b in roles[role]], config.group_size, (len(roles[role]),))
     for name, bits in config.modules.items():
-        words, rows = folder.tensors.get(f'{name}.words'), _outputs(folder, name)
+        words, rows = folder.tensors.get(f'{name}.words'), outputs(folder, name)
         if words is None or not rows: yield f'{name}: no words or scales; the matrix is not there'; continue
         cols = words.shape[0] * 16 // (bits * rows)  # attention inputs are a multiple of any block, so nothing is padded
         yield from _fits(folder, name, (rows, cols), [bits], config.group_size, ())
@@ -117,24 +112,7 @@ def check_numbers(
         if part == 'zero' and (value > ZERO_STEPS * (2**bits[key] - 1)).any():
             yield f'{name}: a zero point lies outside the codes of its width'
 
-# %% ../nbs/43_verify.ipynb #1a30016b
-def dense_matrices(
-    folder:Folder,       # the opened folder
-    config:AlphaqConfig, # its `quantization_config`
-):                       # yields `(name, [out, in] float32)`
-    "Every packed matrix of a folder, dequantized, one at a time."
-    def arena(key): return {f'{key}.{part}': folder.tensor(f'{key}.{part}') for part in ('words', 'scale', 'zero')}
-    for name, roles in config.layers.items():
-        inner, hidden = _outputs(folder, f'{name}.gate_proj'), _outputs(folder, f'{name}.down_proj')
-        for role, line in roles.items():
-            bits = {f'{name}.{e}.{role}': int(b) for e, b in enumerate(line)}
-            shape = (hidden, inner) if role == 'down_proj' else (inner, hidden)
-            yield from unpacked_layer(arena(f'{name}.{role}'), dict.fromkeys(bits, shape), bits)
-    for name, bits in config.modules.items():
-        parts = arena(name)
-        shape = (len(parts[f'{name}.scale']), len(parts[f'{name}.words']) * 16 // (bits * len(parts[f'{name}.scale'])))
-        yield from unpacked_layer(parts, {name: shape}, {name: bits})
-
+# %% ../nbs/43_verify.ipynb #c699cecd
 def read_errors(
     path:Path, # errors.jsonl of a quantized folder
 )->dict:       # name -> row
@@ -158,7 +136,7 @@ def check_errors(
     for name in sorted(rows.keys() ^ bits.keys()):
         yield f'{name} is ' + ('not in errors.jsonl' if name in bits else 'in errors.jsonl, and not in config.json')
     experts = {p.name: p for p in original.projections} if original else {}
-    for name, W in track(dense_matrices(folder, config), 'unpacking', len(bits)):
+    for name, W in track(dense_matrices(folder, config.layers, config.modules), 'unpacking', len(bits)):
         row = rows.get(name)
         if row is None: continue
         if row['bits'] != bits[name]: yield f'{name} has {bits[name]} bits in config.json and {row["bits"]} in errors.jsonl'
