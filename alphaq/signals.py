@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import Checkpoint
+from .core import AlphaqError
 
 # %% ../nbs/16_signals.ipynb #77a9780c
 def matrix_signals(
@@ -44,8 +45,15 @@ def router_rows(
 
 def describer(
     checkpoint:Checkpoint,
-):                     # `(projection, matrix) -> dict`, for `score(..., describe=...)`
+    start=None,            # layer to the router's rows at step 0 `[experts, hidden]`, from `router_rows`; `None` when nobody kept them
+):                         # `(projection, matrix) -> dict`, for `score(..., describe=...)`
     "Every signal of this chapter, for each projection of a checkpoint."
-    routers = {layer: rows.double().norm(dim=1).tolist() for layer, rows in router_rows(checkpoint).items()}
-    def describe(p, W): return matrix_signals(W) | ({'router_norm': routers[p.layer][p.expert]} if p.layer in routers and p.expert >= 0 else {})
+    def norms(routers): return {layer: rows.double().norm(dim=1) for layer, rows in routers.items()}
+    last, first = norms(router_rows(checkpoint)), norms(start or {})
+    if first and {k: len(v) for k, v in first.items()} != {k: len(v) for k, v in last.items()}:
+        raise AlphaqError('the routers at step 0 are those of another model: their layers or experts differ')
+    def describe(p, W):
+        if p.layer not in last or p.expert < 0: return matrix_signals(W)
+        found = matrix_signals(W) | {'router_norm': last[p.layer][p.expert].item()}
+        return found | ({'router_change': (last[p.layer] - first[p.layer])[p.expert].item()} if first else {})
     return describe
