@@ -245,7 +245,9 @@ class Checkpoint(Folder):
         return tuple(name for name in self.tensors if name not in other)
 
     @property
-    def family(self)->str: return str(self.config.get('model_type'))  # as config.json has it
+    def family(self)->str: # as config.json has it
+        kind = self.config.get('model_type')
+        return kind if isinstance(kind, str) and re.fullmatch(r'[\w.-]{1,100}', kind) else 'unknown'
 
     @property
     def stored_types(self)->tuple[str, ...]: return tuple(sorted({p.dtype for p in self.projections}))

@@ -72,8 +72,8 @@ def _contained(file):
 
 def _inside(folder, name, source):
     "The path of a shard named by `source`, refused unless it is a plain name that stays in the folder."
-    if not isinstance(name, str) or not name.endswith('.safetensors') or set(name) & set('/\\') or not name.isprintable() or name[0] == '.' or len(name) > 200:
-        raise AlphaqError(f'{source}: shard {name!r} is not a plain .safetensors file name; the index points outside the folder')
+    if not isinstance(name, str) or not name.endswith('.safetensors') or set(name) & set('/\\') or not name.isprintable() or name[:1] == '.' or len(name) > 200:
+        raise AlphaqError(f'{source}: shard {name!r:.80} is not a plain .safetensors file name; the index points outside the folder')
     if not (folder/name).is_file(): raise AlphaqError(f'{source}: shard {name} is missing; download it again')
     return _contained(folder/name)
 
@@ -83,7 +83,11 @@ def _weight_map(index):
     weights = content.get('weight_map') if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not weights:
         raise AlphaqError(f'{index}: no "weight_map" of tensors to shards; download the index again')
-    if bad := next((n for n in weights if not n.isprintable()), None): raise AlphaqError(f'{index}: the name {bad!r:.200} cannot be printed')
+    try:
+        for name, shard in weights.items():
+            _check_name(name)
+            if not isinstance(shard, str): raise AlphaqError(f'the shard of {name} is a {type(shard).__name__}')
+    except AlphaqError as e: raise AlphaqError(f'{index}: {e}; download the index again') from None
     return weights
 
 def _headers(folder):
@@ -95,8 +99,7 @@ def _headers(folder):
         raise AlphaqError(f'{folder}: no safetensors weights ({why})')
     index, found = folder/_INDEX, {}
     weights = _weight_map(index)
-    names = {str(shard): shard for shard in weights.values()}  # a shard that is no name, say a list, is refused below
-    for shard in [_inside(folder, shard, index) for shard in names.values()]:
+    for shard in [_inside(folder, shard, index) for shard in dict.fromkeys(weights.values())]:
         header = read_header(shard)
         for name in header.keys() & found.keys():
             raise AlphaqError(f'{index}: tensor {name} lies in {shard.name} and in {found[name].file}; keep one')

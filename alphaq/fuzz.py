@@ -175,11 +175,12 @@ def fuzz(
 )->dict:          # a row: what happened, slowest example, memory that the whole run added
     "Try damaged folders; raises the smallest one that is a finding."
     from hypothesis import HealthCheck, Phase, given, seed as seeded, settings
-    seen, slowest, start = Counter(), 0., resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    strategy, seen, slowest = hostile_folders(), Counter(), 0.
+    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with tempfile.TemporaryDirectory() as d:
         @seeded(seed)
         @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate, *[Phase.shrink] * shrink])
-        @given(hostile_folders())
+        @given(strategy)
         def one(files):
             nonlocal slowest
             begun, written_ = time.perf_counter(), written(f'{d}/x', files)
