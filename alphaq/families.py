@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'OTHER_FAMILIES', 'check_experts', 'matrices', 'biases', 'gated', 'all_matrices', 'experts_modules',
-           'tiny_model']
+           'tiny_model', 'in_codes']
 
 # %% ../nbs/09_families.ipynb #56988270
 import re
@@ -126,3 +126,26 @@ def tiny_model(
     model = kind.from_config(CONFIG_MAPPING[family](**(common | own | more))).eval().requires_grad_(False)
     for value in model.state_dict().values(): value.add_(.1 * torch.randn_like(value))
     return model
+
+# %% ../nbs/09_families.ipynb #ff97186b
+def in_codes(
+    folder, # `str | Path` with a saved tiny model, changed in place
+):
+    "Put random codes and scales in the place of a checkpoint's weights."
+    import json
+    from pathlib import Path
+    from safetensors.torch import load_file, save_file
+    tensors, config = load_file(Path(folder, 'model.safetensors')), json.loads(Path(folder, 'config.json').read_text())
+    g = torch.Generator().manual_seed(0)
+    def some(low, high, *shape): return torch.randint(low, high, shape, generator=g, dtype=torch.uint8)
+    for name in [n for n in tensors if n.endswith(('experts.gate_up_proj', 'experts.down_proj'))]:
+        count, inputs, out = tensors.pop(name).shape
+        tensors |= {f'{name}_blocks': some(0, 256, count, out, inputs // 32, 16), f'{name}_scales': some(119, 126, count, out, inputs // 32)}
+        config['quantization_config'] = dict(quant_method='mxfp4', modules_to_not_convert=['self_attn', 'router', 'lm_head'])
+    for name in [n for n in tensors if n.endswith('_proj.weight') and config['model_type'] != 'gpt_oss']:
+        shape = tensors[name].shape
+        tensors[name] = (127 * torch.randn(shape, generator=g)).clamp(-448, 448).to(torch.float8_e4m3fn)
+        tensors[f'{name}_scale_inv'] = .003 * torch.rand([-(-n // 16) for n in shape], generator=g)
+        config['quantization_config'] = dict(quant_method='fp8', weight_block_size=[16, 16], dequantize=True)
+    save_file(tensors, Path(folder, 'model.safetensors'), metadata={'format': 'pt'})
+    Path(folder, 'config.json').write_text(json.dumps(config))
