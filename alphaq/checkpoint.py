@@ -257,9 +257,8 @@ class Checkpoint(Folder):
     ):                         # `[out, in]` contiguous; in the stored type, or in one that holds what was stored
         "Read one projection, and only its bytes."
         p = projection
-        value = self.stored(p.key, p.part)
-        if p.dtype == 'MXFP4': value = mxfp4(value, self.stored(p.scales, p.part))
-        elif p.scales: return self.tensor(p.key)
+        if p.dtype == 'MXFP4': value = mxfp4(self.stored(p.key, p.part), self.stored(p.scales, p.part))
+        else: value = self.tensor(p.key, finite=False) if p.scales else self.stored(p.key, p.part)
         return check_finite((value.mT if p.turned else value).contiguous(), self.path/p.file, f'{p.key} ({p.name})')
 
     def coverage(self,

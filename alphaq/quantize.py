@@ -94,8 +94,11 @@ def _check_source(checkpoint):
     if checkpoint.family not in CONFIG_MAPPING: return  # rounded all the same, for whoever can build it
     try:
         model = skeleton(checkpoint)
-        for name in {model_name(checkpoint, p.module) for p in checkpoint.projections}: check_experts(model.get_submodule(name), name)
-    except (AlphaqError, AttributeError) as e: raise AlphaqError(f'{where}: {str(e).split(": ")[-1]}') from None
+        there = dict(model.named_modules())
+        for name in dict.fromkeys(model_name(checkpoint, p.module) for p in checkpoint.projections):
+            if name not in there: raise AlphaqError(f'{type(model).__name__} has no module {name}')
+            check_experts(there[name], name)
+    except AlphaqError as e: raise AlphaqError(f'{where}: {str(e).split(": ")[-1]}') from None
 
 def _checked(job):
     "Refuse what cannot work before anything is written."
