@@ -24,7 +24,9 @@ def eigenvalues(
     W = W.detach().to(dtype)
     if not all(x.isfinite() for x in W.aminmax()): raise AlphaqError('the matrix holds NaN or infinity; the checkpoint is damaged, download it again')
     if W.shape[-2] > W.shape[-1]: W = W.mT
-    if W.device.type != 'cpu': return torch.linalg.eigvalsh(W @ W.mT).clamp(min=0)
+    if W.device.type != 'cpu':
+        from alphaq.batched import device_eigenvalues
+        return device_eigenvalues(W @ W.mT).clamp(min=0)
     A = W.numpy()
     gram = A @ A.swapaxes(-1, -2)  # NumPy sees one matrix twice and computes half of the products
     return torch.from_numpy(np.linalg.eigvalsh(gram)).clamp_(min=0)  # rounding may leave a zero slightly negative

@@ -117,12 +117,13 @@ def score_matrix(
     rule:str='peak',               # tail rule
     tile:int=256,                  # largest tile side
     stride:int|None=None,          # between tiles
+    lam=None,                      # `[n]` eigenvalues of its tiles, when they are known
 ):                                 # `(alpha, alpha_stderr, tail_k, n_eigs, variance, null_z)`
     "Spectral part of a score."
-    shape, variance = tuple(W.shape), float(W.double().var(correction=0))
-    mean, sd = gaussian_null(shape, rule, tile, stride)
-    lam = farms_eigenvalues(W, tile, stride)
-    if variance <= 1e-24 * float(W.double().square().mean()): return mean, 0., 0, len(lam), 0., 0.
+    shape, exact = tuple(W.shape), W.double()
+    variance, (mean, sd) = float(exact.var(correction=0)), gaussian_null(shape, rule, tile, stride)
+    lam = farms_eigenvalues(exact, tile, stride) if lam is None else lam
+    if variance <= 1e-24 * exact.norm().square().item() / W.numel(): return mean, 0., 0, len(lam), 0., 0.
     try: fit = hill(lam, rule)
     except AlphaqError: return mean, 0., 0, len(lam), variance, 0.  # the null has passed, so it is this spectrum that has no tail
     return fit.alpha, fit.stderr, fit.k, fit.n, variance, (fit.alpha - mean) / sd
@@ -135,10 +136,12 @@ def score_projection(
     stride:int|None=None,          # between tiles
     measure:Callable|None=None,    # matrix -> rounding errors at 1 .. 4 bits
     describe:Callable|None=None,   # projection, matrix -> further fields of `Score` by name
+    W:Tensor|None=None,            # the matrix, when it has been read
+    lam=None,                      # `[n]` eigenvalues of its tiles, when they are known
 )->Score:
     "Read one projection and score it; an error names the file."
-    W = checkpoint.read(p)
-    try: (alpha, stderr, k, n, variance, z), mse = score_matrix(W, rule, tile, stride), tuple(measure(W)) if measure else ()
+    W = checkpoint.read(p) if W is None else W
+    try: (alpha, stderr, k, n, variance, z), mse = score_matrix(W, rule, tile, stride, lam), tuple(measure(W)) if measure else ()
     except AlphaqError as e: raise AlphaqError(f'{p.file}: {p.name}, {p.shape[0]} x {p.shape[1]}: {e}') from None
     return Score(p.name, p.layer, p.expert, p.role, *p.shape, p.numel, alpha, stderr, k, n, variance, mse, z, **(describe(p, W) if describe else {}))
 
