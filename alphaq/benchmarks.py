@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'BUDGETS', 'TRIALS', 'SHOWN', 'Trial', 'demo', 'verdicts', 'show_demo', 'toy_checkpoint',
-           'time_eigenvalues', 'time_gptq', 'main']
+           'time_eigenvalues', 'time_spectra', 'time_gptq', 'main']
 
 # %% ../nbs/51_benchmarks.ipynb #f2ea84b0
 import argparse
@@ -22,7 +22,10 @@ from .console import emit, size, table
 from .core import AlphaqError, data_dir, provenance, read_rows, results_dir, track, write_json, write_rows
 from .evaluate import load_model, load_tokenizer, perplexity, sample, windows
 from .esd import eigenvalues
+from .farms import farms_eigenvalues
 from .gptq import factor, gptq
+from .hill import hill
+from .jobs import on_threads, spectra
 from .ngram import gzip_bits
 from .noise import measured_noise
 from .plan import make_plan, widths
@@ -173,6 +176,21 @@ def time_eigenvalues(
     W = torch.randn(tiles, side, side, generator=torch.Generator().manual_seed(0)).to(device)
     return dict(name='eigenvalues', tiles=tiles, side=side, seconds=_seconds(lambda: eigenvalues(W), device), weights='random')
 
+def time_spectra(
+    device:str='cuda',   # cuda | cpu
+    matrices:int=3072,   # as many as OLMoE-1B-7B has projections
+    rows:int=2048,
+    cols:int=1024,
+    batch:int=64,        # matrices at a time
+)->dict:                 # row
+    "Time tiles, eigenvalues and tail fits of a whole model, random matrices that lie on the device; a few alphas against LAPACK."
+    W = torch.randn(batch, rows, cols, generator=torch.Generator().manual_seed(0)).bfloat16().to(device)
+    def alphas(_): return [hill(lam).alpha for lam in spectra(list(W))]
+    def model(): return list(on_threads(alphas, range(-(-matrices // batch)), 2))
+    apart = max(abs(a - hill(farms_eigenvalues(w.cpu())).alpha) for a, w in zip(alphas(0)[:8], W))
+    return dict(name='spectra', matrices=-(-matrices // batch) * batch, rows=rows, cols=cols, tile=256, batch=batch, seconds=_seconds(model, device),
+                alpha_difference=apart, weights='random')
+
 def time_gptq(
     device:str='cuda',   # cuda | cpu
     experts:int=64,      # in one batch
@@ -193,7 +211,7 @@ def _gpu():
     "Run every GPU benchmark that has no rows for this GPU."
     if not torch.cuda.is_available(): raise AlphaqError('no CUDA device here; run `make gpu PYTHON=...` on a machine that has one')
     name = torch.cuda.get_device_name()
-    for run in (time_eigenvalues, time_gptq):
+    for run in (time_eigenvalues, time_spectra, time_gptq):
         path = results_dir()/'speed'/f'{run.__name__.removeprefix("time_")}-{name.lower().replace(" ", "-")}.jsonl'
         if not path.exists(): write_rows(path, provenance('python -m alphaq.benchmarks gpu', name, 0), [run()])
         emit(dict(zip(('header', 'rows'), read_rows(path))), True)

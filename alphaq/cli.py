@@ -85,10 +85,19 @@ def _still():
 
 Engine = Annotated[str, typer.Option(help='who works: local (all cores) or ray (a cluster, pip install \'alphaq[ray]\')')]
 
-def _engine(name):
+def _engine(name, device='cpu'):
     from alphaq.jobs import ENGINES
     if name not in ENGINES: raise AlphaqError(f'engines are {", ".join(ENGINES)}, got {name!r}')
-    return ENGINES[name]
+    if device != 'cpu' and name == 'ray': raise AlphaqError('the engine ray works on CPUs; leave out --device, or use --engine local')
+    return ENGINES[name] if device == 'cpu' else functools.partial(ENGINES[name], workers=2)  # one reads while the other computes
+
+def _device(name):
+    "The GPU if there is one, for auto."
+    import torch
+    from alphaq.activations import check_device
+    chosen = ('cuda' if torch.cuda.is_available() else 'cpu') if name == 'auto' else name
+    check_device(chosen)
+    return chosen
 
 def _job(model, tail, tile, stride, group_size, **more):
     "Scoring with the measured error of every width and the signals of every method."
@@ -109,14 +118,16 @@ def score(model:Model='pocket', out:Annotated[Path, typer.Option('-o', '--out', 
           include:Annotated[Optional[str], typer.Option(help='score these too: attention, shared, router; joined by commas')]=None,
           dense:Annotated[bool, typer.Option('--dense', help='a model without experts: score every matrix of its layers')]=False,
           shard:Annotated[str, typer.Option(help='i/n: only the i-th of n parts, for `alphaq merge`')]='1/1', engine:Engine='local',
+          device:Annotated[str, typer.Option(help='cpu, cuda, or auto')]='cpu',
           overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False):
     "Tail exponent, variance and rounding error of every expert projection, from the weights alone; run again after a crash, it continues."
     from alphaq.checkpoint import including, open_checkpoint, open_dense
     from alphaq.jobs import part_named, score_to
     if dense and include: raise typer.BadParameter('a dense model is scored whole; --include goes with experts')
     c = open_dense(model) if dense else including(open_checkpoint(model), include.split(',') if include else ())
-    job = _job(c, tail, tile, stride, group_size, part=part_named(shard))
-    scores = score_to(out, job, _engine(engine), overwrite)
+    device = _device(device)
+    job = _job(c, tail, tile, stride, group_size, part=part_named(shard), device=device)
+    scores = score_to(out, job, _engine(engine, device), overwrite)
     summary = _alphas(scores) | dict(model=str(c.path), out=str(out), family=_family(c), coverage=c.coverage(s.name for s in scores))
     emit(summary, json_, table(['what', 'value'], summary.items()))
 
