@@ -6,8 +6,8 @@
 __all__ = ['COUNTS', 'NOISES', 'SCOPES', 'GRANULARITIES', 'DATA', 'PER_CHANNEL', 'METHODS', 'PRESETS', 'Settings', 'Allocation',
            'choice_sizes', 'noise_table', 'noise_only', 'alphaq', 'alpha_only', 'direct', 'random', 'kurtosis', 'units',
            'mopeq', 'uniform', 'outlier', 'ratio', 'router_variance', 'frequency', 'dynamo', 'dynaexq', 'bsp',
-           'hessian', 'afg', 'autoscheme', 'mxmoe', 'pmq', 'gemq', 'Method', 'method_named', 'allocate', 'frontier',
-           'Preset', 'preset_named']
+           'hessian', 'afg', 'autoscheme', 'mxmoe', 'pmq', 'gemq', 'Method', 'method_named', 'checked_choices',
+           'allocate', 'frontier', 'Preset', 'preset_named']
 
 # %% ../nbs/24_allocators.ipynb #85bc0920
 from collections.abc import Callable
@@ -393,13 +393,20 @@ def method_named(
     "The method of that name, or an error with the nearest names."
     return _named(name, METHODS, 'method')
 
+def checked_choices(
+    choices, # widths
+)->tuple:    # ascending, each once
+    "Widths that can be offered."
+    found = tuple(sorted(set(choices)))
+    if not found or not set(found) <= set(WIDTHS): raise AlphaqError(f'widths must be among {WIDTHS}, got {choices}')
+    return found
+
 def _completed(scores, settings):
     "Settings checked, with noise and gamma filled in."
     method = method_named(settings.method)
     noise = settings.noise or method.noise
     if noise not in NOISES: raise AlphaqError(f'noise models are {", ".join(NOISES)}, got {noise!r}')
-    choices = tuple(sorted(set(settings.choices)))
-    if not choices or not set(choices) <= set(WIDTHS): raise AlphaqError(f'widths must be among {WIDTHS}, got {settings.choices}')
+    choices = checked_choices(settings.choices)
     scope = settings.scope or method.scope
     if scope not in SCOPES: raise AlphaqError(f'scopes are {", ".join(SCOPES)}, got {scope!r}')
     granularity, gamma = settings.granularity or method.granularity, None

@@ -1,0 +1,86 @@
+"Ask a tool, installed in an environment of its own, which width it gives to every module of an exported plan."
+import json, shutil, subprocess, sys, tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+EXPERTS, LAYERS, HIDDEN, INNER, GROUP = 4, 2, 128, 64, 64  # the small mixture that every tool is shown
+ROLES = ('gate_proj', 'up_proj', 'down_proj')
+
+def shapes():
+    "Linear layers of the mixture by name, `(out, in)`: as the checkpoint of any tool has them, one matrix per expert."
+    found = {'lm_head': (256, HIDDEN)}
+    for layer in (f'model.layers.{i}' for i in range(LAYERS)):
+        found |= {f'{layer}.self_attn.{n}_proj': (HIDDEN, HIDDEN) for n in 'qkvo'} | {f'{layer}.mlp.gate': (EXPERTS, HIDDEN)}
+        for place in ('shared_expert', *(f'experts.{e}' for e in range(EXPERTS))):
+            found |= {f'{layer}.mlp.{place}.{r}': (HIDDEN, INNER) if r == 'down_proj' else (INNER, HIDDEN) for r in ROLES}
+    return found
+
+def linears():
+    "The mixture as modules of torch, random, to be walked through by name."
+    import torch
+    torch.manual_seed(0)
+    root = torch.nn.Module()
+    for name, (out, cols) in shapes().items():
+        at, *path = root, *name.split('.')
+        for part in path[:-1]:
+            if not hasattr(at, part): at.add_module(part, torch.nn.Module())
+            at = getattr(at, part)
+        at.add_module(path[-1], torch.nn.Linear(cols, out, bias=False))
+    return root
+
+def asked(folder):
+    "Width that the plan gives to every linear layer; `None` for those it leaves alone."
+    return json.loads((Path(folder)/'asked.json').read_text())
+
+def answer(check, wanted, got, **more):
+    "One row: how many modules got what the plan says; ends the script when one did not."
+    wrong = {n: [b, got.get(n)] for n, b in wanted.items() if got.get(n) != b}
+    print(json.dumps(dict(check=check, modules=len(wanted), equal=len(wanted) - len(wrong), **more)), flush=True)
+    if wrong: sys.exit(f'{check}: asked and got {dict(list(wrong.items())[:5])}')
+
+def _plan(to):
+    "Random scores, solved within what the tool can load, as `alphaq allocate --target` does."
+    import numpy as np
+    from alphaq.allocators import Settings
+    from alphaq.export import EXPORTERS, priced
+    from alphaq.plan import make_plan
+    from alphaq.score import Score
+    rng, scores = np.random.default_rng(0), []
+    for l in range(LAYERS):
+        for e in range(EXPERTS):
+            for r in ROLES:
+                shape = shapes()[f'model.layers.{l}.mlp.experts.{e}.{r}']
+                scores.append(Score(f'model.layers.{l}.mlp.experts.{e}.{r}', l, e, r, *shape, shape[0] * shape[1], 3., 0., 0, 0, float(np.exp(2 * rng.normal() + 3 * l)), (), None))
+    target = EXPORTERS[to].target
+    held, price = priced(scores, Settings(3., 'noise-only', group_size=GROUP), target)
+    return make_plan(scores, held, 'mixture', target=target, price=price)
+
+def _environment(name, steps):
+    "A fresh virtual environment with the steps' packages; returns its Python."
+    home = ROOT/'.work'/'consumers'/name
+    shutil.rmtree(home, ignore_errors=True)
+    subprocess.run([sys.executable, '-m', 'venv', home], check=True)
+    for step in steps: subprocess.run([home/'bin/pip', 'install', '--quiet', '--disable-pip-version-check', *step.split()], check=True)
+    return home
+
+def consult(script, to, steps, packages):
+    "Install, export, ask, keep the answer in `results/consumers/`, remove the environment."
+    from alphaq.core import provenance, write_rows
+    from alphaq.export import export
+    from alphaq.plan import widths
+    name, plan = Path(script).stem, _plan(to)
+    wanted = {n: widths(plan).get(n, plan.other_bits if '.self_attn.' in n else None) for n in shapes()}
+    header = provenance(f'python tests/consumers/{Path(script).name}')
+    home = _environment(name, steps)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, 'asked.json').write_text(json.dumps(wanted))
+            Path(folder, 'export').write_text(export(plan, to))
+            done = subprocess.run([home/'bin/python', '-P', script, folder], stdout=subprocess.PIPE, text=True)  # -P: our scripts have the names of packages
+        rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"check"')]
+        print(done.stdout)
+        if done.returncode or not rows: sys.exit(f'{name}: not what was asked for')
+        listed = json.loads(subprocess.run([home/'bin/pip', 'list', '--format', 'json'], capture_output=True, text=True, check=True).stdout)
+    finally: shutil.rmtree(home, ignore_errors=True)
+    header['versions'] |= {p['name']: p['version'] for p in listed if p['name'].lower().replace('_', '-') in packages}
+    write_rows(ROOT/'results'/'consumers'/f'{name}.jsonl', header, rows)
