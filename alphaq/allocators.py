@@ -500,7 +500,8 @@ def frontier(
 )->list:               # rows by rising average; the first one has no move and is the smallest plan
     "Every budget at which the method's optimum is known without a search, and the move that leads to it."
     method, settings, stand_in, sizes, parts = _prepared(scores, settings)
-    if not method.costs or settings.scope != 'global': raise AlphaqError('a frontier needs a method that has costs and one budget for the whole model; use another method, or scope global')
+    if not method.costs or settings.scope != 'global':
+        raise AlphaqError('a frontier needs a method that has costs and one budget for the whole model; use another method, or scope global')
     of, choices = units(scores, settings.granularity), np.array(settings.choices)
     f = hulls(*_added(of, np.take_along_axis(method.costs(scores, settings), stand_in, 1), sizes))
     at, names = f.start.copy(), [[] for _ in range(of.max() + 1)]

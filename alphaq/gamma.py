@@ -62,5 +62,6 @@ def voice(
 )->str:          # one line
     "How far alpha moves the costs, beside what the widths are worth, and what the cap would leave."
     span = log_range(alphas, gamma)
-    line = f'alpha moves costs by {span:.1f} nats; one to four bits are worth {WIDTH_RANGE:.1f}'
-    return line + (f', more than which --cap {WIDTH_RANGE:.1f} forbids: gamma {capped_gamma(alphas, gamma):.3g} instead of {gamma:.3g}' if span > WIDTH_RANGE * (1 + 1e-9) else '')
+    line, less = f'alpha moves costs by {span:.1f} nats; one to four bits are worth {WIDTH_RANGE:.1f}', capped_gamma(alphas, gamma)
+    if span <= WIDTH_RANGE * (1 + 1e-9): return line
+    return line + f', more than which --cap {WIDTH_RANGE:.1f} forbids: gamma {less:.3g} instead of {gamma:.3g}'
