@@ -199,7 +199,7 @@ def drawn_windows(
     g, length = torch.Generator().manual_seed(seed), 8 * window
     def at(text): return int(torch.randint(max(1, len(text) - length), (), generator=g))
     pieces = [text[start:start + length] for text in texts for start in (at(text) for _ in range(count))]
-    rows = tokenizer(pieces, add_special_tokens=False)['input_ids']
+    rows = tokenizer(pieces, add_special_tokens=False, verbose=False)['input_ids']
     if min(map(len, rows)) < window: raise AlphaqError(f'a text has no {window} tokens to draw; use a longer text')
     return torch.tensor([row[:window] for row in rows])
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHANCE', 'WORDS', 'CHINESE', 'QUESTIONS', 'BUILTIN', 'TASKS', 'FOLDER', 'Question', 'guessing_z', 'Cut', 'places',
            'cloze', 'worked', 'available', 'task_names', 'questions', 'spec_likelihoods', 'dataset', 'check_lm_eval',
-           'TaskScore', 'lm_eval_samples', 'run_tasks']
+           'TaskScore', 'lm_eval_samples', 'run_tasks', 'main']
 
 # %% ../nbs/45_tasks.ipynb #04c0bcbd
 import contextlib, copy, hashlib, importlib.util, io, json, logging, os, platform, random, re, sys
@@ -245,6 +245,19 @@ def run_tasks(
     samples = lm_eval_samples(model, tokenizer, names, batch, limit) if names else {}
     return [_task_score(name, samples[name]) for name in names]
 
-# %% ../nbs/45_tasks.ipynb #b4747d2d
+# %% ../nbs/45_tasks.ipynb #b28b7af6
+def main(
+    argv=None, # arguments, `None` takes the process's own
+):
+    "Entry point of `python -m alphaq.tasks`: lm-eval's own command, our folders and tasks known to it; alone, the folder of our tasks."
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv: print(FOLDER); return
+    try: check_lm_eval()
+    except AlphaqError as e: print(f'alphaq: {e}', file=sys.stderr); sys.exit(e.exit_code)
+    from lm_eval.__main__ import cli_evaluate
+    sys.argv = ['lm_eval', *argv, *(['--include_path', str(FOLDER)] if argv[0] == 'run' and '--include_path' not in argv else [])]
+    cli_evaluate()
+
+# %% ../nbs/45_tasks.ipynb #829c1736
 #| eval: false
-if __name__ == '__main__': print(FOLDER)
+if __name__ == '__main__': main()
