@@ -113,7 +113,7 @@ def direct(scores, settings): # `[n, choices]` costs
 def _signal(scores, name):
     "One of the further columns of the scores, all of it."
     missing = [s.name for s in scores if getattr(s, name) is None]
-    if missing: raise AlphaqError(f'{missing[0]}: no {name} in the scores; score the checkpoint again{" with --calibration TEXT" if name in DATA else ""}, this method needs it')
+    if missing: raise AlphaqError(f'{missing[0]}: no {name} in the scores; {"add it with `alphaq collect`, this method reads text" if name in DATA else "score the checkpoint again, this method needs it"}')
     return np.array([getattr(s, name) for s in scores], float)
 
 DATA = ('frequency', 'routing', 'corpora', 'similarity', 'trace', 'expert_error', 'expert_loss', 'layer_error', 'gradient', 'fisher')  # columns that text fills

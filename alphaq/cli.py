@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'Model', 'Json', 'Quiet', 'Overwrite', 'Engine', 'Bits', 'Size', 'Preset', 'Method', 'Gamma', 'Cap', 'Noise',
-           'Choices', 'Count', 'Scope', 'Granularity', 'Bound', 'Group', 'Also', 'Target', 'Other', 'verb', 'info',
-           'score', 'merge', 'doctor', 'allocate', 'frontier', 'diff', 'export', 'quantize', 'verify', 'dequantize',
-           'eval', 'generate', 'main']
+           'Choices', 'Count', 'Scope', 'Granularity', 'Bound', 'Group', 'Also', 'Target', 'Other', 'Samples', 'Window',
+           'Device', 'verb', 'info', 'score', 'merge', 'doctor', 'allocate', 'frontier', 'diff', 'export', 'collect',
+           'quantize', 'verify', 'dequantize', 'eval', 'generate', 'main']
 
 # %% ../nbs/69_cli.ipynb #af6a8234
 import functools
@@ -360,13 +360,47 @@ def export(plan:Annotated[Path, typer.Argument(help='plan from `alphaq allocate`
 
 # %% ../nbs/69_cli.ipynb #927e16de
 def _windows(path, names, split, window, count):
-    "Calibration tokens from named texts in equal parts, and what they are."
+    "Calibration tokens from named texts in equal parts, what they are, and of which text each window is; `balanced` is written by the model itself."
     import torch
-    from alphaq.evaluate import load_tokenizer, windows
+    from alphaq.balanced import balanced_windows
+    from alphaq.evaluate import load_model, load_tokenizer, windows
     from alphaq.texts import load_text
-    texts, tokenizer = [load_text(n, split) for n in names], load_tokenizer(path)
-    parts = [windows(tokenizer, t, window, max(1, count // len(texts))) for t in texts]
-    return torch.cat(parts), f'{sum(map(len, parts))} windows of {window} tokens of ' + ' + '.join(f'{t.name}/{split} (sha256 {t.sha256[:12]})' for t in texts)
+    texts, each = {n: load_text(n, split) for n in names if n != 'balanced'}, max(1, count // len(names))
+    parts = [windows(load_tokenizer(path), texts[n], window, each) if n in texts else balanced_windows(load_model(path)[0], each, window) for n in names]
+    said = [f'{texts[n].name}/{split} (sha256 {texts[n].sha256[:12]})' if n in texts else 'balanced text of its own' for n in names]
+    return torch.cat(parts), f'{sum(map(len, parts))} windows of {window} tokens of ' + ' + '.join(said), [i for i, p in enumerate(parts) for _ in p]
+
+def _informed(checkpoint, scores, windows, texts, group_size, probes, device):
+    "Scores with what calibration text says in the columns of their own."
+    from dataclasses import replace
+    from alphaq.collect import collected, signals_folder
+    from alphaq.grid import quantize
+    def rounds(W, bits): return quantize(W, bits, min(group_size, W.shape[1])).dequantize().to(W.dtype)
+    found = collected(checkpoint, windows, rounds, signals_folder(), f'mse/{group_size}', texts, probes=probes, device=device)
+    return [replace(s, **found.get(s.name, {})) for s in scores]
+
+Samples = Annotated[int, typer.Option(help='calibration windows', min=1)]
+Window = Annotated[int, typer.Option(help='tokens in a window', min=2)]
+Device = Annotated[str, typer.Option(help='cpu or cuda')]
+
+@verb
+def collect(scores:Annotated[Path, typer.Argument(help='table from `alphaq score`')], model:Model='pocket',
+            calibration:Annotated[str, typer.Option(help='texts to read: names joined by +, a file, or balanced: written by the model itself')]='pydoc+pycode+arithmetic',
+            out:Annotated[Path, typer.Option('-o', '--out', help='table to write')]=Path('informed.csv'), samples:Samples=32, window:Window=256,
+            probes:Annotated[int, typer.Option(help='random vectors for the curvature, which needs the whole model in memory', min=0)]=0,
+            group_size:Annotated[int, typer.Option(help='weights that share a scale when rounding is measured', min=1)]=128,
+            device:Device='cpu', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False):
+    "Add to a table of scores what calibration text says, for the methods that read text."
+    from alphaq.checkpoint import open_checkpoint
+    from alphaq.score import read_scores, write_scores
+    _still()
+    if out.exists() and not overwrite: raise AlphaqError(f'{out} exists; choose another name or pass --overwrite')
+    given, c = read_scores(scores), open_checkpoint(model)
+    if lacking := {p.name for p in c.projections} - {s.name for s in given}: raise AlphaqError(f'{scores}: a table of another model, it lacks {min(lacking)}')
+    windows, described, texts = _windows(c.path, calibration.split('+'), 'train', window, samples)
+    write_scores(out, _informed(c, given, windows, texts, group_size, probes, device))
+    data = dict(out=str(out), read=described, curvature=f'{probes} vectors for each window' if probes else 'not asked for')
+    emit(data, json_, table(['what', 'value'], data.items()))
 
 def _feasible(checkpoint, settings):
     "Refuse an unknown method, an unreachable budget or an impossible bound from headers alone, before the long work of scoring."
@@ -382,12 +416,12 @@ def quantize(model:Model='pocket', bits:Bits=None, size_:Size=None, out:Annotate
              plan:Annotated[Optional[Path], typer.Option(help='use this plan')]=None, preset:Preset='best', method:Method=None, gamma:Gamma=None, cap:Cap=None,
              noise:Noise=None, choices:Choices=None, count:Count=None, group_size:Group=None, scope:Scope=None, granularity:Granularity=None, bound:Bound=None,
              quantizer:Annotated[str, typer.Option(help='mse, rtn, hqq or gptq')]='mse',
-             calibration:Annotated[Optional[str], typer.Option(help='texts for gptq: names joined by +, or a file')]=None,
-             samples:Annotated[int, typer.Option(help='calibration windows', min=1)]=128, window:Annotated[int, typer.Option(help='tokens in a window', min=2)]=256,
+             calibration:Annotated[Optional[str], typer.Option(help='texts for gptq and for methods that read text: names joined by +, a file, or balanced')]=None,
+             samples:Samples=128, window:Window=256,
              routing:Annotated[str, typer.Option(help='which calibration tokens count for an expert: routed, weighted (by the router) or all')]='routed',
              other_bits:Other=None, also:Also=None, device:Annotated[str, typer.Option(help='cpu or cuda')]='cpu', engine:Engine='local', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False):
     "Score, allocate (or take a plan), round and pack a checkpoint into a folder that opens."
-    from alphaq.allocators import preset_named
+    from alphaq.allocators import method_named, preset_named
     from alphaq.checkpoint import open_checkpoint
     from alphaq.jobs import score_all
     from alphaq.plan import read_plan
@@ -399,17 +433,23 @@ def quantize(model:Model='pocket', bits:Bits=None, size_:Size=None, out:Annotate
     if plan and (_label('', *changes, other_bits, also or None) is None or preset != 'best'): raise typer.BadParameter('a plan says everything already; options of the allocation go with --bits')
     if out is None: raise typer.BadParameter('give -o, the folder to make')
     if out.exists() and not overwrite: raise AlphaqError(f'{out} exists; choose another folder or pass --overwrite')
-    check_quantizer(quantizer, calibration is not None, device, routing)
+    settings = None if plan else _settings(preset, bits, *changes)
+    reads = settings and method_named(settings.method).data
+    if reads and not calibration: raise AlphaqError(f'{settings.method} reads text; name some with --calibration')
+    check_quantizer(quantizer, calibration is not None and (quantizer == 'gptq' or not reads), device, routing)
     work, c = _engine(engine), open_checkpoint(model)
-    if plan: chosen = read_plan(plan)
-    else:
-        p, settings = preset_named(preset), _settings(preset, bits, *changes)
+    if settings:
         modules = _also(c, also)
         if size_: settings = _sized(c, settings, size_, other_bits, modules)
         _feasible(c, settings)
-        chosen = _plan(score_all(_job(c, p.tail, p.tile, None, settings.group_size), work), c.path.resolve().name, _label(preset, *changes), other_bits, settings, modules=modules)
-    tokens, described = _windows(c.path, calibration.split('+'), 'train', window, samples) if calibration else (None, None)
-    made = run(Job(c, chosen, quantizer, tokens, described, routing, device), out, overwrite, work if engine != 'local' else None)
+    tokens, described, texts = _windows(c.path, calibration.split('+'), 'train', window, samples) if calibration else (None, None, None)
+    if plan: chosen = read_plan(plan)
+    else:
+        p = preset_named(preset)
+        scores = score_all(_job(c, p.tail, p.tile, None, settings.group_size), work)
+        if reads: scores = _informed(c, scores, tokens, texts, settings.group_size, 2 if 'trace' in reads else 0, device)
+        chosen = _plan(scores, c.path.resolve().name, _label(preset, *changes), other_bits, settings, modules=modules)
+    made = run(Job(c, chosen, quantizer, tokens if quantizer == 'gptq' else None, described, routing, device), out, overwrite, work if engine != 'local' else None)
     data = _summary(chosen) | dict(out=str(made.path), file_bytes=made.file_bytes, tensor_bytes=made.tensor_bytes, predicted_bytes=made.predicted, predicted_file_bytes=made.predicted_files,
                                    quantizer=quantizer, starved=len(made.starved), seconds=round(made.seconds, 2))
     emit(data, json_, table(['what', 'value'], data.items()))

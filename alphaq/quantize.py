@@ -27,6 +27,7 @@ from torch import Tensor
 
 import alphaq
 from .activations import ROUTINGS, check_device, model_name, put, skeleton, stored, streamed_logits, walk
+from .allocators import METHODS
 from .checkpoint import ROLES, Checkpoint
 from .console import size
 from .core import AlphaqError, BudgetError, atomic, read_json, track, write_json, write_sums, write_text
@@ -49,7 +50,7 @@ class Job:
     plan:Plan
     quantizer:str='mse'               # key of `QUANTIZERS`
     windows:Tensor|None=None          # `[n, length]` calibration tokens, for gptq
-    calibration:str|None=None         # what those tokens are, for the model card
+    calibration:str|None=None         # what text was read, by the allocation or by gptq, for the model card
     routing:str='routed'              # which of them count for an expert, key of `activations.ROUTINGS`
     device:str='cpu'                  # where rounding runs
 
@@ -376,11 +377,13 @@ def _card(job, weighs):
     plan, average = job.plan, job.plan.average
     fed, free = f'with error feedback on {job.calibration}, counting {ROUTINGS[job.routing]}', f'without data ({QUANTIZERS[job.quantizer]})'
     data = f'rounded {fed if job.quantizer == "gptq" else free}'
+    read = METHODS[plan.method].data if plan.method in METHODS else ()
+    source = f'what {job.calibration or "calibration text, which the plan does not name,"} says' if read else 'the weights alone'
     return f"""# {plan.model}, {average['params'] or average['modules']:.2f} bits
 
 Routed experts of `{plan.model}` quantized by alphaq {alphaq.__version__}.
 Preset {plan.preset or 'none'}, method `{plan.method}`, widths {', '.join(map(str, plan.choices))}.
-Widths were allocated from the weights alone; the weights were {data}.
+Widths were allocated from {source}; the weights were {data}.
 
 | part | bytes |
 |---|---|

@@ -89,7 +89,7 @@ def calibration(
     for domain, text in texts.items():
         while len(rows) % each or len(rows) < each * (list(texts).index(domain) + 1):
             at = int(draw.integers(max(1, len(text) - 8 * window)))
-            tokens = tokenizer(text[at:at + 8 * window], add_special_tokens=False)['input_ids']
+            tokens = tokenizer(text[at:at + 8 * window], add_special_tokens=False, verbose=False)['input_ids']
             if len(tokens) >= window: rows.append(tokens[:window])
     return torch.tensor(rows), [i for i in range(len(texts)) for _ in range(each)]
 
