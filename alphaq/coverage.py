@@ -31,6 +31,8 @@ def plain_twin(
 ):               # the model in float32, with every named weight rounded
     "What a quantized folder must say, made without the folder."
     model, bits = load_for_calibration(checkpoint).requires_grad_(False), widths(plan)
+    for n in checkpoint.rest: # what was in codes is kept as bfloat16
+        if checkpoint.scale_of(n): put(model, model_name(checkpoint, n), checkpoint.keep(n))
     def nearest(W, b): return rounded(W, b, min(plan.group_size, W.shape[1])).dequantize()
     for p in checkpoint.projections: put(model, model_name(checkpoint, p.name), nearest(checkpoint.read(p), bits[p.name]))
     for n in other_linears(checkpoint, plan): put(model, f'{model_name(checkpoint, n)}.weight', nearest(checkpoint.tensor(f'{n}.weight'), plan.other_bits))

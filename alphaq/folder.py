@@ -7,9 +7,10 @@ __all__ = ['HEADER', 'NAME', 'TensorInfo', 'read_header', 'Folder', 'check_finit
 
 # %% ../nbs/07_folder.ipynb #0160a7b1
 import hashlib, json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -157,6 +158,19 @@ class Folder:
             try: value = fp8_blocks(value, self.stored(scale), self.block)
             except AlphaqError as e: raise AlphaqError(f'{self.path/file}: tensor {name}: {e}') from None
         return check_finite(value, self.path/file, name) if finite else value
+
+    def decoded(self,
+        name:str,   # of a tensor
+    )->TensorInfo:  # what `keep` gives
+        "What a tensor is outside its codes: eight-bit codes with their scales become bfloat16."
+        info = self.tensors[name]
+        return replace(info, dtype='BF16', nbytes=2 * prod(info.shape)) if self.scale_of(name) else info
+
+    def keep(self,
+        name:str, # of a tensor
+    ):            # as a checkpoint without codes holds it
+        "Read one tensor for another folder."
+        return self.tensor(name).bfloat16() if self.scale_of(name) else self.tensor(name)
 
     @property
     def block(self)->tuple[int, int]: # height and width of what shares a scale in eight-bit matrices

@@ -274,7 +274,7 @@ def predicted_bytes(
     linears = {n: (checkpoint.tensors[f'{n}.weight'].shape, b) for n, b in other_linears(checkpoint, plan).items()}
     size = dict(experts=sum(stored_bytes(p.shape, bits[p.name], min(group, p.shape[1])) for p in checkpoint.projections),
                 linears=sum(stored_bytes(s, b, min(group, s[1])) for s, b in linears.values()),
-                rest=sum(checkpoint.tensors[n].nbytes for n in checkpoint.rest if n.removesuffix('.weight') not in linears))
+                rest=sum(checkpoint.decoded(n).nbytes for n in checkpoint.rest if n.removesuffix('.weight') not in linears))
     return {**size, 'total': sum(size.values())}
 
 # %% ../nbs/25_plan.ipynb #30641505

@@ -89,8 +89,8 @@ def _check_source(checkpoint):
     where = f'{checkpoint.path}: a checkpoint of family {checkpoint.family} can be scored, but not quantized'
     if checkpoint.guessed: raise AlphaqError(f'{where}: its layout is {checkpoint.layout}, and a guess is not enough')
     if {p.role for p in checkpoint.projections} != {*ROLES}: raise AlphaqError(f'{where}: its experts have no gate')
-    eight = next((n for n, t in checkpoint.tensors.items() if t.dtype.startswith('F8')), None)
-    if eight: raise AlphaqError(f'{where}: {eight} and others are stored in eight bits; convert it to bfloat16 first')
+    eight = next((n for n in checkpoint.rest if checkpoint.decoded(n).dtype.startswith('F8')), None)
+    if eight: raise AlphaqError(f'{where}: {eight} is stored in eight bits, in a way not known here; convert it to bfloat16 first')
     from transformers import CONFIG_MAPPING
     if checkpoint.family not in CONFIG_MAPPING: return  # rounded all the same, for whoever can build it
     try:
@@ -301,7 +301,7 @@ def _make_shard(job, layout, path, prefix, seen, poison):
     else: rounding = round_layer(replace(job, quantizer='mse') if job.quantizer == 'gptq' else job, names, read, layout.bits)
     packed, rows = {}, {}
     for r in rounding: packed[r.name], rows[r.name] = pack(r.weight), _row(r)
-    tensors = layer_tensors(packed) | {n: files.tensor(n) for n in layout.kept[prefix]} | ({} if prefix else poison)
+    tensors = layer_tensors(packed) | {n: files.keep(n) for n in layout.kept[prefix]} | ({} if prefix else poison)
     _write_shard(path, tensors, [rows[n] for n in names])
 
 def _stream(job, layout, folder, engine=None):
@@ -440,7 +440,7 @@ def predicted_files(
 )->dict:     # weight file -> bytes
     "What each weight file of the folder will weigh, from shapes alone."
     _checked(job)
-    layout, tensors = _layout(job), job.checkpoint.tensors
+    layout = _layout(job)
     def blank(name):
         (out, cols), bits = layout.shapes[name], layout.bits[name]
         words, group = torch.empty(word_count((out, cols), bits), dtype=torch.int16, device='meta'), job.group(cols)
@@ -450,7 +450,7 @@ def predicted_files(
     for prefix, shard in zip(layout.prefixes, layout.shards):
         made = layer_tensors({n: blank(n) for n in layout.matrices[prefix]}) | ({} if prefix else poison)
         entries = {n: (_names[t.dtype], t.shape, t.numel() * t.itemsize) for n, t in made.items()}
-        sizes[shard] = _file_bytes(entries | {n: (tensors[n].dtype, tensors[n].shape, tensors[n].nbytes) for n in layout.kept[prefix]})
+        sizes[shard] = _file_bytes(entries | {n: (t.dtype, t.shape, t.nbytes) for n in layout.kept[prefix] for t in [job.checkpoint.decoded(n)]})
     return sizes
 
 # %% ../nbs/32_quantize.ipynb #5ce22c30
