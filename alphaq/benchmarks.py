@@ -64,7 +64,8 @@ def _trial(trial, checkpoint, scores, uniform, calibration, probes, folder):
     bits = widths(plan)
     differ = sum(bits[s.name] != b for s, b in zip(scores, uniform[trial.bits])) / len(scores)
     return dict(bits=trial.bits, method=trial.preset, quantizer=trial.quantizer, file_bytes=made.file_bytes, tensor_bytes=made.tensor_bytes,
-                predicted_bytes=made.predicted, average_bits=plan.average['params'], stored_bits=plan.average['stored'], gamma=plan.gamma, gap=plan.gap,
+                predicted_bytes=made.predicted, predicted_file_bytes=made.predicted_files, average_bits=plan.average['params'],
+                stored_bits=plan.average['stored'], gamma=plan.gamma, gap=plan.gap,
                 differs_from_uniform=differ, starved=len(made.starved), texts=_measured(folder, probes), folder=str(folder),
                 seconds=round(time.perf_counter() - start, 2))
 

@@ -19,4 +19,4 @@ def inside(folder):
 
 if __name__ == '__main__':
     if len(sys.argv) > 1: inside(sys.argv[1])
-    else: consult(__file__, 'autoround', ['torch==2.13.0', 'auto-round==0.16.1 transformers==5.23.0'], {'torch', 'auto-round', 'transformers'})
+    else: consult(__file__, 'autoround', ['auto-round==0.16.1'], {'torch', 'auto-round', 'transformers'})

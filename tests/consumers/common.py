@@ -1,5 +1,5 @@
 "Ask a tool, installed in an environment of its own, which width it gives to every module of an exported plan."
-import json, shutil, subprocess, sys, tempfile
+import json, shutil, subprocess, sys, sysconfig, tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,10 +56,11 @@ def _plan(to):
     return make_plan(scores, held, 'mixture', target=target, price=price)
 
 def _environment(name, steps):
-    "A fresh virtual environment with the steps' packages; returns its Python."
+    "A fresh virtual environment with the steps' packages, over those of the environment that runs this: torch alone is a gigabyte."
     home = ROOT/'.work'/'consumers'/name
     shutil.rmtree(home, ignore_errors=True)
     subprocess.run([sys.executable, '-m', 'venv', home], check=True)
+    next(home.glob('lib/python*/site-packages')).joinpath('below.pth').write_text(sysconfig.get_path('purelib') + '\n')
     for step in steps: subprocess.run([home/'bin/pip', 'install', '--quiet', '--disable-pip-version-check', *step.split()], check=True)
     return home
 

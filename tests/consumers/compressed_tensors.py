@@ -27,4 +27,4 @@ def inside(folder):
 
 if __name__ == '__main__':
     if len(sys.argv) > 1: inside(sys.argv[1])
-    else: consult(__file__, 'llm-compressor', ['torch==2.13.0', 'compressed-tensors==0.20.0 transformers==5.23.0'], {'torch', 'compressed-tensors', 'transformers'})
+    else: consult(__file__, 'llm-compressor', ['compressed-tensors==0.20.0'], {'torch', 'compressed-tensors', 'transformers'})

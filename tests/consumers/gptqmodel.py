@@ -17,6 +17,6 @@ def inside(folder):
 
 if __name__ == '__main__':
     if len(sys.argv) > 1: inside(sys.argv[1])
-    else: consult(__file__, 'gptqmodel', ['torch==2.13.0', 'setuptools>=84.2.1 wheel', '--no-deps --no-build-isolation gptqmodel==7.7.0',
-        'accelerate transformers==5.23.0 threadpoolctl packaging device-smi protobuf pillow requests pypcre tokenicer logbar jinja2 ninja datasets torchao defuser'],
+    else: consult(__file__, 'gptqmodel', ['setuptools>=84.2.1 wheel', '--no-deps --no-build-isolation gptqmodel==7.7.0',
+        'accelerate threadpoolctl packaging device-smi protobuf pillow requests pypcre tokenicer logbar jinja2 ninja datasets torchao defuser'],
         {'torch', 'gptqmodel', 'transformers', 'pypcre'})

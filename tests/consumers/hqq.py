@@ -21,4 +21,4 @@ def inside(folder):
 
 if __name__ == '__main__':
     if len(sys.argv) > 1: inside(sys.argv[1])
-    else: consult(__file__, 'hqq', ['torch==2.13.0', 'numpy tqdm einops accelerate transformers==5.23.0 huggingface_hub termcolor', '--no-deps hqq==0.2.8.post1'], {'torch', 'hqq', 'transformers'})
+    else: consult(__file__, 'hqq', ['numpy tqdm einops accelerate huggingface_hub termcolor', '--no-deps hqq==0.2.8.post1'], {'torch', 'hqq', 'transformers'})
