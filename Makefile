@@ -37,6 +37,8 @@ results: $(VENV)/demo-stamp ## everything in results/ that needs neither a GPU n
 	$(BIN)/python -m alphaq.benchmarks results --model '$(MODEL)'
 	$(BIN)/python -m alphaq.card quality --model '$(MODEL)'
 	$(BIN)/python -m alphaq.rivals --model '$(MODEL)'
+	$(BIN)/python -m alphaq.solvers agreement
+	$(BIN)/python -m alphaq.solvers speed
 
 clean: ## remove what was built; keeps $(VENV) and results/
 	rm -rf _build _vendor build dist *.egg-info .pytest_cache .hypothesis

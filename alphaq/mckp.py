@@ -197,7 +197,7 @@ def _search(excess, more, price, left, enough, states):
         if least[i] + lowest >= slack: continue
         columns = np.flatnonzero(worth[i])
         size, extra, parent, move = _merged(size, extra, more[row, columns], excess[row, columns], price, slack)
-        trail.append((row, parent, np.append(-1, columns)[move]))
+        trail.append((row, parent.astype(np.int32), np.append(-1, columns).astype(np.int16)[move]))  # small: they are all kept
         fits = np.searchsorted(size, left, side='right') - 1           # among states that fit, the largest is the cheapest
         if fits >= 0 and (over := extra[fits] + price * (left - size[fits])) < slack: slack, found = over, _moves(trail, fits)
         keep = np.flatnonzero(extra + rate[i + 1] * np.abs(left - size) < slack)
