@@ -179,18 +179,22 @@ def _merged(size, extra, moves, excess, price, slack):
     order = order[np.append(sizes[order[1:]] > sizes[order[:-1]], True)]  # of equal sizes the last is the cheapest
     return sizes[order], extras[order], order % len(size), order // len(size)
 
-def _core(excess, more, slack):
-    "Rows that have a move worth trying, least excess per unit of size first: rows, their rates, their cheapest excess, moves worth trying."
+def _core(excess, more, price, slack):
+    "Rows with moves worth trying, least excess per unit of size first; the least rate from each on, up and down; their least excess; the moves."
     worth = (excess < slack) & (more != 0)
-    rate = np.where(worth, excess / np.maximum(np.abs(more), 1), np.inf).min(1)
-    rows = np.argsort(rate, kind='stable')[:worth.any(1).sum()]
-    return rows, rate[rows], np.where(worth[rows], excess[rows], np.inf).min(1), worth[rows]
+    rate = np.where(worth, excess / np.maximum(np.abs(more), 1), np.inf)
+    rows = np.argsort(rate.min(1), kind='stable')[:worth.any(1).sum()]
+    rise = more[rows, rate[rows].argmin(1)] > 0
+    turn = np.where(rise, np.cumsum(rise), np.cumsum(~rise))
+    rows = rows[np.lexsort((turn, rate[rows].min(1)))]                 # of equal rates by turns one up and one down, so that they can meet
+    rate, more, worth = rate[rows], more[rows], worth[rows]
+    up, down = (np.append(np.where(way, rate, np.inf).min(1), np.inf)[::-1] for way in (more > 0, more < 0))
+    return rows, np.minimum.accumulate(up)[::-1].clip(max=price), np.minimum.accumulate(down)[::-1], np.where(worth, excess[rows], np.inf).min(1), worth
 
 def _search(excess, more, price, left, enough, states):
     "Moves `{row: column}` that spend `left` units best, and whether nothing can be better (up to `enough`)."
     slack = price * left
-    rows, rate, least, worth = _core(excess, more, slack)
-    rate = np.append(np.minimum(rate, price), price)
+    rows, up, down, least, worth = _core(excess, more, price, slack)
     size, extra, lowest, trail, found = np.zeros(1, np.int64), np.zeros(1), 0., [], {}
     for i, row in enumerate(rows):
         if slack <= enough or not len(size): break
@@ -200,7 +204,8 @@ def _search(excess, more, price, left, enough, states):
         trail.append((row, parent.astype(np.int32), np.append(-1, columns).astype(np.int16)[move]))  # small: they are all kept
         fits = np.searchsorted(size, left, side='right') - 1           # among states that fit, the largest is the cheapest
         if fits >= 0 and (over := extra[fits] + price * (left - size[fits])) < slack: slack, found = over, _moves(trail, fits)
-        keep = np.flatnonzero(extra + rate[i + 1] * np.abs(left - size) < slack)
+        rate = np.where(size > left, down[i + 1], up[i + 1])           # of the way that a state still has to go, up or down
+        keep = np.flatnonzero(extra + rate * np.abs(left - size) < slack)
         size, extra, trail[-1] = size[keep], extra[keep], (row, *(t[keep] for t in trail[-1][1:]))
         lowest, states = extra.min(initial=np.inf), states - len(size)
         if states < 0: return found, False

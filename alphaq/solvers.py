@@ -79,8 +79,9 @@ def agreement_rows(
             rows[name]['agree'] += bool(off <= (1e-9 if name == 'ours' else 1e-6))
             rows[name]['worst'] = max(rows[name]['worst'], float(off))
             rows[name]['over_budget'] += found.size > given[2]
-            if name == 'ours':
-                for key, yes in dict(core='core' in found.solver, bound_holds=found.lower_bound <= truth * (1 + 1e-9), proved=found.optimal).items(): rows[name][key] += bool(yes)
+            if name != 'ours': continue
+            for key, yes in dict(core='core' in found.solver, bound_holds=found.lower_bound <= truth * (1 + 1e-9), proved=found.optimal).items():
+                rows[name][key] += bool(yes)
     return list(rows.values())
 
 # %% ../nbs/55_solvers.ipynb #29b50a1f
@@ -120,8 +121,8 @@ def one_run(
         wall, used = time.perf_counter(), _used()
         found = SOLVERS[solver](*given, seconds)
         runs.append((time.perf_counter() - wall, _used() - used))
-    bound = relaxation(*given).bound
-    return dict(runs=[[round(t, 4) for t in run] for run in runs], gap=max(0., float((found.cost - bound) / found.cost)), fits=found.size <= given[2], proved=found.optimal)
+    gap = 1 - relaxation(*given).bound / found.cost
+    return dict(runs=[[round(t, 4) for t in run] for run in runs], gap=max(0., float(gap)), fits=found.size <= given[2], proved=found.optimal)
 
 def speed_row(
     n:int, kind:str, solver:str, # what is run
@@ -133,20 +134,26 @@ def speed_row(
     code = f'import json\nfrom alphaq.solvers import one_run\nprint(json.dumps(one_run({n}, {kind!r}, {solver!r}, {repeats}, {seconds})))'
     row = dict(matrices=n, kind=kind, solver=solver, repeats=repeats)
     def limit(): resource.setrlimit(resource.RLIMIT_AS, (int(gigabytes * 2**30),) * 2)
-    try: done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=4 * seconds * repeats, preexec_fn=limit, env=os.environ | dict(OMP_NUM_THREADS='1'))
+    env = os.environ | dict(OMP_NUM_THREADS='1')
+    try: done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=4 * seconds * repeats, preexec_fn=limit, env=env)
     except subprocess.TimeoutExpired: return row | dict(status=f'no answer after {4 * seconds * repeats:g} s')
-    if done.returncode: return row | dict(status=f'out of {gigabytes:g} GB' if 'MemoryError' in done.stderr or done.returncode < 0 else done.stderr.strip().splitlines()[-1][:200])
+    if done.returncode < 0 or 'MemoryError' in done.stderr: return row | dict(status=f'out of {gigabytes:g} GB')
+    if done.returncode: return row | dict(status=done.stderr.strip().splitlines()[-1][:200])
     found = json.loads(done.stdout.splitlines()[-1])
     wall, cpu = zip(*found.pop('runs'))
     return row | dict(status='ok', cpu_seconds=statistics.median(cpu), cpu_range=[min(cpu), max(cpu)], seconds=statistics.median(wall), **found)
 
 # %% ../nbs/55_solvers.ipynb #fff368b5
 def _speed(args):
-    rivals = [s for s in SOLVERS if s not in ('ours', 'pulp/cbc-default')]
-    wanted = [(n, kind, 'ours', args.repeats) for n in COUNTS for kind in KINDS] + [(n, 'measured', s, 1) for n in COUNTS for s in rivals]
+    "Rows of the solvers asked for; those of others that lie in the file stay, with the commit and the date of their own."
+    path, asked = results_dir()/'allocate'/'solvers.jsonl', args.solver or [s for s in SOLVERS if s != 'pulp/cbc-default']
+    wanted = [(n, kind, s, args.repeats if s == 'ours' else 1) for s in asked for n in COUNTS for kind in (KINDS if s == 'ours' else ['measured'])]
     rows = [speed_row(*w, args.seconds) for w in track(wanted, 'speed') if w[0] <= args.most]
-    header = provenance(f'python -m alphaq.solvers speed --repeats {args.repeats} --seconds {args.seconds:g}', seed=0, load=round(os.getloadavg()[0], 1), seconds_allowed=args.seconds)
-    write_rows(results_dir()/'allocate'/'solvers.jsonl', header, rows)
+    command = ' '.join(['python -m alphaq.solvers speed', *(f'--solver {s}' for s in args.solver or []), f'--repeats {args.repeats} --seconds {args.seconds:g}'])
+    header = provenance(command, seed=0, load=round(os.getloadavg()[0], 1), seconds_allowed=args.seconds)
+    born, kept = ('command', 'commit', 'date', 'load'), []
+    if path.exists(): old, kept = read_rows(path); kept = [{k: old[k] for k in born} | r for r in kept if r['solver'] not in asked]
+    write_rows(path, header, [r | {k: header[k] for k in born} for r in rows] + kept)
     return rows
 
 def _agreement(args):
@@ -163,6 +170,7 @@ def main(
     parser.add_argument('--count', type=int, default=5000, help='small problems, for agreement')
     parser.add_argument('--repeats', type=int, default=3, help='runs of ours, for speed')
     parser.add_argument('--seconds', type=float, default=120, help='time a library may take, for speed')
+    parser.add_argument('--solver', action='append', choices=tuple(SOLVERS), help='for speed, may be repeated; all but cbc-default unless said')
     parser.add_argument('--most', type=int, default=max(COUNTS), help='largest number of matrices, for speed')
     args = parser.parse_args(argv)
     for row in {'agreement': _agreement, 'speed': _speed}[args.name](args): print(json.dumps(row))
