@@ -89,14 +89,16 @@ def _top(model, states, windows, batch, source):
             x = states[i].detach().requires_grad_()
             with torch.enable_grad(): loss = token_loss(model.lm_head(model.model.norm(x)), rows) / (windows.numel() - len(windows))
             found.append(torch.autograd.grad(loss, x)[0])
-            if not found[-1].isfinite().all(): raise AlphaqError('gradients are not finite; the checkpoint is damaged, or needs a method without data')
+            if not found[-1].isfinite().all():
+                raise AlphaqError('gradients are not finite; the checkpoint is damaged, or needs a method without data')
     return found
 
 def _visits(layer, states, gradients, calls):
     "Pull the gradients through one layer; each visit of a batch is handed out on the way."
     leaves, block = leaves_of(layer), []
     flat = [W for stack in leaves.values() for W in stack]
-    hook = layer.mlp.register_forward_hook(lambda m, args, out: block.append((args[0].detach(), (out[0] if isinstance(out, tuple) else out).detach())))
+    def seen_by(module, args, out): block.append([t.detach().flatten(0, -2) for t in (args[0], out[0] if isinstance(out, tuple) else out)])
+    hook = layer.mlp.register_forward_hook(seen_by)
     try:
         for i, called in enumerate(calls):
             x, block[:] = states[i].detach().requires_grad_(), []
@@ -104,7 +106,8 @@ def _visits(layer, states, gradients, calls):
             above = gradients[i]
             gradients[i], *found = torch.autograd.grad(out, [x, *flat], above, allow_unused=True)
             rest = iter(found)
-            if leaves: yield Visit(*seen[0], tuple(t.flatten(0, -2) for t in block[0]), above.flatten(0, -2), {r: [next(rest) for _ in stack] for r, stack in leaves.items()})
+            weights = {role: [next(rest) for _ in stack] for role, stack in leaves.items()}
+            if leaves: yield Visit(*seen[0], tuple(block[0]), above.flatten(0, -2), weights)
     finally: hook.remove()
 
 def walk_back(
@@ -115,7 +118,8 @@ def walk_back(
     spill=None,        # `str | Path` folder for hidden states beyond `SPILL` bytes of a layer; `None` keeps them in memory
 ):                     # yields `(index, layer, visits)` from the last layer with experts to the first; `visits` yields a `Visit` per batch
     "Walk windows forwards and their gradients backwards, one decoder layer at a time ({eq}`eq-chain`)."
-    if windows.ndim != 2 or windows.numel() <= len(windows): raise AlphaqError(f'a loss needs windows [n, length >= 2], got shape {tuple(windows.shape)}; use a longer text')
+    if windows.ndim != 2 or windows.numel() <= len(windows):
+        raise AlphaqError(f'a loss needs windows [n, length >= 2], got shape {tuple(windows.shape)}; use a longer text')
     states, calls = _forwards(model, windows, batch, source, spill)
     gradients = _top(model, states.pop(), windows, batch, source)
     for index in track(range(len(model.model.layers) - 1, -1, -1), 'gradients'):
@@ -148,7 +152,8 @@ def hessian_traces(
             slopes = _slopes(model, leaves, flat, row[None], windows.numel() - len(windows))
             for _ in range(probes):
                 signs = [torch.randint(2, W.shape, generator=g, device=W.device).to(W.dtype) * 2 - 1 for W in flat]
-                product = torch.autograd.grad(sum((s * v).sum() for s, v in zip(slopes, signs)), flat, retain_graph=True, materialize_grads=True)
+                along = sum((s * v).sum() for s, v in zip(slopes, signs))
+                product = torch.autograd.grad(along, flat, retain_graph=True, materialize_grads=True)
                 trace += torch.stack([(h * v).sum().double().cpu() for h, v in zip(product, signs)]) / probes
     finally: model.set_attn_implementation(before)
     return dict(zip(where, trace.tolist()))

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['imbalance', 'balanced_windows']
 
-# %% ../nbs/29_balanced.ipynb #e3bb5c4e
+# %% ../nbs/29_balanced.ipynb #fa1c6e38
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from .activations import experts_of
 from .core import AlphaqError, track
@@ -32,7 +33,8 @@ class _Loads:
     def __exit__(self, *_):
         for h in self.hooks: h.remove()
     def last(self): # `[sequences, layers, experts]` of the last call, one token each
-        return torch.stack([torch.nn.functional.one_hot(self.seen[i], len(m.down_proj)).sum(1) for i, m in enumerate(self.modules)], 1).float()
+        counts = [one_hot(self.seen[i], len(m.down_proj)).sum(1) for i, m in enumerate(self.modules)]
+        return torch.stack(counts, 1).float()
 
 @torch.no_grad()
 def balanced_windows(
@@ -44,7 +46,8 @@ def balanced_windows(
     tau:float=1.2,      # small asks for balance, infinity for likelihood alone
 )->Tensor:              # `[count, length]` token ids
     "Windows that a model writes itself, likely and evenly spread over experts (MoEQuant, arXiv 2505.03804; {eq}`eq-balanced`)."
-    if length < 2 or count < 1 or not tau > 0: raise AlphaqError(f'balanced text needs windows of 2 tokens or more and tau > 0, got {count} of {length}, tau {tau:g}')
+    if length < 2 or count < 1 or not tau > 0:
+        raise AlphaqError(f'balanced text needs windows of 2 tokens or more and tau > 0, got {count} of {length}, tau {tau:g}')
     g, n = torch.Generator().manual_seed(seed), count * width
     rows = torch.randint(model.config.get_text_config().vocab_size, (count, 1), generator=g).repeat_interleave(width, 0)
     nll, cache, loads = torch.zeros(n), None, 0

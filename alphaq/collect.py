@@ -49,7 +49,9 @@ def measured(
     plain = one_expert(experts, W, b, x)[1]
     def change(width, roles): return (one_expert(experts, W | {r: rounded[r][width] for r in roles}, b, x)[1] - plain) * share
     together = [change(i, ROLES) for i in range(len(BITS))]
-    def norms(d): return torch.zeros(len(visits), dtype=torch.float64).index_add_(0, batch.cpu(), d.double().square().sum(1).cpu()).sqrt().sum().item()
+    def norms(d):
+        squares = torch.zeros(len(visits), dtype=torch.float64).index_add_(0, batch.cpu(), d.double().square().sum(1).cpu())
+        return squares.sqrt().sum().item()
     both = dict(expert_error=tuple(map(norms, together)), expert_loss=tuple((g * d).double().square().sum().item() for d in together))
     def alone(role):
         moved = [w.double() - W[role].double() for w in rounded[role]]
@@ -74,7 +76,8 @@ def _added(visits):
 def _router(layer, count, hidden):
     "The router's rows, where the layer keeps them under a name we know."
     named = dict(layer.named_parameters())
-    return next((W for n in ('mlp.gate.weight', 'mlp.router.weight') if (W := named.get(n)) is not None and W.shape == (count, hidden)), None)
+    found = (named.get(n) for n in ('mlp.gate.weight', 'mlp.router.weight'))
+    return next((W for W in found if W is not None and W.shape == (count, hidden)), None)
 
 def routing(
     layer:nn.Module, # decoder layer
@@ -83,7 +86,8 @@ def routing(
 )->dict:             # field of `Score` -> `[experts]`
     "Shares of assignments and of the router's probability ({eq}`eq-signals`; PMQ), and the largest share in any text (DynaMo)."
     (count, _, hidden) = matrices(layer.mlp.experts)['up_proj'].shape
-    rows, counts, mass = _router(layer, count, hidden), torch.zeros(int(texts.max()) + 1, count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
+    def zeros(*shape): return torch.zeros(*shape, dtype=torch.float64)
+    rows, counts, mass = _router(layer, count, hidden), zeros(int(texts.max()) + 1, count), zeros(count)
     for v, text in zip(visits, texts.tolist()):
         p = v.weight if rows is None else F.linear(v.inputs, rows.to(v.inputs)).softmax(-1).gather(1, v.index.clamp(max=count - 1))
         real = (v.index < count).cpu()  # an index beyond the last means no expert
@@ -136,7 +140,7 @@ def collect(
     windows:Tensor,       # `[n, length]` token ids, length at least 2
     rounds:Callable,      # (matrix, bits) -> matrix as it will be rounded
     texts=None,           # `[n]` number of the text that each window is of; `None`: all of one
-    probes:int=0,         # random vectors for each window, for the trace of the Hessian, which needs the whole model in memory; 0 leaves it out
+    probes:int=0,         # random vectors a window for the Hessian's trace, with the whole model in memory; 0 leaves it out
     seed:int=0,           # of probes and predictors
     device:str='cpu',
 )->dict:                  # name of a projection -> fields of `Score`
