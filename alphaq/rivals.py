@@ -157,9 +157,11 @@ class Losses:
         key = hashlib.sha256(json.dumps([self.about, widths, group]).encode()).hexdigest()
         if key not in self.known:
             with torch.no_grad():
-                for p, b in zip(self.checkpoint.projections, widths): expert_weight(self.model, p.layer, p.expert, p.role).copy_(self._matrix(p, b, group))
+                for p, b in zip(self.checkpoint.projections, widths):
+                    expert_weight(self.model, p.layer, p.expert, p.role).copy_(self._matrix(p, b, group))
             self.known[key] = {t: window_nll(self.model, x.rows).tolist() for t, x in self.samples.items()}
-            with self.path.open('a') as f: f.write(f'\n{json.dumps({key: self.known[key]})}\n')  # a new line first: the last one may have been cut short
+            line = json.dumps({key: self.known[key]})
+            with self.path.open('a') as f: f.write(f'\n{line}\n')  # a new line first: the last one may have been cut short
         return {t: torch.tensor(v, dtype=torch.float64) for t, v in self.known[key].items()}
 
 # %% ../nbs/52_rivals.ipynb #63937c02
@@ -177,7 +179,7 @@ def compare(
 )->list:                          # rows
     "Every variant at every budget: its widths, its bits per byte, and how it differs from uniform on the same windows."
     scores, samples, rows = tables[None], losses.samples, []
-    windows = sum(len(x.rows) for x in samples.values())
+    windows, numel = sum(len(x.rows) for x in samples.values()), [s.numel for s in scores]
     def in_bytes(found): return {t: float(found[t].sum() * (x.rows.shape[1] - 1) / np.log(2) / x.bytes) for t, x in samples.items()}
     def row(name, found, **more): return dict(name=name, **more, bits_per_byte=in_bytes(found), windows=windows)
     rows.append(row('bf16', losses([16] * len(scores)), bits=16.))
@@ -189,13 +191,15 @@ def compare(
             if v.method == 'uniform': plain, plain_widths = found, a.bits
             if v.text: seen.setdefault(v.name.rstrip('0123456789 '), []).append(found)
             size = choice_sizes(scores, a.settings)[np.arange(len(scores)), a.bits - 1].sum()
-            rows.append(row(v.name, found, method=v.method, text=v.text, bits=bits, average=float(np.average(a.bits, weights=[s.numel for s in scores])),
-                            stored=float(size / sum(s.numel for s in scores)), histogram=[int((a.bits == b).sum()) for b in WIDTHS],
-                            differs=float((a.bits != plain_widths).mean()), plan=hashlib.sha256(bytes(a.bits.tolist())).hexdigest()[:12], **_paired(found, plain)))
+            rows.append(row(v.name, found, method=v.method, text=v.text, bits=bits, average=float(np.average(a.bits, weights=numel)),
+                            stored=float(size / sum(numel)), histogram=[int((a.bits == b).sum()) for b in WIDTHS],
+                            differs=float((a.bits != plain_widths).mean()), plan=hashlib.sha256(bytes(a.bits.tolist())).hexdigest()[:12],
+                            **_paired(found, plain)))
         for name, several in seen.items():
             mean = {t: torch.stack([f[t] for f in several]).mean(0) for t in plain}
             each = torch.tensor([torch.cat([f[t] - plain[t] for t in plain]).mean() for f in several])
-            rows.append(row(f'{name}, mean', mean, bits=bits, samples=len(several), between=each.std(correction=0).item(), **_paired(mean, plain)))
+            between = each.std(correction=0).item()
+            rows.append(row(f'{name}, mean', mean, bits=bits, samples=len(several), between=between, **_paired(mean, plain)))
     return [*rows, *_three_levels(losses, scores, row)]
 
 def _three_levels(losses, scores, row):
@@ -219,7 +223,7 @@ def main(
     argv=None, # arguments, `None` takes the process's own
 )->int:        # exit code
     "Entry point of `python -m alphaq.rivals`."
-    parser = argparse.ArgumentParser(prog='python -m alphaq.rivals', description='Compare all allocators on one model. A run that was stopped continues where it was.')
+    parser = argparse.ArgumentParser(prog='python -m alphaq.rivals', description='Compare all allocators on one model; stopped and started again, it continues.')
     parser.add_argument('--model', default='pocket', help='pocket or a local checkpoint folder')
     parser.add_argument('--tokens', type=int, default=10_240, help='of each text')
     parser.add_argument('--bits', type=float, nargs='+', default=[2., 2.5, 3., 3.5], help='uniform widths whose stored size all meet (%(default)s)')
@@ -238,7 +242,8 @@ def main(
         header = provenance(command, seed=0, model=name, model_version=checkpoint.version,
                             model_sha256=checkpoint.fingerprint(), held_out={d: s.text.sha256 for d, s in samples.items()}, window=256, rounding='mse, group 128',
                             calibration=dict(windows_of_each_domain=4, tokens=256, samples=len(SEEDS), probes_of_each_window=2))
-        write_rows(results_dir()/'allocators'/f'{name}.jsonl', header, compare(Losses(model, checkpoint, samples, args.work/f'{name}.jsonl'), tables, args.bits, variants))
+        losses = Losses(model, checkpoint, samples, args.work/f'{name}.jsonl')
+        write_rows(results_dir()/'allocators'/f'{name}.jsonl', header, compare(losses, tables, args.bits, variants))
     except AlphaqError as e: print(f'alphaq: {e}', file=sys.stderr); return e.exit_code
     return 0
 
