@@ -22,14 +22,16 @@ def eigenvalues(
     "Eigenvalues of the smaller Gram matrix, that is the squared singular values ({eq}`eq-esd`)."
     if W.ndim < 2 or not W.numel(): raise AlphaqError(f'a matrix has rows and columns, got shape {tuple(W.shape)}')
     W = W.detach().to(dtype)
-    if not all(x.isfinite() for x in W.aminmax()): raise AlphaqError('the matrix holds NaN or infinity; the checkpoint is damaged, download it again')
     if W.shape[-2] > W.shape[-1]: W = W.mT
-    if W.device.type != 'cpu':
-        from alphaq.batched import device_eigenvalues
-        return device_eigenvalues(W @ W.mT).clamp(min=0)
-    A = W.numpy()
-    gram = A @ A.swapaxes(-1, -2)  # NumPy sees one matrix twice and computes half of the products
-    return torch.from_numpy(np.linalg.eigvalsh(gram)).clamp_(min=0)  # rounding may leave a zero slightly negative
+    here = W.device.type == 'cpu'
+    with np.errstate(all='ignore'): gram = torch.from_numpy(_own_products(W.numpy())) if here else W @ W.mT
+    if not gram.diagonal(dim1=-2, dim2=-1).isfinite().all():  # any bad entry reaches the sum of squares of its row
+        raise AlphaqError('the matrix holds NaN, infinity or numbers too large to be squared; the checkpoint is damaged, download it again')
+    if here: return torch.from_numpy(np.linalg.eigvalsh(gram.numpy())).clamp_(min=0)  # rounding may leave a zero slightly negative
+    from alphaq.batched import device_eigenvalues  # here, because it imports Triton
+    return device_eigenvalues(gram).clamp_(min=0)
+
+def _own_products(A): return A @ A.swapaxes(-1, -2)  # NumPy sees that both are one matrix, and computes half of the products
 
 # %% ../nbs/11_esd.ipynb #d5d0e940
 def marchenko_pastur_edges(

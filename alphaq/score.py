@@ -111,7 +111,13 @@ def gaussian_null(
     except (OSError, RuntimeError): pass  # no home, no room, no right to write: the next process computes it again
     return null
 
-# %% ../nbs/14_score.ipynb #e9d86118
+# %% ../nbs/14_score.ipynb #4c979ba2
+def _moments(W):
+    "Variance and mean square of all entries; two sums are enough unless the mean is most of it."
+    x = W.double().flatten()
+    mean, square = x.mean().item(), (x @ x).item() / len(x)
+    return square - mean**2 if mean**2 < .9 * square else x.var(correction=0).item(), square
+
 def score_matrix(
     W:Tensor,                      # `[rows, cols]` weights
     rule:str='peak',               # tail rule
@@ -120,10 +126,9 @@ def score_matrix(
     lam=None,                      # `[n]` eigenvalues of its tiles, when they are known
 ):                                 # `(alpha, alpha_stderr, tail_k, n_eigs, variance, null_z)`
     "Spectral part of a score."
-    shape, exact = tuple(W.shape), W.double()
-    variance, (mean, sd) = float(exact.var(correction=0)), gaussian_null(shape, rule, tile, stride)
-    lam = farms_eigenvalues(exact, tile, stride) if lam is None else lam
-    if variance <= 1e-24 * exact.norm().square().item() / W.numel(): return mean, 0., 0, len(lam), 0., 0.
+    (variance, square), (mean, sd) = _moments(W), gaussian_null(tuple(W.shape), rule, tile, stride)
+    lam = farms_eigenvalues(W, tile, stride) if lam is None else lam
+    if variance <= 1e-24 * square: return mean, 0., 0, len(lam), 0., 0.
     try: fit = hill(lam, rule)
     except AlphaqError: return mean, 0., 0, len(lam), variance, 0.  # the null has passed, so it is this spectrum that has no tail
     return fit.alpha, fit.stderr, fit.k, fit.n, variance, (fit.alpha - mean) / sd
