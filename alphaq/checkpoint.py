@@ -39,21 +39,25 @@ class Layout:
 
 _prefix, _number = r'(?P<prefix>(?:\w+\.)*?)', r'(?:0|[1-9][0-9]{0,5})'
 _layer, _expert = rf'{_prefix}layers\.(?P<layer>{_number})', rf'(?P<expert>{_number})'
-_stack, _same = {'gate_up_proj': ROLES[:2], 'down_proj': ROLES[2:]}, {role: (role,) for role in ROLES}
+def _named(*tokens): return dict(zip(tokens, ((role,) for role in ROLES)))                # three tensors: gate, up, down
+def _stacked(*tokens): return dict(zip(tokens, (ROLES[:2], ROLES[2:])))                # two: gate and up, down
+_stack = _stacked('gate_up_proj', 'down_proj')
 _fused = rf'{_layer}\.mlp\.experts\.(?P<token>gate_up_proj|down_proj)'
 _dbrx = rf'{_prefix}blocks\.(?P<layer>{_number})\.ffn\.experts\.mlp'
 LAYOUTS = ( # the first that fits
-    Layout('one tensor per expert', rf'{_layer}\.(?:mlp|feed_forward)\.experts\.{_expert}\.(?P<token>gate_proj|up_proj|down_proj)\.weight', _same),
+    Layout('one tensor per expert', rf'{_layer}\.(?:mlp|feed_forward)\.experts\.{_expert}\.(?P<token>gate_proj|up_proj|down_proj)\.weight',
+           _named(*ROLES)),
     Layout('GPT-OSS', _fused, _stack, turned=tuple(_stack), in_turn=True, family='gpt_oss'),
     Layout('GPT-OSS, packed', rf'{_fused}_blocks', _stack, in_turn=True),
     Layout('one tensor per layer', _fused, _stack),
     Layout('Llama-4', _fused.replace('mlp', 'feed_forward'), _stack, turned=tuple(_stack)),
-    Layout('Mixtral', rf'{_layer}\.block_sparse_moe\.experts\.{_expert}\.(?P<token>w1|w3|w2)\.weight', dict(zip(('w1', 'w3', 'w2'), _same.values()))),
-    Layout('Granite', rf'{_layer}\.block_sparse_moe\.(?P<token>input_linear|output_linear)\.weight', dict(zip(('input_linear', 'output_linear'), _stack.values()))),
+    Layout('Mixtral', rf'{_layer}\.block_sparse_moe\.experts\.{_expert}\.(?P<token>w1|w3|w2)\.weight', _named('w1', 'w3', 'w2')),
+    Layout('Granite', rf'{_layer}\.block_sparse_moe\.(?P<token>input_linear|output_linear)\.weight',
+           _stacked('input_linear', 'output_linear')),
     Layout('Switch', rf'{_prefix}block\.(?P<layer>{_number})\.layer\.[12]\.mlp\.experts\.expert_{_expert}\.(?P<token>wi|wo)\.weight',
            {'wi': ('up_proj',), 'wo': ('down_proj',)}),
-    Layout('DBRX', rf'{_dbrx}\.(?P<token>w1|v1|w2)', dict(zip(('w1', 'v1', 'w2'), _same.values())), turned=('w2',), flat=True),
-    Layout('LLaMA-MoE', rf'{_layer}\.mlp\.calculator\.experts\.weight_(?P<token>gate|up|down)\.{_expert}', dict(zip(('gate', 'up', 'down'), _same.values()))),
+    Layout('DBRX', rf'{_dbrx}\.(?P<token>w1|v1|w2)', _named('w1', 'v1', 'w2'), turned=('w2',), flat=True),
+    Layout('LLaMA-MoE', rf'{_layer}\.mlp\.calculator\.experts\.weight_(?P<token>gate|up|down)\.{_expert}', _named('gate', 'up', 'down')),
 )
 
 # %% ../nbs/10_checkpoint.ipynb #5a89fcd9
@@ -83,7 +87,8 @@ def _type(info, tensors, layout=None):
     where = f'{info.file}: tensor {info.name}'
     if layout and layout.pattern.endswith('_blocks'):
         scales = info.name.removesuffix('_blocks') + '_scales'
-        if info.dtype != 'U8' or info.shape[-1:] != (16,) or scales not in tensors or (tensors[scales].dtype, tensors[scales].shape) != ('U8', info.shape[:-1]):
+        beside = tensors.get(scales)
+        if info.dtype != 'U8' or info.shape[-1:] != (16,) or not beside or (beside.dtype, beside.shape) != ('U8', info.shape[:-1]):
             raise AlphaqError(f'{where} needs groups of 16 bytes and {scales} beside them, one byte each; download the checkpoint again')
         return 'MXFP4', scales, (*info.shape[:-2], 32 * info.shape[-2])
     scales = f'{info.name}_scale_inv'
@@ -103,9 +108,12 @@ def _experts_in(layout, match, shape, count):
 def _expand(info, layout, match, tensors, count):
     "The projections inside one tensor; `count` experts by the config."
     dtype, scales, shape = _type(info, tensors, layout)
-    roles, turned, where = layout.roles[match['token']], match['token'] in layout.turned, f'{info.file}: tensor {info.name} has shape {list(info.shape)}'
-    if layout.flat and (not count or count < 1 or shape[:1] and shape[0] % count): raise AlphaqError(f'{where}, which {count} experts by config.json do not share')
-    if (count if layout.flat else shape[0] if len(shape) == 3 else 1) > MOST: raise AlphaqError(f'{where}: more than {MOST} experts; this layout is not known')
+    roles, turned = layout.roles[match['token']], match['token'] in layout.turned
+    where = f'{info.file}: tensor {info.name} has shape {list(info.shape)}'
+    if layout.flat and (not count or count < 1 or shape[:1] and shape[0] % count):
+        raise AlphaqError(f'{where}, which {count} experts by config.json do not share')
+    if (count if layout.flat else shape[0] if len(shape) == 3 else 1) > MOST:
+        raise AlphaqError(f'{where}: more than {MOST} experts; this layout is not known')
     experts, sides = _experts_in(layout, match, shape, count) if shape and 0 not in shape else ({}, ())
     out, inputs = (sides[::-1] if turned else sides) if len(sides) == 2 else (0, 0)
     if not out or out % len(roles): raise AlphaqError(f'{where}, which cannot hold {" and ".join(roles)}; this layout is not known')
@@ -154,7 +162,8 @@ def declared(
             if isinstance(part, dict) and type(part.get(key)) is int: return part[key]
 
 # %% ../nbs/10_checkpoint.ipynb #0d69b509
-_UNKNOWN = rf'{_prefix}(?P<stack>[a-z_]{{1,20}})\.(?P<layer>{_number})\.(?P<place>(?:\w+\.)*?\w*experts?)\.(?:(?P<word>[a-z_]{{0,20}}?){_expert}\.)?(?P<token>[\w.]+)'
+_UNKNOWN = (rf'{_prefix}(?P<stack>[a-z_]{{1,20}})\.(?P<layer>{_number})\.(?P<place>(?:\w+\.)*?\w*experts?)\.'
+            rf'(?:(?P<word>[a-z_]{{0,20}}?){_expert}\.)?(?P<token>[\w.]+)')
 
 def _gate_first(tokens): # the names that mean a gate, then alphabetically
     return sorted(tokens, key=lambda t: ('gate' not in t and 'w1' not in t, t))
@@ -166,7 +175,7 @@ def _roles_by_shape(shapes, hidden):
         if len(others) == 1 and shapes[others[0]] in ((2 * d, c), (d, 2 * c)):
             return {others[0]: ROLES[:2], down: ROLES[2:]}, (tuple(shapes) if shapes[others[0]] == (d, 2 * c) else ())
         if len(others) == 2 and c != d and {shapes[t] for t in others} == {(d, c)}:
-            return dict(zip((*_gate_first(others), down), _same.values())), (tuple(shapes) if hidden == d else ())
+            return _named(*_gate_first(others), down), (tuple(shapes) if hidden == d else ())
         if len(others) == 1 and shapes[others[0]] == (d, c) and hidden == c != d: return {others[0]: ROLES[1:2], down: ROLES[2:]}, ()
 
 def guess_layouts(
@@ -205,7 +214,8 @@ def _check_depth(folder):
     missing = said - sum(n < said for n in held)
     if missing <= 0: return
     first = next(n for n in range(said) if n not in held)
-    raise AlphaqError(f'{folder.path}: config.json says {said} layers, but nothing of layer {first} is here ({missing} missing); download the checkpoint again')
+    raise AlphaqError(f'{folder.path}: config.json says {said} layers, but nothing of layer {first} is here ({missing} missing); '
+                      'download the checkpoint again')
 
 def _check_layer(folder, module, experts, count, wanted=ROLES):
     "Refuse a layer with a missing, repeated or misshapen projection."
@@ -333,9 +343,8 @@ def open_dense(
 
 # %% ../nbs/10_checkpoint.ipynb #3f55d4f7
 def _exchanged(p, others):
-    other = {'gate_proj': 'up_proj', 'up_proj': 'gate_proj' if others.get(p.name.replace('up_', 'gate_')) else 'down_proj', 'down_proj': 'up_proj'}[p.role]
-    if p.role == 'down_proj' and others.get(p.name.replace('down_', 'gate_')): return p
-    return others[p.name.replace(p.role, other)]
+    pair = ROLES[:2] if p.name.replace(p.role, 'gate_proj') in others else ROLES[1:]  # without a gate: up and down
+    return others[p.name.replace(p.role, pair[p.role == pair[0]])] if p.role in pair else p
 
 def _one_above_other(p, others):
     if p.role == 'down_proj' or not p.part or p.part[-1][2] == 1: return p

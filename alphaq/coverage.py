@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from .activations import load_for_calibration, model_name, put
-from .checkpoint import MISREADINGS, agrees, including, open_checkpoint
+from .checkpoint import INCLUDE, MISREADINGS, agrees, including, open_checkpoint
 from .console import emit, table
 from .core import AlphaqError, provenance, results_dir, track, write_rows
 from .families import FAMILIES, OTHER_FAMILIES, all_matrices, experts_modules, in_codes, tiny_model
@@ -35,7 +35,8 @@ def plain_twin(
         if checkpoint.scale_of(n): put(model, model_name(checkpoint, n), checkpoint.keep(n))
     def nearest(W, b): return rounded(W, b, min(plan.group_size, W.shape[1])).dequantize()
     for p in checkpoint.projections: put(model, model_name(checkpoint, p.name), nearest(checkpoint.read(p), bits[p.name]))
-    for n in other_linears(checkpoint, plan): put(model, f'{model_name(checkpoint, n)}.weight', nearest(checkpoint.tensor(f'{n}.weight'), plan.other_bits))
+    for n in other_linears(checkpoint, plan):
+        put(model, f'{model_name(checkpoint, n)}.weight', nearest(checkpoint.tensor(f'{n}.weight'), plan.other_bits))
     return model
 
 def _logits(model):
@@ -80,7 +81,7 @@ def trial(
         noticed = {name: agrees(c, stacks, change) for name, change in MISREADINGS.items()}
         row = dict(family=family, stored=', '.join(c.stored_types), layout=c.layout, as_in_model=agrees(c, stacks),
                    misreadings_noticed=[n for n, same in noticed.items() if same is False], missed=[n for n, same in noticed.items() if same],
-                   scored=c.coverage(s.name for s in score(c, 'median')), others=len(including(c, ('attention', 'shared', 'router')).projections) - len(c.projections))
+                   scored=c.coverage(s.name for s in score(c, 'median')), others=len(including(c, INCLUDE).projections) - len(c.projections))
         return row | run_through(c, Path(d, 'quantized'))
 
 def main(argv=None):

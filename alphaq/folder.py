@@ -73,7 +73,8 @@ def _contained(file):
 
 def _inside(folder, name, source):
     "The path of a shard named by `source`, refused unless it is a plain name that stays in the folder."
-    if not isinstance(name, str) or not name.endswith('.safetensors') or set(name) & set('/\\') or not name.isprintable() or name[:1] == '.' or len(name) > 200:
+    plain = name.endswith('.safetensors') and name[0] != '.' and name.isprintable() and len(name) <= 200
+    if not plain or set(name) & set('/\\'):
         raise AlphaqError(f'{source}: shard {name!r:.80} is not a plain .safetensors file name; the index points outside the folder')
     if not (folder/name).is_file(): raise AlphaqError(f'{source}: shard {name} is missing; download it again')
     return _contained(folder/name)
