@@ -2,7 +2,7 @@
 import json, sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parent/'shared'))
 from common import answer, asked, consult, linears
 
 def inside(folder):

@@ -2,7 +2,7 @@
 import re, sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parent/'shared'))
 from common import LAYERS, ROLES, answer, asked, consult
 
 BITS = {'Q2_K': 2, 'Q3_K': 3, 'Q4_K': 4, 'BF16': None}

@@ -2,7 +2,7 @@
 import json, re, sys, tempfile
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parent/'shared'))
 from common import EXPERTS, GROUP, HIDDEN, INNER, LAYERS, answer, asked, consult
 
 def inside(folder):
