@@ -1,6 +1,7 @@
 "Each exporter writes the file that was written by hand from its reader's documentation."
 import pytest
 
+from alphaq.core import read_rows
 from alphaq.export import EXPORTERS, TARGETS, export
 from alphaq.plan import read_plan
 from conftest import ROOT
@@ -13,3 +14,15 @@ def test_golden(to):
     plan = read_plan(GOLDEN/f'{KIND[TARGETS[EXPORTERS[to].target].finest]}.plan.json')
     (wanted,) = (p for p in GOLDEN.glob(f'{to}.*') if '.plan.' not in p.name)
     assert export(plan, to) == wanted.read_text()
+
+SCRIPT = {'llm-compressor': 'compressed_tensors', 'llama.cpp': 'gguf', 'mlx': 'mlx_lm'}
+ANSWERS = sorted((ROOT/'results/consumers').glob('*.jsonl'))
+
+@pytest.mark.parametrize('to', EXPORTERS)
+def test_every_reader_can_be_asked(to):
+    assert (ROOT/f'tests/consumers/{SCRIPT.get(to, to)}.py').is_file()
+
+@pytest.mark.parametrize('path', ANSWERS, ids=lambda p: p.stem)
+def test_what_readers_answered(path):
+    rows = read_rows(path)[1]
+    assert path.stem in {SCRIPT.get(to, to) for to in EXPORTERS} and rows and all(r['modules'] == r['equal'] > 0 for r in rows)
