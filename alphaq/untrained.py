@@ -33,7 +33,8 @@ def like_noise(
     z,      # `[n]` distances from the null, in its deviations
 )->bool:    # the tails are not heavier than those of noise
     "Whether a table of distances does not beat the null ({eq}`eq-beats-null`)."
-    return not np.mean(z) < -(1 + 3 / len(z) ** .5)
+    z = np.asarray(z, float)
+    return not (z.mean() < -(1 + 3 / len(z) ** .5) or len(z) >= 20 and (z < 0).mean() >= .95)
 
 # %% ../nbs/26_untrained.ipynb #f5874959
 _KNOWN = tuple(n for k in range(4, 14) for n in (2**k, 3 * 2**k))  # sides that networks have
