@@ -111,8 +111,12 @@ def sources():  # yields `(name, function that gives the matrices)`
     def stories():
         if data_dir() is None: raise AlphaqError('ALPHAQ_DATA is not set')
         return read_llama2c(data_dir()/'models'/'stories260K.bin')
-    def ours(): c = open_checkpoint('pocket'); return {p.name: c.read(p) for p in c.projections}
-    def noise(): g = torch.Generator().manual_seed(0); return {f'noise {i}': torch.randn(256, 384, generator=g) for i in range(36)}
+    def ours():
+        checkpoint = open_checkpoint('pocket')
+        return {p.name: checkpoint.read(p) for p in checkpoint.projections}
+    def noise():
+        g = torch.Generator().manual_seed(0)
+        return {f'noise {i}': torch.randn(256, 384, generator=g) for i in range(36)}
     yield from (('pocket', ours), ('all-MiniLM-L6-v2', encoder_matrices), ('stories260K', stories), ('noise', noise))
 
 def main():
@@ -125,7 +129,9 @@ def main():
         try: rows += measured(matrices(), name)
         except (AlphaqError, OSError) as e: rows.append(dict(model=name, skipped=str(e).replace(str(data_dir()), 'ALPHAQ_DATA')))
     packages = {p: version(p) for p in ('weightwatcher', 'powerlaw')}
-    write_rows(path, provenance('python -m alphaq.crosschecks', seed=0, packages=packages), rows)
+    pocket = open_checkpoint('pocket')
+    header = provenance('python -m alphaq.crosschecks', seed=0, packages=packages, model='pocket', model_version=pocket.version, model_sha256=pocket.fingerprint())
+    write_rows(path, header, rows)
     print(path)
 
 if __name__ == '__main__' and '__file__' in globals(): main()
