@@ -6,12 +6,12 @@
 __all__ = ['INITIALISERS', 'Verdict', 'like_noise', 'sizes_of_noise', 'judge', 'initialised', 'untrained_family', 'misses',
            'main']
 
-# %% ../nbs/26_untrained.ipynb #ebc23adc
+# %% ../nbs/26_untrained.ipynb #df0f2aad
 import re
-import sys
 import tempfile
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -56,15 +56,14 @@ def sizes_of_noise(
     return [(r, c) for r in _KNOWN for c in _KNOWN if r <= c <= 8 * r and r * c <= 2**24 and abs(r * c / size - 1) < slack]
 
 def _explained(rows):
-    "The shape and rule under which Gaussian matrices give these alphas, `None` when there is none."
-    alpha, known = np.array([s.alpha for s in rows]), rows[0].numel
+    "The shape and rule under which Gaussian matrices give these alphas most nearly, `None` when none comes near."
+    alpha, known, found = np.array([s.alpha for s in rows]), rows[0].numel, []
     for shape in [(rows[0].rows, rows[0].cols)] if known else sizes_of_noise([s.variance for s in rows]):
-        for rule in ('top_frac', 'median', 'peak'):
-            for tile in (128, 256) if known else (128,):
-                mean, sd = gaussian_null(shape, rule, tile)
-                close = abs(alpha.mean() - mean) < 4 * sd * (1 / len(alpha) + 1 / 32) ** .5
-                if close and 2 / 3 < alpha.std() / sd < 3 / 2: return shape, rule, mean, sd
-    return None
+        for rule, tile in product(('top_frac', 'median', 'peak'), (128, 256) if known else (128,)):
+            mean, sd = gaussian_null(shape, rule, tile)
+            off = abs(alpha.mean() - mean) / (sd * (1 / len(alpha) + 1 / 32) ** .5)
+            if off < 4 and 2 / 3 < alpha.std() / sd < 3 / 2: found.append((off, shape, rule, mean, sd))
+    return min(found)[1:] if found else None
 
 def judge(
     scores,      # `[n]` `Score`, of a model or from any table
