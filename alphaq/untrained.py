@@ -20,7 +20,7 @@ from .checkpoint import open_checkpoint
 from .core import AlphaqError, provenance, read_rows, results_dir, track, write_rows
 from .families import FAMILIES, tiny_model
 from .hill import RULES
-from .score import gaussian_null, score, score_matrix
+from .score import centre_spread, gaussian_null, score, score_matrix
 
 # %% ../nbs/26_untrained.ipynb #df6fe92c
 @dataclass(frozen=True)
@@ -57,12 +57,13 @@ def sizes_of_noise(
 
 def _explained(rows):
     "The shape and rule under which Gaussian matrices give these alphas most nearly, `None` when none comes near."
-    alpha, known, found = np.array([s.alpha for s in rows]), rows[0].numel, []
+    alpha, known, found = [s.alpha for s in rows], rows[0].numel, []
+    centre, spread = centre_spread(alpha)
     for shape in [(rows[0].rows, rows[0].cols)] if known else sizes_of_noise([s.variance for s in rows]):
         for rule, tile in product(('top_frac', 'median', 'peak'), (128, 256) if known else (128,)):
             mean, sd = gaussian_null(shape, rule, tile)
-            off = abs(alpha.mean() - mean) / (sd * (1 / len(alpha) + 1 / 32) ** .5)
-            if off < 4 and 2 / 3 < alpha.std() / sd < 3 / 2: found.append((off, shape, rule, mean, sd))
+            off = abs(centre - mean) / (sd * 1.25 * (1 / len(alpha) + 1 / 32) ** .5)  # medians scatter by 1.25 of what means do
+            if off < 4 and 1 / 2 < spread / sd < 2: found.append((off, shape, rule, mean, sd))
     return min(found)[1:] if found else None
 
 def judge(
@@ -79,8 +80,8 @@ def judge(
     count = sum(len(rows) for rows, _ in noise)
     if 2 * count > len(scores):
         rows, (shape, rule, mean, sd) = noise[0]
-        alpha = np.array([s.alpha for s in rows])
-        return Verdict(True, f'{count} of {len(scores)} rows are what Gaussian matrices give (alpha {alpha.mean():.2f} +- {alpha.std():.2f}; '
+        centre, spread = centre_spread([s.alpha for s in rows])
+        return Verdict(True, f'{count} of {len(scores)} rows are what Gaussian matrices give (alpha {centre:.2f} +- {spread:.2f}; '
                        f'{shape[0]} x {shape[1]} under {rule}: {mean:.2f} +- {sd:.2f}); they look untrained, and alpha says nothing here')
     if kinds and sum(map(len, kinds)) * 2 > len(scores) and all(rows[0].numel for rows in kinds):
         return Verdict(False, f'noise of these shapes explains the alphas of {count} of {len(scores)} rows')
