@@ -63,7 +63,7 @@ def _explained(rows):
         for rule, tile in product(('top_frac', 'median', 'peak'), (128, 256) if known else (128,)):
             mean, sd = gaussian_null(shape, rule, tile)
             off = abs(centre - mean) / (sd * 1.25 * (1 / len(alpha) + 1 / 32) ** .5)  # medians scatter by 1.25 of what means do
-            if off < 4 and 1 / 2 < spread / sd < 2: found.append((off, shape, rule, mean, sd))
+            if off < 4 and 2 / 3 < spread / sd < 3 / 2: found.append((off, shape, rule, mean, sd))
     return min(found)[1:] if found else None
 
 def judge(
