@@ -54,7 +54,7 @@ Overwrite = Annotated[bool, typer.Option('--overwrite', help='replace what exist
 @verb
 def info(model:Model='pocket', plan:Annotated[Optional[Path], typer.Option(help='price this plan')]=None,
          group_size:Annotated[int, typer.Option(help='weights that share a scale', min=1)]=128, json_:Json=False, quiet:Quiet=False):
-    "Layout, counts and exact sizes, from headers alone; what each budget would weigh."
+    "Layout, counts and exact sizes; what each budget would weigh. From headers alone."
     from alphaq.checkpoint import open_checkpoint
     from alphaq.grid import WIDTHS, stored_bytes
     from alphaq.plan import predicted_bytes, read_plan
@@ -72,7 +72,7 @@ def info(model:Model='pocket', plan:Annotated[Optional[Path], typer.Option(help=
     rows = [['family', data['family']], ['layout', f'{c.layout}, {data["stored_as"]}'], ['found', data['coverage']],
             ['layers with experts', data['layers']], ['expert projections', f'{len(c.projections)} of shapes {", ".join("x".join(map(str, s)) for s in shapes)}'],
             ['expert parameters', f'{numel:,}'], ['stored', f'{size(total)}, experts {size(stored)}'],
-            *[[f'experts at {b} bits', size(n)] for b, n in experts.items()], *([[f'plan: {k}', size(v)] for k, v in data['plan'].items()] if plan else [])]
+            *[[f'experts at {b} bit{"s" * (b > 1)}', size(n)] for b, n in experts.items()], *([[f'plan: {k}', size(v)] for k, v in data['plan'].items()] if plan else [])]
     emit(data, json_, table(['what', 'value'], rows, str(c.path)))
 
 def _family(c):
@@ -124,7 +124,7 @@ def score(model:Model='pocket', out:Annotated[Path, typer.Option('-o', '--out', 
           shard:Annotated[str, typer.Option(help='i/n: only the i-th of n parts, for `alphaq merge`')]='1/1', engine:Engine='local',
           device:Annotated[str, typer.Option(help='cpu, cuda, or auto')]='cpu',
           overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False):
-    "Tail exponent, variance and rounding error of every expert projection, from the weights alone; run again after a crash, it continues."
+    "Alpha, variance and rounding error of every expert matrix. From the weights alone; run again after a crash, it continues."
     from alphaq.checkpoint import including, open_checkpoint, open_dense
     from alphaq.jobs import part_named, score_to
     if dense and include: raise typer.BadParameter('a dense model is scored whole; --include goes with experts')
@@ -138,7 +138,7 @@ def score(model:Model='pocket', out:Annotated[Path, typer.Option('-o', '--out', 
 @verb
 def merge(parts:Annotated[list[Path], typer.Argument(help='all parts of a table, in any order')],
           out:Annotated[Path, typer.Option('-o', '--out', help='table to write')]=Path('scores.csv'), overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False):
-    "Join the parts that `alphaq score --shard` made into one table."
+    "Join the parts that score --shard made into one table."
     from alphaq.jobs import merge as join
     data = dict(out=str(out), parts=len(parts), projections=join(parts, out, overwrite))
     emit(data, json_, table(['what', 'value'], data.items()))
@@ -151,7 +151,7 @@ def _alphas(scores):
 
 @verb
 def doctor(what:Annotated[str, typer.Argument(help='a model, a quantized folder or scores.csv')]='pocket', json_:Json=False, quiet:Quiet=False):
-    "What looks wrong: damaged files, untrained spectra, a missing environment."
+    "What looks wrong: damage, untrained spectra, the environment."
     from alphaq.checkpoint import open_checkpoint, open_folder
     from alphaq.score import read_scores, score
     from alphaq.untrained import judge
@@ -278,7 +278,7 @@ def allocate(scores:Annotated[Path, typer.Argument(help='table from `alphaq scor
              cap:Cap=None, noise:Noise=None, choices:Choices=None, count:Count=None, group_size:Group=None, scope:Scope=None,
              granularity:Granularity=None, bound:Bound=None, target:Target=None, other_bits:Other=None, also:Also=None,
              model:Annotated[Optional[str], typer.Option(help='the checkpoint the scores came from, or just its name')]=None, overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False):
-    "Choose a width for every projection under a budget; says in how many it differs from uniform, and what a target costs."
+    "Choose a width for every projection under a budget. Says in how many it differs from uniform, and what a target costs."
     from dataclasses import replace
     from alphaq.checkpoint import open_checkpoint
     from alphaq.gamma import voice
@@ -319,7 +319,7 @@ def frontier(scores:Annotated[Path, typer.Argument(help='table from `alphaq scor
              out:Annotated[Path, typer.Option('-o', '--out', help='table to write')]=Path('frontier.csv'), preset:Preset='best', method:Method=None, gamma:Gamma=None,
              cap:Cap=None, noise:Noise=None, choices:Choices=None, count:Count=None, group_size:Group=None, granularity:Granularity=None, bound:Bound=None,
              overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False):
-    "Every budget at once: the cost of the best plan, and the projection that moves next, row by row."
+    "Every budget at once: what it costs, and what moves next. A row for each projection that moves."
     import csv, io
     from alphaq.allocators import frontier as every
     from alphaq.core import write_text
@@ -348,7 +348,7 @@ def diff(a:Path, b:Path, json_:Json=False, quiet:Quiet=False):
 def export(plan:Annotated[Path, typer.Argument(help='plan from `alphaq allocate`')],
            to:Annotated[str, typer.Option(help='gptqmodel, autoround, llm-compressor, hqq, llama.cpp or mlx')],
            out:Annotated[Path, typer.Option('-o', '--out', help='file to write')], overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False):
-    "The plan in another tool's words; refuses what the tool cannot load."
+    "The plan in another tool's words. Refuses what the tool cannot load."
     from alphaq.core import write_text
     from alphaq.export import export as written
     from alphaq.plan import read_plan
@@ -390,7 +390,7 @@ def collect(scores:Annotated[Path, typer.Argument(help='table from `alphaq score
             probes:Annotated[int, typer.Option(help='random vectors for the curvature, which needs the whole model in memory', min=0)]=0,
             group_size:Annotated[int, typer.Option(help='weights that share a scale when rounding is measured', min=1)]=128,
             device:Device='cpu', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False):
-    "Add to a table of scores what calibration text says, for the methods that read text."
+    "Add what calibration text says to a table of scores. For the methods that read text."
     from alphaq.checkpoint import open_checkpoint
     from alphaq.score import read_scores, write_scores
     _still()
@@ -420,7 +420,7 @@ def quantize(model:Model='pocket', bits:Bits=None, size_:Size=None, out:Annotate
              samples:Samples=128, window:Window=256,
              routing:Annotated[str, typer.Option(help='which calibration tokens count for an expert: routed, weighted (by the router) or all')]='routed',
              other_bits:Other=None, also:Also=None, device:Annotated[str, typer.Option(help='cpu or cuda')]='cpu', engine:Engine='local', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False):
-    "Score, allocate (or take a plan), round and pack a checkpoint into a folder that opens."
+    "Score, allocate, round and pack a checkpoint. Or take a plan; the folder opens in transformers."
     from alphaq.allocators import method_named, preset_named
     from alphaq.checkpoint import open_checkpoint
     from alphaq.jobs import score_all
@@ -468,7 +468,7 @@ def verify(folder:Path, against:Annotated[Optional[str], typer.Option(help='the 
 @verb
 def dequantize(folder:Path, out:Annotated[Path, typer.Option('-o', '--out', help='folder to make')], overwrite:Overwrite=False,
                dtype:Annotated[str, typer.Option(help='of what was packed: bfloat16 or float32')]='bfloat16', json_:Json=False, quiet:Quiet=False):
-    "Write a quantized folder as plain weights that any tool can read."
+    "Write a quantized folder as plain weights for any tool."
     from alphaq.dequantize import dequantize as write
     made = write(folder, out, dtype, overwrite)
     data = dict(out=str(made.path), matrices=made.matrices, tensor_bytes=made.tensor_bytes)
@@ -481,7 +481,7 @@ def eval(model:Model='pocket', text:Annotated[Optional[list[str]], typer.Option(
          tokens:Annotated[int, typer.Option(help='tokens of each text', min=2)]=20_000, window:Annotated[int, typer.Option(help='tokens in a window', min=2)]=256,
          questions:Annotated[Optional[int], typer.Option(help='questions of each task, all unless said', min=1)]=None,
          device:str='cpu', json_:Json=False, quiet:Quiet=False):
-    "Perplexity per token and bits per byte on each text, accuracy on each task; of tasks alone when only tasks are named."
+    "Perplexity and bits per byte on texts, accuracy on tasks. Of tasks alone when only tasks are named."
     from alphaq.core import data_dir
     from alphaq.evaluate import load_model, perplexity, sample
     from alphaq.tasks import CHANCE, check_lm_eval, run_tasks, task_names
@@ -505,7 +505,7 @@ def eval(model:Model='pocket', text:Annotated[Optional[list[str]], typer.Option(
 def generate(model:Annotated[str, typer.Argument(help='pocket, or a local checkpoint folder; may be left out', metavar='MODEL')],
              prompt:Annotated[Optional[str], typer.Argument(help='text to continue', metavar='PROMPT')]=None, tokens:Annotated[int, typer.Option(help='tokens to write', min=1)]=64,
              temperature:Annotated[float, typer.Option(help='0 takes the likeliest token', min=0)]=0., seed:int=0, device:str='cpu', json_:Json=False, quiet:Quiet=False):
-    "Continue a prompt; with one argument, that is the prompt and the model is pocket."
+    "Continue a prompt. With one argument, that is the prompt and the model is pocket."
     import torch
     from alphaq.evaluate import load_model
     _still()
