@@ -347,14 +347,20 @@ def diff(a:Path, b:Path, json_:Json=False, quiet:Quiet=False):
 @verb
 def export(plan:Annotated[Path, typer.Argument(help='plan from `alphaq allocate`')],
            to:Annotated[str, typer.Option(help='gptqmodel, autoround, llm-compressor, hqq, llama.cpp or mlx')],
-           out:Annotated[Path, typer.Option('-o', '--out', help='file to write')], overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False):
+           out:Annotated[Path, typer.Option('-o', '--out', help='file to write')],
+           model:Annotated[Optional[str], typer.Option(help='the checkpoint of the plan; mlx has names of its own for some families')]=None,
+           overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False):
     "The plan in another tool's words. Refuses what the tool cannot load."
+    from alphaq.checkpoint import open_checkpoint
     from alphaq.core import write_text
-    from alphaq.export import export as written
-    from alphaq.plan import read_plan
+    from alphaq.export import EXPORTERS, export as written
+    from alphaq.plan import check_plan, read_plan
     if out.exists() and not overwrite: raise AlphaqError(f'{out} exists; choose another name or pass --overwrite')
-    text = written(read_plan(plan), to)
+    chosen, c = read_plan(plan), open_checkpoint(model) if model else None
+    if c: check_plan(chosen, c)
+    text = written(chosen, to, c.family if c else None)
     write_text(out, text)
+    if EXPORTERS[to].named and not c: _say(f'alphaq export: {to} names experts by family; these names suit most, --model makes sure')
     data = dict(to=to, out=str(out), bytes=len(text.encode()))
     emit(data, json_, table(['what', 'value'], data.items()))
 

@@ -129,9 +129,11 @@ def to_gptqmodel(
     plan:Plan,
 )->str: # JSON, arguments of `QuantizeConfig`
     "Arguments of GPTQModel's `QuantizeConfig` (GPTQModel 7.7.0, README, dynamic quantization)."
-    quantized = [r'.*\.mlp\.experts\..*', *([r'.*\.self_attn\..*'] if plan.other_bits != 16 else []), *(re.escape(n) for n, b in plan.modules.items() if b != 16)]
+    named = [n for n, b in plan.modules.items() if b != 16]
+    within = dict.fromkeys(re.sub(r'^.*\blayers\.\d+\.', '', n) for n in named)
+    quantized = [r'(.*\.)?mlp\.experts\..*', *([r'(.*\.)?self_attn\..*'] if plan.other_bits != 16 else []), *map(re.escape, [*within, *named])]
     dynamic = {f'-:^(?!{_one_of(quantized)}$).*$': {}} | {f'-:^{re.escape(n)}$': {} for n, b in plan.modules.items() if b == 16}
-    dynamic |= {f'+:^{re.escape(n)}$': {'bits': b} for n, b in plan.modules.items() if b != 16}
+    dynamic |= {f'+:^{re.escape(n)}$': {'bits': plan.modules[n]} for n in named}
     for prefix, experts, role, width in _shared(plan): dynamic[f'+:^{re.escape(prefix)}\\.{_one_of(experts)}\\.{role}$'] = {'bits': width}
     return _json({'bits': plan.other_bits if plan.other_bits != 16 else 4, 'group_size': plan.group_size, 'dynamic': dynamic})
 
@@ -188,12 +190,16 @@ def to_llama_cpp(
     return '\n'.join([*rules, attention, r'^blk\.\d+\.ffn_(gate|up|down)(_shexp)?\.weight$=bf16']) + '\n'
 
 # %% ../nbs/33_export.ipynb #0441ed1a
+_mlx_places = dict.fromkeys(('mixtral', 'phimoe', 'granitemoe'), 'block_sparse_moe.switch_mlp') | {'gpt_oss': 'mlp.experts', 'jamba': 'feed_forward.switch_mlp'}
+
 def to_mlx(
     plan:Plan,
+    family:str|None=None, # `model_type` of the checkpoint
 )->str: # JSON
-    "The block `quantization` of an MLX-LM config.json (MLX-LM 0.32.2, utils.py)."
+    "The block `quantization` of an MLX-LM config.json (MLX-LM 0.32.2, utils.py, names in models/)."
     def cell(bits): return False if bits == 16 else {'bits': bits, 'group_size': plan.group_size}
-    stacked = {f'{prefix.removesuffix(".experts")}.switch_mlp.{role}': width for prefix, _, role, width in _shared(plan)}
+    place = _mlx_places.get(family, 'mlp.switch_mlp')
+    stacked = {f'{prefix.removesuffix(".mlp.experts")}.{place}.{role}': width for prefix, _, role, width in _shared(plan)}
     default = plan.other_bits if plan.other_bits != 16 else 4
     return _json({'group_size': plan.group_size, 'bits': default, 'mode': 'affine'} | {n: cell(b) for n, b in (stacked | plan.modules).items()})
 
@@ -201,21 +207,23 @@ def to_mlx(
 @dataclass(frozen=True)
 class Exporter:
     "One way to write a plan."
-    write:Callable  # plan -> text
-    target:str      # key of `TARGETS`: what the plan must hold to
+    write:Callable    # plan -> text
+    target:str        # key of `TARGETS`: what the plan must hold to
+    named:bool=False  # its names depend on the family, which `write` takes too
 
 EXPORTERS = {
     'gptqmodel': Exporter(to_gptqmodel, 'gptqmodel'), 'autoround': Exporter(to_autoround, 'autoround'), 'llm-compressor': Exporter(to_llm_compressor, 'vllm'),
-    'hqq': Exporter(to_hqq, 'native'), 'llama.cpp': Exporter(to_llama_cpp, 'gguf'), 'mlx': Exporter(to_mlx, 'mlx'),
+    'hqq': Exporter(to_hqq, 'native'), 'llama.cpp': Exporter(to_llama_cpp, 'gguf'), 'mlx': Exporter(to_mlx, 'mlx', named=True),
 }
 
 def export(
     plan:Plan,
-    to:str,    # key of `EXPORTERS`
-)->str:        # what the tool reads
+    to:str,               # key of `EXPORTERS`
+    family:str|None=None, # `model_type` of the checkpoint
+)->str:                   # what the tool reads
     "The plan as text for another tool, or an error that says why the tool cannot load it."
     exporter = _named(to, EXPORTERS, 'exporter')
     foreign = next((n for n in plan.modules if '.layers.' not in n or '.experts.' in n), None)
     if foreign: raise AlphaqError(f'{foreign} is no name that {to} knows; score the checkpoint with `alphaq score`, which gives names that it does')
     check_loads(plan, exporter.target)
-    return exporter.write(plan)
+    return exporter.write(plan, family) if exporter.named else exporter.write(plan)

@@ -1,24 +1,35 @@
-"MLX-LM on a CPU: a small Qwen3-MoE is quantized by the block, saved, and loaded again: `python tests/consumers/mlx_lm.py`."
+"MLX-LM on a CPU: a small mixture is loaded, quantized by the block, saved and loaded again; names in every family: `python tests/consumers/mlx_lm.py`."
 import json, re, sys, tempfile
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent/'shared'))
-from common import EXPERTS, GROUP, HIDDEN, INNER, LAYERS, answer, asked, consult
+from common import ROLES, answer, asked, consult, mixture
+
+def prepare(folder):
+    "The mixture, and what a tiny model of each family that MLX-LM has would be told."
+    from alphaq.export import to_mlx
+    from alphaq.families import FAMILIES, tiny_model
+    from alphaq.plan import Plan
+    mixture(folder)
+    cases = {}
+    for family in (*FAMILIES, 'phimoe', 'granitemoe', 'jamba', 'glm4_moe'):
+        layers = {'model.layers.1.mlp.experts': dict(zip(ROLES, ('2222', '3333', '4444')))}
+        plan = Plan(family, None, 'by hand', None, 3., 'params', (2, 3, 4), 32, 4, None, None, None, {}, layers, {})
+        cases[family] = dict(config=tiny_model(family).config.to_dict(), block=json.loads(to_mlx(plan, family)))
+    Path(folder, 'families.json').write_text(json.dumps(cases))
+
+def widths(model): return {n: getattr(m, 'bits', None) for n, m in model.named_modules()}
+
+def quantized(model, config, block):
+    from mlx_lm.utils import quantize_model
+    return quantize_model(model, config, block['group_size'], block['bits'], quant_predicate=lambda path, module: block.get(path, '.self_attn.' in path))
 
 def inside(folder):
     import mlx.core as mx
-    from mlx.utils import tree_flatten
-    from mlx_lm.models import qwen3_moe
-    from mlx_lm.utils import load_model, quantize_model, save_config, save_model
-    config = dict(model_type='qwen3_moe', hidden_size=HIDDEN, num_hidden_layers=LAYERS, intermediate_size=INNER, num_attention_heads=4, num_experts=EXPERTS,
-                  num_experts_per_tok=2, decoder_sparse_step=1, mlp_only_layers=[], moe_intermediate_size=INNER, rms_norm_eps=1e-5, vocab_size=256,
-                  num_key_value_heads=4, head_dim=32, rope_theta=10000., tie_word_embeddings=False, max_position_embeddings=64, norm_topk_prob=True)
+    from mlx_lm.utils import _get_classes, load_model, save_config, save_model
     block = json.loads(Path(folder, 'export').read_text())
-    model = qwen3_moe.Model(qwen3_moe.ModelArgs.from_dict(config))
-    model, config = quantize_model(model, config, block['group_size'], block['bits'], quant_predicate=lambda path, module: block.get(path, '.self_attn.' in path))
-    def widths(model): return {n: getattr(m, 'bits', None) for n, m in model.named_modules()}
-    def stacked(name): return re.sub(r'experts\.\d+\.', 'switch_mlp.', name)
-    wanted = {stacked(n): b for n, b in asked(folder).items() if '.shared_expert.' not in n}  # this family has none
+    model, config = quantized(*load_model(Path(folder, 'model')), block)
+    wanted = {re.sub(r'experts\.\d+\.', 'switch_mlp.', n): b for n, b in asked(folder).items()}
     answer('quantize_model gives each module its width', wanted, widths(model))
     answer('config.json holds our block', {n: v for n, v in block.items() if isinstance(v, dict)}, config['quantization'])
     with tempfile.TemporaryDirectory() as out:
@@ -28,7 +39,16 @@ def inside(folder):
         tokens = mx.array([[1, 2, 3]])
         same = bool(mx.allclose(loaded(tokens), model(tokens)))
         answer('load_model finds the same widths, the logits are the same', wanted | {'same': True}, widths(loaded) | {'same': same})
+    wanted, found, cases = {}, {}, json.loads(Path(folder, 'model', 'families.json').read_text())
+    for family, case in cases.items():
+        stretch = dict(type='yarn', factor=1., original_max_position_embeddings=128) if family.startswith('deepseek') else None
+        config = dict(rope_theta=1e4, partial_rotary_factor=1., num_experts=4) | case['config'] | dict(rope_scaling=stretch)  # as published config.json have them
+        model_class, args = _get_classes(config)
+        made, _ = quantized(model_class(args.from_dict(config)), config, case['block'])
+        wanted |= {f'{family}: {n}': v['bits'] for n, v in case['block'].items() if isinstance(v, dict)}
+        found |= {f'{family}: {n}': b for n, b in widths(made).items()}
+    answer(f'experts have these names in {", ".join(cases)}', wanted, found)
 
 if __name__ == '__main__':
     if len(sys.argv) > 1: inside(sys.argv[1])
-    else: consult(__file__, 'mlx', ['mlx[cpu]==0.32.4 mlx-lm==0.32.2'], {'mlx', 'mlx-lm', 'mlx-cpu'})
+    else: consult(__file__, 'mlx', ['mlx[cpu]==0.32.4 mlx-lm==0.32.2'], {'mlx', 'mlx-lm', 'mlx-cpu'}, prepare)

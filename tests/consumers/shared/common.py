@@ -28,6 +28,16 @@ def linears():
         at.add_module(path[-1], torch.nn.Linear(cols, out, bias=False))
     return root
 
+def mixture(folder):
+    "The mixture as a checkpoint of transformers, random, a tokenizer of letters beside it."
+    from alphaq.families import tiny_model
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+    tiny_model('qwen2_moe', vocab_size=256, hidden_size=HIDDEN, moe_intermediate_size=INNER, shared_expert_intermediate_size=INNER, num_hidden_layers=LAYERS,
+               num_experts=EXPERTS, num_key_value_heads=4, head_dim=HIDDEN // 4, mlp_only_layers=[], tie_word_embeddings=False).bfloat16().save_pretrained(folder)
+    letters = Tokenizer(models.BPE({chr(33 + i): i for i in range(256)}, []))
+    PreTrainedTokenizerFast(tokenizer_object=letters, eos_token='!', pad_token='!').save_pretrained(folder)
+
 def asked(folder):
     "Width that the plan gives to every linear layer; `None` for those it leaves alone."
     return json.loads((Path(folder)/'asked.json').read_text())
@@ -39,7 +49,7 @@ def answer(check, wanted, got, **more):
     if wrong: sys.exit(f'{check}: asked and got {dict(list(wrong.items())[:5])}')
 
 def _plan(to):
-    "Random scores, solved within what the tool can load, as `alphaq allocate --target` does."
+    "Random scores, solved within what the tool can load, as `alphaq allocate --target` does; a shared expert and an exception in attention beside them."
     import numpy as np
     from alphaq.allocators import Settings
     from alphaq.export import EXPORTERS, priced
@@ -53,7 +63,8 @@ def _plan(to):
                 scores.append(Score(f'model.layers.{l}.mlp.experts.{e}.{r}', l, e, r, *shape, shape[0] * shape[1], 3., 0., 0, 0, float(np.exp(2 * rng.normal() + 3 * l)), (), None))
     target = EXPORTERS[to].target
     held, price = priced(scores, Settings(3., 'noise-only', group_size=GROUP), target)
-    return make_plan(scores, held, 'mixture', target=target, price=price)
+    modules = {'model.layers.1.mlp.shared_expert.up_proj': 4, 'model.layers.0.self_attn.q_proj': 16} if to != 'llama.cpp' else {}  # which has names of its own
+    return make_plan(scores, held, 'mixture', target=target, price=price, modules=modules)
 
 def _environment(name, steps):
     "A fresh virtual environment with the steps' packages, over those of the environment that runs this: torch alone is a gigabyte."
@@ -64,19 +75,23 @@ def _environment(name, steps):
     for step in steps: subprocess.run([home/'bin/pip', 'install', '--quiet', '--disable-pip-version-check', *step.split()], check=True)
     return home
 
-def consult(script, to, steps, packages):
-    "Install, export, ask, keep the answer in `results/consumers/`, remove the environment."
+def wanted_widths(plan):
+    "What `asked` reads: the width of every linear layer of the mixture."
+    from alphaq.plan import widths
+    return {n: None if b == 16 else b for n in shapes() for b in [widths(plan).get(n, plan.other_bits if '.self_attn.' in n else None)]}
+
+def consult(script, to, steps, packages, prepare=mixture):
+    "Install, export, prepare a model, ask, keep the answer in `results/consumers/`, remove the environment."
     from alphaq.core import provenance, write_rows
     from alphaq.export import export
-    from alphaq.plan import widths
     name, plan = Path(script).stem, _plan(to)
-    wanted = {n: widths(plan).get(n, plan.other_bits if '.self_attn.' in n else None) for n in shapes()}
     header = provenance(f'python tests/consumers/{Path(script).name}')
     home = _environment(name, steps)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            Path(folder, 'asked.json').write_text(json.dumps(wanted))
+            Path(folder, 'asked.json').write_text(json.dumps(wanted_widths(plan)))
             Path(folder, 'export').write_text(export(plan, to))
+            if prepare: prepare(Path(folder, 'model'))
             done = subprocess.run([home/'bin/python', '-P', script, folder], stdout=subprocess.PIPE, text=True)  # -P: our scripts have the names of packages, and must not be found in their place
         rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"check"')]
         print(done.stdout)
