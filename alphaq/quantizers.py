@@ -20,8 +20,7 @@ from .activations import experts_of, load_for_calibration, walk
 from .checkpoint import ROLES, open_checkpoint
 from .console import emit, table
 from .core import AlphaqError, provenance, read_rows, results_dir, track, write_rows
-from .damage import window_nll
-from .evaluate import load_tokenizer, sample
+from .evaluate import load_tokenizer, sample, window_nll
 from .families import matrices
 from .gptq import column_order, factor, gptq, shrunk
 from .grid import GRIDS, WIDTHS, QuantizedWeight, dequantize_codes, quantize, round_to_grid
