@@ -409,11 +409,13 @@ def collect(scores:Annotated[Path, typer.Argument(help='table from `alphaq score
     emit(data, json_, table(['what', 'value'], data.items()))
 
 def _feasible(checkpoint, settings):
-    "Refuse an unknown method, an unreachable budget or an impossible bound from headers alone, before the long work of scoring."
+    "Refuse an unknown method, an unreachable budget, an impossible bound or group size from headers alone, before the long work of scoring."
     from dataclasses import replace
     from alphaq.allocators import allocate, method_named
+    from alphaq.quantize import check_groups
     from alphaq.score import Score
     method_named(settings.method)
+    check_groups(checkpoint, settings.group_size)
     blank = [Score(p.name, p.layer, p.expert, p.role, *p.shape, p.numel, 2., 0., 0, 0, 1., (), None) for p in checkpoint.projections]
     allocate(blank, replace(settings, method='noise-only', noise='analytic', gamma=None))
 

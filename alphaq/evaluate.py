@@ -29,7 +29,9 @@ def load_tokenizer(
     folder = open_folder(path).path
     if not any((folder/n).is_file() for n in ('tokenizer.json', 'tokenizer.model', 'vocab.json')):
         raise AlphaqError(f'{folder}: no tokenizer; copy tokenizer.json and tokenizer_config.json from the model it was made from')
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    try: return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as e:  # whatever a damaged file makes of its reader
+        raise AlphaqError(f'{folder}: the tokenizer cannot be read ({type(e).__name__}); copy tokenizer.json and tokenizer_config.json again') from e
 
 def load_model(
     path,                           # `str | Path` checkpoint or quantized folder, or pocket

@@ -141,6 +141,7 @@ class AlphaqExperts(nn.Module):
         gate, up = (packed_linear(x, getattr(self, role), index, b.get(role)) for role in ROLES[:2])
         return packed_linear(gated(self, gate, up), self.down_proj, index, b.get('down_proj'))
 
+    @torch.compiler.disable  # which experts run, and on how many tokens, is known only once the router has spoken
     def forward(self,
         hidden_states:Tensor, # `[tokens, hidden]`
         top_k_index:Tensor,   # `[tokens, k]`, expert of each slot; the number of experts means none
@@ -197,6 +198,15 @@ class AlphaqHfQuantizer(HfQuantizer):
     def get_state_dict_and_metadata(self, model):
         "The tensors to save, with the empty ones that make a stock load fail."
         return {**model.state_dict(), **poison_tensors(self.quantization_config.to_dict())}, {}
+
+    def validate_environment(self, device_map=None, **kwargs):
+        "Refuse to offload; called with what the user gave, and again with what transformers made of `auto`."
+        if not isinstance(device_map, dict): return
+        away = {str(d): name for name, d in device_map.items() if str(d) in ('cpu', 'disk')}
+        if 'disk' not in away and ('cpu' not in away or len({*map(str, device_map.values())}) == 1): return
+        place = 'disk' if 'disk' in away else 'cpu'
+        raise AlphaqError(f'device_map offloads {away[place] or "the model"} to {place}, and packed weights run where they lie: '
+                          'leave device_map out, name devices that hold the whole model, or quantize it to fewer bits')
 
     def is_serializable(self): return True
     @property
