@@ -3,6 +3,7 @@ import json, shutil, subprocess, sys, sysconfig, tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
+sys.path[:] = [p for p in sys.path if Path(p).resolve() != ROOT/'tests'/'consumers']  # our scripts have the names of packages, and must not be found in their place
 EXPERTS, LAYERS, HIDDEN, INNER, GROUP = 4, 2, 128, 64, 64  # the small mixture that every tool is shown
 ROLES = ('gate_proj', 'up_proj', 'down_proj')
 
@@ -92,7 +93,7 @@ def consult(script, to, steps, packages, prepare=mixture):
             Path(folder, 'asked.json').write_text(json.dumps(wanted_widths(plan)))
             Path(folder, 'export').write_text(export(plan, to))
             if prepare: prepare(Path(folder, 'model'))
-            done = subprocess.run([home/'bin/python', '-P', script, folder], stdout=subprocess.PIPE, text=True)  # -P: our scripts have the names of packages, and must not be found in their place
+            done = subprocess.run([home/'bin/python', script, folder], stdout=subprocess.PIPE, text=True)
         rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"check"')]
         print(done.stdout)
         if done.returncode or not rows: sys.exit(f'{name}: not what was asked for')
