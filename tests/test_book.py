@@ -85,6 +85,7 @@ def test_a_page_shows_what_its_cells_say(pages, path):
     outputs = len(re.findall(r'<img[^>]*_images/', html))
     assert outputs == figures, f'{path.name}: {outputs} pictures, {figures} of them figures; give each a label and a caption'
     assert not re.search(r'<pre><span></span><span class="c1">#\s*\|', html), f'{path.name}: a directive shows'
+    assert not re.search(r'<p>\| .*?\|', html), f'{path.name}: a table shows as text'
 
 def test_what_is_not_to_run_did_not(pages):
     "Chapter 90 prints a page of its own in which cells leave marks; here the outputs of the real book are asked."
