@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['COUNTS', 'NOISES', 'SCOPES', 'GRANULARITIES', 'DATA', 'PER_CHANNEL', 'METHODS', 'PRESETS', 'Settings', 'Allocation',
-           'choice_sizes', 'noise_table', 'noise_only', 'alphaq', 'alpha_only', 'direct', 'random', 'kurtosis', 'units',
-           'mopeq', 'uniform', 'outlier', 'ratio', 'router_variance', 'frequency', 'dynamo', 'dynaexq', 'bsp',
-           'hessian', 'afg', 'autoscheme', 'mxmoe', 'pmq', 'gemq', 'Method', 'method_named', 'checked_choices',
-           'allocate', 'frontier', 'Preset', 'preset_named']
+           'visits', 'choice_sizes', 'noise_table', 'noise_only', 'alphaq', 'alpha_only', 'direct', 'random',
+           'kurtosis', 'units', 'mopeq', 'uniform', 'outlier', 'ratio', 'router_variance', 'frequency', 'dynamo',
+           'dynaexq', 'bsp', 'hessian', 'afg', 'autoscheme', 'mxmoe', 'pmq', 'gemq', 'Method', 'method_named',
+           'checked_choices', 'allocate', 'frontier', 'Preset', 'preset_named']
 
 # %% ../nbs/24_allocators.ipynb #85bc0920
 from collections.abc import Callable
@@ -27,8 +27,8 @@ from .mckp import Solution, solve
 from .mckp import frontier as hulls
 from .noise import analytic_noise, table_noise
 
-# %% ../nbs/24_allocators.ipynb #7f09cbdb
-COUNTS = ('params', 'modules', 'stored')
+# %% ../nbs/24_allocators.ipynb #f502bfc8
+COUNTS = ('params', 'modules', 'stored', 'active')
 NOISES = ('analytic', 'table', 'measured')
 SCOPES = ('global', 'block')
 GRANULARITIES = ('projection', 'expert', 'role', 'layer')
@@ -57,11 +57,18 @@ class Allocation:
     settings:Settings        # as asked, with the gamma that was used
     solution:Solution|None   # certificate of the knapsack, summed over blocks; `None` for methods that solve none
 
-# %% ../nbs/24_allocators.ipynb #fed26102
+# %% ../nbs/24_allocators.ipynb #ec7b4ab4
+def visits(
+    scores,      # `[n]` `Score`
+)->np.ndarray:   # `[n]` integers, at least 1
+    "How often a token reads each matrix: the expert's share of its layer in parts of 16,384; ones where no text was read."
+    shares = [s.frequency for s in scores]
+    return np.ones(len(scores), np.int64) if None in shares else np.maximum(1, np.rint(2**14 * np.array(shares))).astype(np.int64)
+
 def choice_sizes(
     scores,            # `[n]` `Score`
     settings:Settings, # names count, choices and group size
-)->np.ndarray:         # `[n, choices]` integers: bits, or modules times bits
+)->np.ndarray:         # `[n, choices]` integers: bits, modules times bits, or bits times visits
     "Size of each choice in the unit that the budget counts."
     if settings.count not in COUNTS: raise AlphaqError(f'a budget counts {", ".join(COUNTS)}, got {settings.count!r}')
     widths = np.array(settings.choices, np.int64)
@@ -69,6 +76,7 @@ def choice_sizes(
     if any(not s.numel for s in scores):
         raise AlphaqError('these scores carry no shapes, so the budget can only count modules; use --count modules')
     if settings.count == 'params': return np.array([s.numel for s in scores], np.int64)[:, None] * widths
+    if settings.count == 'active': return visits(scores)[:, None] * choice_sizes(scores, replace(settings, count='stored'))
     if settings.stored:
         weigh = dict(zip(WIDTHS, settings.stored))
         return np.rint(np.outer([s.numel for s in scores], [weigh[b] for b in settings.choices])).astype(np.int64)
@@ -460,7 +468,7 @@ def _prepared(scores, settings):
     if not scores: raise AlphaqError('no scores to allocate; score a checkpoint first')
     settings = _completed(scores, settings)
     stand_in = _bounded(scores, settings)
-    parts = np.ones(len(scores), np.int64) if settings.count == 'modules' else np.array([s.numel for s in scores], np.int64)
+    parts = np.array([1 if settings.count == 'modules' else s.numel for s in scores], np.int64) * (visits(scores) if settings.count == 'active' else 1)
     return method_named(settings.method), settings, stand_in, np.take_along_axis(choice_sizes(scores, settings), stand_in, 1), parts
 
 def allocate(

@@ -32,7 +32,7 @@ class Plan:
     method:str                # key of `allocators.METHODS`
     gamma:float|None          # exponent used, `None` for methods without alpha
     bits:float                # average asked for
-    count:str                 # unit of that average: params | modules | stored
+    count:str                 # unit of that average: params | modules | stored | active
     choices:tuple             # widths that were offered
     group_size:int            # weights per scale and zero point
     other_bits:int            # width of attention; 16 leaves it alone
