@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['RULES', 'TEXTS', 'NOTICED', 'correlated', 'reference', 'Clock', 'output_error', 'time_batched', 'synthetic_errors',
-           'drawn_windows', 'model_errors', 'round_experts', 'model_perplexity', 'main']
+           'drawn_windows', 'model_errors', 'round_experts', 'model_perplexity', 'routing_perplexity',
+           'head_perplexity', 'main']
 
 # %% ../nbs/53_quantizers.ipynb #802f8112
 import argparse, os, sys, time
@@ -16,14 +17,14 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from .activations import experts_of, load_for_calibration, walk
+from .activations import ROUTINGS, experts_of, load_for_calibration, walk
 from .checkpoint import ROLES, open_checkpoint
 from .console import emit, table
 from .core import AlphaqError, provenance, read_rows, results_dir, track, write_rows
 from .evaluate import load_tokenizer, sample, window_nll
 from .families import matrices
 from .gptq import column_order, factor, gptq, shrunk
-from .grid import GRIDS, WIDTHS, QuantizedWeight, dequantize_codes, quantize, round_to_grid
+from .grid import GRIDS, WIDTHS, QuantizedWeight, dequantize_codes, quantize, round_to_grid, stored_bytes
 from .pocket import corpus
 from .texts import load_text
 
@@ -242,14 +243,15 @@ def round_experts(
     bits:int,                 # width of every expert
     calibration=None,         # `[n, length]` token ids; `None` for rules that look at nothing but weights
     group_size:int=128,       # weights that share a scale
+    routing:str='routed',     # which tokens count for an expert, key of `ROUTINGS`
 ):
     "Round all experts of a model to one width, each layer for the inputs that the rounded layers before it give."
     def alone(): return ((i, layer, None) for i, layer in enumerate(model.model.layers))
-    for _, layer, seen in alone() if calibration is None else walk(model, calibration):
+    for _, layer, seen in alone() if calibration is None else walk(model, calibration, routing=routing):
         experts = experts_of(layer)
         for role, W in ({} if experts is None else matrices(experts)).items():
             kind = 'between' if role == 'down_proj' else 'inputs'
-            H = seen and shrunk(getattr(seen, kind), seen.tokens, kind == 'inputs')
+            H = seen and shrunk(getattr(seen, kind), seen.counted, kind == 'inputs')
             W.copy_(rule(W.contiguous(), H, bits, min(group_size, W.shape[-1])).dequantize())
 
 # %% ../nbs/53_quantizers.ipynb #aa2474f6
@@ -285,6 +287,45 @@ def _text_row(held_out, losses, base):
     rise = torch.cat([losses[d] - base[d] for d in held_out])
     return dict(texts=texts, over_first=rise.mean().item(), stderr=(rise.std() / len(rise) ** .5).item(), windows=len(rise))
 
+# %% ../nbs/53_quantizers.ipynb #e9413694
+def routing_perplexity(
+    checkpoint,         # from `open_checkpoint`
+    draw,               # seed -> `[n, length]` calibration tokens
+    held_out:dict,      # domain to `Sample`
+    seeds=range(3),     # of the draws
+    bits:int=2,         # of every expert
+)->list:                # one row for each routing mode and draw
+    "Held-out text predicted after error feedback that counts other tokens."
+    model, found = load_for_calibration(checkpoint), {}
+    whole = {k: v.clone() for k, v in model.state_dict().items()}
+    rows = []
+    for seed, routing in track([*product(seeds, ROUTINGS)], 'routing'):
+        model.load_state_dict(whole)
+        round_experts(model, RULES['feedback, mse'], bits, draw(seed), routing=routing)
+        found[routing] = {d: window_nll(model, s.rows) for d, s in held_out.items()}
+        rows.append(dict(routing=routing, bits=bits, seed=seed) | _text_row(held_out, found[routing], found['routed']))
+    return rows
+
+# %% ../nbs/53_quantizers.ipynb #431489ee
+def head_perplexity(
+    checkpoint,         # from `open_checkpoint`
+    held_out:dict,      # domain to `Sample`
+    widths=(16, *WIDTHS[::-1]), # of the head
+    group_size:int=128, # weights that share a scale
+)->list:                # one row for each width of the head
+    "Held-out text predicted with a rounded output head, untied where it was tied."
+    model = load_for_calibration(checkpoint)
+    W, base, rows = model.lm_head.weight.detach().clone(), None, []
+    group = min(group_size, W.shape[1])
+    for bits in widths:
+        head = W if bits == 16 else quantize(W, bits, group).dequantize()
+        model.lm_head.weight = torch.nn.Parameter(head, requires_grad=False)  # of its own: embeddings keep theirs
+        losses = {d: window_nll(model, s.rows) for d, s in held_out.items()}
+        base = base or losses
+        nbytes = 2 * W.numel() if bits == 16 else stored_bytes(W.shape, bits, group)
+        rows.append(dict(head_bits=bits, head_bytes=nbytes, tied=bool(model.config.tie_word_embeddings)) | _text_row(held_out, losses, base))
+    return rows
+
 # %% ../nbs/53_quantizers.ipynb #2c143bc6
 def _of(checkpoint, **more):
     "Header fields of a file about a model, and its name."
@@ -306,20 +347,23 @@ def _errors_file(args):
     header = provenance(f'python -m alphaq.quantizers errors --model {name}', seed=0, about=about, **fields)
     return f'output-error-{name}', header, model_errors(checkpoint)
 
-def _perplexity_file(args, count=10, tokens=5120):
+def _texts_file(args, count=10, tokens=5120):
+    "Rows that predict held-out text of every domain."
     checkpoint, (texts, held_out) = open_checkpoint(args.model or 'pocket'), corpus()
     tokenizer = load_tokenizer(checkpoint.path)
     def draw(seed): return drawn_windows(tokenizer, texts.values(), count, seed)
     samples = {d: sample(tokenizer, t, tokens=tokens) for d, t in held_out.items()}
-    name, fields = _of(checkpoint, held_out={d: s.text.sha256 for d, s in samples.items()}, window=256, calibration_tokens=draw(0).numel())
-    header = provenance(f'python -m alphaq.quantizers perplexity --model {name}', seed=0, **fields)
-    return f'perplexity-{name}', header, model_perplexity(checkpoint, draw, samples)
+    name, fields = _of(checkpoint, held_out={d: s.text.sha256 for d, s in samples.items()}, window=256)
+    if args.name != 'head': fields['calibration_tokens'] = draw(0).numel()
+    header = provenance(f'python -m alphaq.quantizers {args.name} --model {name}', seed=0, **fields)
+    if args.name == 'head': return f'head-{name}', header, head_perplexity(checkpoint, samples)
+    return f'{args.name}-{name}', header, dict(perplexity=model_perplexity, routing=routing_perplexity)[args.name](checkpoint, draw, samples)
 
 def main(
     argv=None, # arguments, `None` takes the process's own
 ):
     "Entry point of `python -m alphaq.quantizers`."
-    runs = {'batched': _batched_file, 'errors': _errors_file, 'perplexity': _perplexity_file}
+    runs = {'batched': _batched_file, 'errors': _errors_file, **dict.fromkeys(('perplexity', 'routing', 'head'), _texts_file)}
     parser = argparse.ArgumentParser(prog='python -m alphaq.quantizers')
     parser.add_argument('name', choices=tuple(runs))
     parser.add_argument('--model', help='pocket or a local checkpoint folder; errors are of synthetic inputs without')
