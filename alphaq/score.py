@@ -120,9 +120,9 @@ def gaussian_null(
 # %% ../nbs/14_score.ipynb #4c979ba2
 def _moments(W):
     "Variance and mean square of all entries; two sums are enough unless the mean is most of it."
-    x = W.double().flatten()
-    mean, square = x.mean().item(), (x @ x).item() / len(x)
-    return square - mean**2 if mean**2 < .9 * square else x.var(correction=0).item(), square
+    parts = map(Tensor.double, W.flatten().split(2**18))  # a part at a time stays in the cache
+    mean, square = (sum(s).item() / W.numel() for s in zip(*((x.sum(), x @ x) for x in parts)))
+    return square - mean**2 if mean**2 < .9 * square else W.double().var(correction=0).item(), square
 
 def score_matrix(
     W:Tensor,                      # `[rows, cols]` weights

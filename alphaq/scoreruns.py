@@ -25,6 +25,7 @@ from statistics import median
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from threadpoolctl import threadpool_limits
 
 from .checkpoint import open_checkpoint
 from .console import emit, size, table
@@ -207,7 +208,7 @@ def _ways(checkpoint, matrices, pool, processes, few):
     if find_spec('weightwatcher'): ways['weightwatcher'] = lambda: _watched(matrices[:1]), 1
     return ways
 
-def _single(): torch.set_num_threads(1)
+def _single(): torch.set_num_threads(1); threadpool_limits(1)
 
 def time_scoring(
     experts:int=8,       # of one layer: three matrices each
