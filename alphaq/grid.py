@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WIDTHS', 'ZERO_STEPS', 'GRIDS', 'FIELDS', 'QuantizedWeight', 'dequantize_codes', 'round_to_grid', 'min_max_grid',
-           'sign_grid', 'mse_grid', 'quantize', 'hqq_grid', 'stored_bytes']
+           'sign_grid', 'mse_grid', 'quantize', 'rounding_error', 'hqq_grid', 'stored_bytes']
 
 # %% ../nbs/20_grid.ipynb #c11413ef
 from dataclasses import dataclass
@@ -49,9 +49,11 @@ def round_to_grid(
     bits:int,     # 1 .. 4
 )->Tensor:        # codes in the dtype of `w`
     "Nearest code of each weight on a given grid ({eq}`eq-grid`)."
-    scale = scale.to(w.dtype)
-    inverse = torch.where(scale > 0, 1 / scale, 0.)
-    return (w * inverse + zero.to(w.dtype) / ZERO_STEPS).round_().clamp_(0, 2**bits - 1)
+    inverse, zero = _line(scale.to(w.dtype), zero)
+    return (w * inverse + zero).round_().clamp_(0, 2**bits - 1)
+
+def _line(scale, zero): # factor and offset that turn weights into places on the grid, codes before they are rounded
+    return torch.where(scale > 0, 1 / scale, 0.), zero.to(scale.dtype) / ZERO_STEPS
 
 # %% ../nbs/20_grid.ipynb #4b48b098
 def _stored(scale, zero, bits):
@@ -82,16 +84,24 @@ def sign_grid(
     scale = 2 * groups.abs().mean(-1, True)
     return _stored(scale, torch.full_like(scale, .5), 1)
 
-def _squared_error(groups, grid, bits):
-    return dequantize_codes(round_to_grid(groups, *grid, bits), *grid).sub_(groups).square_().sum(-1, True)
+def _errors(groups, scales, zeros, bits, room):
+    "Norm of each group's error on each of several grids, computed in steps; infinite on a grid without a scale."
+    places, codes, _ = room
+    def norm(inverse, zero):
+        torch.mul(groups, inverse, out=places).add_(zero)
+        return torch.linalg.vector_norm(torch.round(places, out=codes).clamp_(0, 2**bits - 1).sub_(places), dim=-1, keepdim=True)
+    scales = scales.float()
+    return torch.where(scales > 0, scales * torch.stack([norm(*line) for line in zip(*_line(scales, zeros))]), torch.inf)
 
-def _refined(groups, codes, grid, bits):
-    "Least-squares grid for fixed `codes` ({eq}`eq-refine`); the old one where the codes do not vary."
-    dq, dw = codes - codes.mean(-1, True), groups - groups.mean(-1, True)
-    slope = (dq * dw).sum(-1, True) / dq.square().sum(-1, True)
+def _refined(groups, mean, grid, bits, room):
+    "Least-squares grid for the codes of `grid` ({eq}`eq-refine`); the same grid where they do not vary."
+    product, codes, centred = room
+    inverse, zero = _line(grid[0].float(), grid[1])
+    torch.mul(groups, inverse, out=codes).add_(zero).round_().clamp_(0, 2**bits - 1)
+    total, n = codes.sum(-1, True), groups.shape[-1]
+    slope = torch.mul(codes, centred, out=product).sum(-1, True) / (torch.mul(codes, codes, out=product).sum(-1, True) - total * (total / n))
     scale = torch.where(slope.isfinite() & (slope > 0), slope, grid[0].float())
-    zero = torch.where(scale > 0, codes.mean(-1, True) - groups.mean(-1, True) / scale, 0.)
-    return _stored(scale, zero, bits)
+    return _stored(scale, torch.where(scale > 0, total / n - mean / scale, 0.), bits)
 
 def mse_grid(
     groups:Tensor,    # `[..., n]` float32
@@ -100,33 +110,38 @@ def mse_grid(
     refinements:int=4, # alternations of least squares and rounding
 ):                    # scale `[..., 1]` float16, zero `[..., 1]` uint8
     "Grid of least squared error among shrunk ranges, refined by least squares ({eq}`eq-refine`)."
-    rows, n = groups.reshape(-1, groups.shape[-1]), groups.shape[-1]
-    piece = max(1, _PIECE // n) if groups.device.type == 'cpu' else max(1, len(rows))
-    found = [_searched(part, bits, starts, refinements) for part in rows.split(piece)]
+    found = [_searched(part, bits, starts, refinements, room) for part, room in _pieces(groups)]
     return tuple(torch.cat(f).reshape(*groups.shape[:-1], 1) for f in zip(*found))
 
-_PIECE = 2**19  # weights searched at a time on a CPU: temporaries that stay in the cache halve the time
+_PIECE = 2**18  # weights worked on at a time on a CPU, which its cache holds together with all that is made of them
 
-def _searched(groups, bits, starts, refinements):
+def _pieces(groups, *more):
+    "A few groups at a time, three arrays of their size to work in, and what else there is of each group."
+    n = groups.shape[-1]
+    count = max(1, (_PIECE if groups.device.type == 'cpu' else groups.numel()) // n)
+    room = groups.new_empty(3, min(count, groups.numel() // n), n)
+    for part, *own in zip(*(x.reshape(-1, x.shape[-1]).split(count) for x in (groups, *more))): yield part, room[:, :len(part)], *own
+
+def _searched(groups, bits, starts, refinements, room):
     floor = .1 * (bits + 1)  # below it, clipping costs more than the finer step saves, even in heavy-tailed groups
     low, high = _range(groups)
-    best = _spanning(low, high, bits, 1.)
-    least = _squared_error(groups, best, bits)
-    def offer(grid):
-        nonlocal best, least
-        error = _squared_error(groups, grid, bits)
-        better = error < least
-        best, least = tuple(torch.where(better, n, o) for n, o in zip(grid, best)), torch.where(better, error, least)
-    if bits == 1: offer(sign_grid(groups))
-    for shrink in torch.linspace(1, floor, starts)[1:].tolist(): offer(_spanning(low, high, bits, shrink))
-    for _ in range(refinements): offer(_refined(groups, round_to_grid(groups, *best, bits), best, bits))
-    return best
+    grids = _spanning(low, high, bits, torch.linspace(1, floor, starts, device=groups.device)[:, None, None])
+    if bits == 1: grids = [torch.cat([g, s[None]]) for g, s in zip(grids, sign_grid(groups))]
+    least, best = _errors(groups, *grids, bits, room).min(0, keepdim=True)
+    grid, least = [g.take_along_dim(best, 0)[0] for g in grids], least[0]
+    mean = groups.mean(-1, True)
+    torch.sub(groups, mean, out=room[2])
+    for _ in range(refinements):
+        new = _refined(groups, mean, grid, bits, room)
+        error, = _errors(groups, new[0][None], new[1][None], bits, room)
+        grid, least = [torch.where(error < least, n, g) for n, g in zip(new, grid)], torch.minimum(error, least)
+    return grid
 
 def _representable(groups, scale):
     "Refuse weights whose scales float16 cannot hold; a negligible group may vanish."
-    energy = groups.double().square().sum(-1, True)
-    lost = (scale >= torch.finfo(torch.float16).max) | ((scale == 0) & (energy > 1e-6 * energy.sum()))
-    if lost.any(): raise AlphaqError(f'weights near {groups.abs().amax():.1e} need scales that float16 cannot hold; rescale the checkpoint')
+    vanished = groups[(scale == 0)[..., 0]].double().square().sum(-1)
+    if (scale >= torch.finfo(torch.float16).max).any() or vanished.any() and (vanished > 1e-6 * groups.double().square().sum()).any():
+        raise AlphaqError(f'weights near {groups.abs().amax():.1e} need scales that float16 cannot hold; rescale the checkpoint')
 
 GRIDS = dict(mse=mse_grid, min_max=min_max_grid, sign=sign_grid)  # names of the rounding rules
 
@@ -137,6 +152,12 @@ def quantize(
     grid:str='mse',        # key of `GRIDS`
 )->QuantizedWeight:        # codes and grid
     "Round a matrix to the nearest code, group by group, without any data."
+    groups, scale, zero = _gridded(W, bits, group_size, grid)
+    codes = round_to_grid(groups, scale, zero, bits).to(torch.uint8)
+    return QuantizedWeight(codes.flatten(-2), scale[..., 0], zero[..., 0], bits, group_size)
+
+def _gridded(W, bits, group_size, grid):
+    "Groups and their grids."
     if bits not in WIDTHS: raise AlphaqError(f'widths are {WIDTHS}, got {bits}')
     if grid not in GRIDS: raise AlphaqError(f'rounding rules are {", ".join(GRIDS)}, got {grid!r}')
     if W.shape[-1] % group_size:
@@ -144,8 +165,19 @@ def quantize(
     groups = W.float().unflatten(-1, (-1, group_size))
     scale, zero = GRIDS[grid](groups, bits)
     _representable(groups, scale)
-    codes = round_to_grid(groups, scale, zero, bits).to(torch.uint8)
-    return QuantizedWeight(codes.flatten(-2), scale[..., 0], zero[..., 0], bits, group_size)
+    return groups, scale, zero
+
+def rounding_error(
+    W:Tensor,              # as for `quantize`
+    bits:int,
+    group_size:int=128,
+    grid:str='mse',
+)->float:                  # squared weight units
+    "Mean squared error of `quantize`, without making its result."
+    groups, *grids = _gridded(W, bits, group_size, grid)
+    norms = torch.cat([_errors(part, scale[None], zero[None], bits, room)[0] for part, room, scale, zero in _pieces(groups, *grids)])
+    vanished = groups[(grids[0] == 0)[..., 0]].double().square().sum()
+    return (norms[norms.isfinite()].double().square().sum() + vanished).item() / W.numel()
 
 # %% ../nbs/20_grid.ipynb #a1227ea7
 def hqq_grid(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .grid import WIDTHS, quantize
+from .grid import WIDTHS, rounding_error
 
 # %% ../nbs/21_noise.ipynb #85e9040e
 def analytic_noise(
@@ -31,8 +31,7 @@ def measured_noise(
 )->tuple[float, ...]:      # mean squared error per weight at each width
     "Mean squared error of rounding a matrix at each width with a production grid."
     W = W.float()
-    def error(bits): return (quantize(W, bits, group_size, grid).dequantize() - W).square().mean(dtype=torch.float64).item()
-    return tuple(error(bits) for bits in widths)
+    return tuple(rounding_error(W, bits, group_size, grid) for bits in widths)
 
 # %% ../nbs/21_noise.ipynb #bb767922
 def is_convex(
