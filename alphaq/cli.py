@@ -180,7 +180,10 @@ Size = Annotated[Optional[str], typer.Option('--size', help='instead of --bits: 
 def _settings(preset, bits, method, gamma, cap, noise, choices, count, group_size, scope, granularity, bound):
     "Settings of a preset with what was asked for put in its place."
     from dataclasses import replace
-    from alphaq.allocators import preset_named
+    from alphaq.allocators import WITH_ALPHA, method_named, preset_named
+    used = method or preset_named(preset).settings.method
+    if (gamma, cap) != (None, None) and method_named(used) and used not in WITH_ALPHA:
+        raise typer.BadParameter(f'{used} does not look at alpha; --gamma and --cap go with --method {", ".join(WITH_ALPHA)}')
     asked = dict(bits=bits, method=method, gamma=None if gamma in (None, 'auto') else _number(gamma), cap=cap, noise=noise, count=count, group_size=group_size,
                  scope=scope, granularity=granularity, bounds=tuple(map(_bound, bound)) if bound else None,
                  choices=tuple(_number(c, int) for c in choices.split(',')) if choices else None)
@@ -307,17 +310,17 @@ def allocate(scores:Annotated[Path, typer.Argument(help='table from `alphaq scor
     if verdict.untrained: _say(f'alphaq allocate: warning: {verdict.text}')
 
 def _sampled(rows, step=.25):
-    "A frontier at round averages: cost of the last plan that fits, a bound on all that fit, and how far apart they are at most."
+    "A frontier at round budgets: cost of the last plan that fits, a bound on all that fit, and how far apart they are at most."
     import numpy as np
-    bits, cost = (np.array([r[k] for r in rows]) for k in ('bits', 'objective'))
+    bits, cost, under = (np.array([r[k] for r in rows]) for k in ('bits', 'objective', 'lower_bound'))
     at = np.arange(np.ceil(bits[0] / step - 1e-9), np.floor(bits[-1] / step + 1e-9) + 1) * step
-    objective, bound = cost[np.searchsorted(bits, at + 1e-9, side='right') - 1], np.interp(at, bits, cost)
+    objective, bound = cost[np.searchsorted(bits, at + 1e-9, side='right') - 1], np.interp(at, bits, under)
     return [dict(bits=float(b), objective=float(o), lower_bound=float(min(l, o)), gap=float(max(0., 1 - l / o)) if o > 0 else 0.) for b, o, l in zip(at, objective, bound)]
 
 @verb
 def frontier(scores:Annotated[Path, typer.Argument(help='table from `alphaq score`, or the authors\' own')],
              out:Annotated[Path, typer.Option('-o', '--out', help='table to write')]=Path('frontier.csv'), preset:Preset='best', method:Method=None, gamma:Gamma=None,
-             cap:Cap=None, noise:Noise=None, choices:Choices=None, count:Count=None, group_size:Group=None, granularity:Granularity=None, bound:Bound=None,
+             cap:Cap=None, noise:Noise=None, choices:Choices=None, count:Count=None, group_size:Group=None, scope:Scope=None, granularity:Granularity=None, bound:Bound=None,
              overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False):
     "Every budget at once: what it costs, and what moves next. A row for each projection that moves."
     import csv, io
@@ -326,7 +329,7 @@ def frontier(scores:Annotated[Path, typer.Argument(help='table from `alphaq scor
     from alphaq.score import read_scores
     if out.exists() and not overwrite: raise AlphaqError(f'{out} exists; choose another name or pass --overwrite')
     skipped = []
-    settings = _settings(preset, None, method, gamma, cap, noise, choices, count, group_size, None, granularity, bound)
+    settings = _settings(preset, None, method, gamma, cap, noise, choices, count, group_size, scope, granularity, bound)
     rows, text = every(_experts_only(read_scores(scores, skipped), skipped), settings), io.StringIO()
     table_ = csv.DictWriter(text, rows[0], lineterminator='\n')
     table_.writeheader(); table_.writerows(rows)
