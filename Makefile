@@ -37,6 +37,7 @@ results: $(VENV)/demo-stamp ## everything in results/ that needs neither a GPU n
 	$(BIN)/python -m alphaq.benchmarks results --model '$(MODEL)'
 	$(BIN)/python -m alphaq.card quality --model '$(MODEL)'
 	$(BIN)/python -m alphaq.rivals --model '$(MODEL)'
+	$(BIN)/python -m alphaq.rivals --model '$(MODEL)' --fusion
 	$(BIN)/python -m alphaq.solvers agreement
 	$(BIN)/python -m alphaq.solvers speed
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'Model', 'Json', 'Quiet', 'Overwrite', 'Engine', 'Bits', 'Size', 'Preset', 'Method', 'Gamma', 'Cap', 'Noise',
-           'Choices', 'Count', 'Scope', 'Granularity', 'Bound', 'Group', 'Also', 'Target', 'Other', 'Samples', 'Window',
-           'Device', 'verb', 'info', 'score', 'merge', 'doctor', 'allocate', 'frontier', 'diff', 'export', 'collect',
-           'quantize', 'verify', 'dequantize', 'eval', 'generate', 'main']
+           'Choices', 'Count', 'Scope', 'Granularity', 'Bound', 'Group', 'Also', 'Target', 'Measure', 'Other',
+           'Samples', 'Window', 'Device', 'verb', 'info', 'score', 'merge', 'doctor', 'allocate', 'frontier', 'diff',
+           'export', 'collect', 'quantize', 'verify', 'dequantize', 'eval', 'generate', 'main']
 
 # %% ../nbs/69_cli.ipynb #af6a8234
 import functools
@@ -223,6 +223,7 @@ Bound = Annotated[Optional[list[str]], typer.Option(help='PATTERN=WIDTH or PATTE
 Group = Annotated[Optional[int], typer.Option(help='weights that share a scale', min=1)]
 Also = Annotated[Optional[list[str]], typer.Option(help='PATTERN=WIDTH for other linear layers, for example *.shared_expert*=4; may be repeated')]
 Target = Annotated[Optional[str], typer.Option(help='what must be able to load the plan: native, vllm, gguf, mlx, exl3, gptqmodel or autoround')]
+Measure = Annotated[Optional[str], typer.Option(help='a named text or a file: measure there what --target costs --model, in memory')]
 Other = Annotated[Optional[int], typer.Option(help='bits of attention, 4 unless said; 16 leaves it alone')]
 
 def _summary(plan):
@@ -279,7 +280,7 @@ def _experts_only(scores, left_out):
 def allocate(scores:Annotated[Path, typer.Argument(help='table from `alphaq score`, or the authors\' own')], bits:Bits=None, size_:Size=None,
              out:Annotated[Path, typer.Option('-o', '--out', help='plan to write')]=Path('plan.json'), preset:Preset='best', method:Method=None, gamma:Gamma=None,
              cap:Cap=None, noise:Noise=None, choices:Choices=None, count:Count=None, group_size:Group=None, scope:Scope=None,
-             granularity:Granularity=None, bound:Bound=None, target:Target=None, other_bits:Other=None, also:Also=None,
+             granularity:Granularity=None, bound:Bound=None, target:Target=None, measure:Measure=None, other_bits:Other=None, also:Also=None,
              model:Annotated[Optional[str], typer.Option(help='the checkpoint the scores came from, or just its name')]=None, overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False):
     "Choose a width for every projection under a budget. Says in how many it differs from uniform, and what a target costs."
     from dataclasses import replace
@@ -290,6 +291,7 @@ def allocate(scores:Annotated[Path, typer.Argument(help='table from `alphaq scor
     from alphaq.score import read_scores
     from alphaq.untrained import judge
     _one_budget(bits, size_, count, target)
+    if measure and not (target and model): raise typer.BadParameter('--measure says what a target costs a model; give --target and --model')
     if (size_ or also) and model is None: raise typer.BadParameter('--size and --also need --model, the checkpoint that the scores came from')
     if out.exists() and not overwrite: raise AlphaqError(f'{out} exists; choose another name or pass --overwrite')
     skipped = []
@@ -297,7 +299,7 @@ def allocate(scores:Annotated[Path, typer.Argument(help='table from `alphaq scor
     table_, settings = _experts_only(read_scores(scores, skipped), skipped), _settings(preset, bits, *changes[:-1])
     lost = [n for n in lacking(s.name for s in table_) if n not in skipped]
     if lost: raise AlphaqError(f'{scores}: the row of {lost[0]} is missing ({len(lost)} in all); score the checkpoint again')
-    c = open_checkpoint(model) if model and (size_ or also or model == 'pocket' or Path(model).is_dir()) else None
+    c = open_checkpoint(model) if model and (size_ or also or measure or model == 'pocket' or Path(model).is_dir()) else None
     modules = _also(c, also) if also else {}
     if size_: settings = _sized(c, settings, size_, other_bits, modules)
     plan = _plan(table_, c.path.resolve().name if c else model or scores.stem, _label(preset, *changes), other_bits, settings, target, modules)
@@ -306,8 +308,23 @@ def allocate(scores:Annotated[Path, typer.Argument(help='table from `alphaq scor
     verdict = judge(table_)
     data = _summary(plan) | (dict(file_bytes=sum(predicted_files(Job(c, plan)).values())) if c else {}) | dict(out=str(out), left_out=skipped, untrained=verdict.untrained)
     if plan.gamma is not None: data['alpha'] = voice([s.alpha for s in table_], plan.gamma)
+    if measure: data['measured'] = _measured(c, table_, settings, target, measure)
     emit(data, json_, table(['what', 'value'], data.items()))
     if verdict.untrained: _say(f'alphaq allocate: warning: {verdict.text}')
+
+def _measured(checkpoint, scores, settings, target, name):
+    "What a target's plan loses on a text beside the free plan of its size."
+    from tempfile import TemporaryDirectory
+    from alphaq.evaluate import load_model, sample
+    from alphaq.rivals import fused
+    from alphaq.search import Losses, RoundedModel
+    from alphaq.texts import load_text
+    _still()
+    named, (model, tokenizer) = {s.name: s for s in scores}, load_model(checkpoint.path)
+    with TemporaryDirectory() as d:
+        losses = Losses(RoundedModel(model, checkpoint), {name: sample(tokenizer, load_text(name))}, f'{d}/losses.jsonl')
+        found = fused(losses, [named[p.name] for p in checkpoint.projections], settings, target)
+    return f'{found["over_free"]:+.4f} ± {found["stderr"]:.4f} nats per token of {name} above the free plan of the same stored size'
 
 def _sampled(rows, step=.25):
     "A frontier at round budgets: cost of the last plan that fits, a bound on all that fit, and how far apart they are at most."

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SEEDS', 'FREE', 'INFORMED', 'VARIANTS', 'STARTS', 'RIVALS', 'Variant', 'stored_bits', 'allocated', 'calibration',
-           'rounds', 'informed', 'ternary', 'ternary_bits', 'compare', 'by_trying', 'first_routers', 'main']
+           'rounds', 'informed', 'ternary', 'ternary_bits', 'compare', 'by_trying', 'fused', 'fusion', 'first_routers',
+           'main']
 
 # %% ../nbs/52_rivals.ipynb #7eaa6325
 import argparse, hashlib, sys
@@ -21,8 +22,9 @@ from .allocators import METHODS, PER_CHANNEL, Settings, allocate, choice_sizes
 from .balanced import balanced_windows
 from .checkpoint import open_checkpoint
 from .collect import collected
-from .core import AlphaqError, provenance, read_rows, results_dir, track, write_rows
+from .core import AlphaqError, BudgetError, provenance, read_rows, results_dir, track, write_rows
 from .evaluate import load_model, sample
+from .export import TARGETS, priced
 from .gamma import capped_gamma, default_gamma
 from .grid import WIDTHS, quantize
 from .noise import measured_noise
@@ -199,6 +201,35 @@ def by_trying(
                              over={m: [p['over_uniform'], p['stderr']] for m, p in against.items()}))
     return rows
 
+# %% ../nbs/52_rivals.ipynb #1f08a321
+def fused(
+    losses:Losses,
+    scores,            # `[n]` `Score`, in the order of the checkpoint's projections
+    settings:Settings, # method and budget
+    target:str,        # key of `export.TARGETS`
+)->dict:               # a row; raises `BudgetError` where the target cannot meet the budget
+    "What a target's plan loses beside the free plan of the same stored size: predicted, as a ratio of costs, and measured."
+    held, rows, numel = priced(scores, settings, target)[0], np.arange(len(scores)), sum(s.numel for s in scores)
+    ours = replace(settings, count='stored', choices=WIDTHS, stored=None)
+    stored = float(choice_sizes(scores, ours)[rows, held.bits - 1].sum() / numel)
+    free = allocate(scores, replace(ours, bits=stored, choices=settings.choices))
+    found, plain = (losses(a.bits, free.settings.group_size) for a in (held, free))
+    price = held.solution.cost / free.solution.cost if free.solution and free.solution.cost > 0 else None
+    return dict(target=target, method=settings.method, bits=settings.bits, stored=stored, differs=float((held.bits != free.bits).mean()), price=price,
+                **{k.replace('uniform', 'free'): v for k, v in _paired(found, plain).items()})
+
+def fusion(
+    losses:Losses,
+    scores,                            # `[n]` `Score`
+    budgets=(2., 2.5, 3., 3.5),        # bits by parameters
+    methods=('measured', 'alphaq'),
+)->list:                               # rows
+    "The price of every target at every budget that it reaches."
+    def at(method, bits, target):
+        try: return [fused(losses, scores, Settings(bits, method), target)]
+        except BudgetError: return []
+    return [r for m in methods for t in track([t for t in TARGETS if t != 'native'], m) for b in budgets for r in at(m, b, t)]
+
 # %% ../nbs/52_rivals.ipynb #ee8a0998
 def first_routers(
     path, # `str | Path` of rows that hold the routers at step 0
@@ -209,18 +240,22 @@ def first_routers(
     for r in read_rows(path)[1]: layers.setdefault(r['layer'], []).append(r['step0'])
     return {layer: torch.tensor(rows) for layer, rows in layers.items()}
 
-def main(
-    argv=None, # arguments, `None` takes the process's own
-)->int:        # exit code
-    "Entry point of `python -m alphaq.rivals`."
+def _arguments(argv):
     parser = argparse.ArgumentParser(prog='python -m alphaq.rivals', description='Compare all allocators on one model; stopped and started again, it continues.')
     parser.add_argument('--model', default='pocket', help='pocket or a local checkpoint folder')
     parser.add_argument('--tokens', type=int, default=10_240, help='of each text')
     parser.add_argument('--bits', type=float, nargs='+', default=[2., 2.5, 3., 3.5], help='uniform widths whose stored size all meet (%(default)s)')
     parser.add_argument('--tries', type=int, default=0, help='search instead, with so many candidates')
+    parser.add_argument('--fusion', action='store_true', help='measure instead what the formats of other tools cost')
     parser.add_argument('--samples', type=int, default=2, help='of calibration text, to search on (%(default)s)')
     parser.add_argument('--work', type=Path, default=results_dir().parent/'.work'/'rivals', help='folder for what can be used again (%(default)s)')
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+def main(
+    argv=None, # arguments, `None` takes the process's own
+)->int:        # exit code
+    "Entry point of `python -m alphaq.rivals`."
+    args = _arguments(argv)
     logging.disable_progress_bar()
     try:
         checkpoint, (texts, held_out) = open_checkpoint(args.model), corpus()
@@ -229,19 +264,20 @@ def main(
         start = first_routers(results_dir()/name/'routers-0.jsonl')
         scores = score(checkpoint, measure=lambda W: measured_noise(W, min(128, W.shape[1])), describe=describer(checkpoint, start))
         variants = [v for v in VARIANTS if start or 'change' not in v.method]
-        names = [f'text {s}' for s in range(args.samples)] if args.tries else sorted({v.text for v in variants if v.text})
+        names = [] if args.fusion else [f'text {s}' for s in range(args.samples)] if args.tries else sorted({v.text for v in variants if v.text})
         tables = informed(checkpoint, model, tokenizer, scores, texts, names, args.work/'signals')
         command = f'python -m alphaq.rivals --model {name} --tokens {args.tokens} --bits {" ".join(f"{b:g}" for b in args.bits)}'
-        if args.tries: command += f' --tries {args.tries} --samples {args.samples}'
+        command += f' --tries {args.tries} --samples {args.samples}' if args.tries else ' --fusion' * args.fusion
         header = provenance(command, seed=0, model=name, model_version=checkpoint.version,
                             model_sha256=checkpoint.fingerprint(), held_out={d: s.text.sha256 for d, s in samples.items()}, window=256, rounding='mse, group 128',
-                            calibration=dict(windows_of_each_domain=4, tokens=256, samples=len(names) if args.tries else len(SEEDS), probes_of_each_window=2))
+                            calibration=dict(windows_of_each_domain=4, tokens=256, samples=len(names) if args.tries or args.fusion else len(SEEDS), probes_of_each_window=2))
         losses = Losses(RoundedModel(model, checkpoint, dict(ternary=ternary)), samples, args.work/f'{name}.jsonl')
-        if args.tries:
+        if args.fusion: rows = fusion(losses, scores, args.bits)
+        elif args.tries:
             windows = {n: calibration(n, model, tokenizer, texts)[0] for n in names}
             rows = [r for b in args.bits for r in by_trying(losses, tables, windows, args.work/f'search-{name}', b, args.tries)]
         else: rows = compare(losses, tables, args.bits, variants)
-        write_rows(results_dir()/'allocators'/f'{"search-" * bool(args.tries)}{name}.jsonl', header, rows)
+        write_rows(results_dir()/'allocators'/f'{"fusion-" if args.fusion else "search-" * bool(args.tries)}{name}.jsonl', header, rows)
     except AlphaqError as e: print(f'alphaq: {e}', file=sys.stderr); return e.exit_code
     return 0
 
