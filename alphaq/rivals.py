@@ -150,7 +150,8 @@ def compare(
     for bits in budgets:
         stored, seen = stored_bits(scores, bits), {}
         for v in track(variants, f'{bits:g} bits'):
-            a = allocated(v, tables[v.text], stored)
+            try: a = allocated(v, tables[v.text], stored)
+            except BudgetError: continue                      # too few bits for what the method insists on: no row
             found = losses(a.bits, a.settings.group_size)
             if v.method == 'uniform': plain, plain_widths = found, a.bits
             if v.text: seen.setdefault(v.name.rstrip('0123456789 '), []).append(found)
@@ -244,7 +245,7 @@ def _arguments(argv):
     parser = argparse.ArgumentParser(prog='python -m alphaq.rivals', description='Compare all allocators on one model; stopped and started again, it continues.')
     parser.add_argument('--model', default='pocket', help='pocket or a local checkpoint folder')
     parser.add_argument('--tokens', type=int, default=10_240, help='of each text')
-    parser.add_argument('--bits', type=float, nargs='+', default=[2., 2.5, 3., 3.5], help='uniform widths whose stored size all meet (%(default)s)')
+    parser.add_argument('--bits', type=float, nargs='+', default=[1.25, 1.5, 2., 2.5, 3., 3.5], help='uniform widths whose stored size all meet (%(default)s)')
     parser.add_argument('--tries', type=int, default=0, help='search instead, with so many candidates')
     parser.add_argument('--fusion', action='store_true', help='measure instead what the formats of other tools cost')
     parser.add_argument('--samples', type=int, default=2, help='of calibration text, to search on (%(default)s)')
