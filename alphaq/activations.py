@@ -57,6 +57,7 @@ def expert_weight(
     if experts is None: raise AlphaqError(f'layer {layer} has no routed experts')
     return matrices(experts)[role][expert]
 
+# %% ../nbs/15_activations.ipynb #5d7c6eae
 ROUTINGS = {'routed': 'the tokens routed to an expert', 'weighted': 'the tokens routed to an expert, by the square of their router weights',
             'all': 'every token, for every expert'}
 
@@ -87,6 +88,7 @@ def recording(
     if routing == 'weighted':
         for grams in (seen.inputs, seen.between): grams *= torch.where(mass > 0, tokens / mass, 0.)[:, None, None]
 
+# %% ../nbs/15_activations.ipynb #3733cad7
 def one_expert(
     experts:nn.Module, # that it belongs to, for their way of gating
     W:dict,            # role -> `[out, in]`
@@ -163,6 +165,7 @@ def run_layer(
     out = layer(x, **kwargs)
     return out[0] if isinstance(out, tuple) else out
 
+# %% ../nbs/15_activations.ipynb #1939f247
 SPILL = 2**30  # bytes of hidden states; more than that go to a file
 
 class States:
@@ -231,6 +234,7 @@ def walk(
                 states[i] = x = run_layer(layer, states[i], called[index])
                 _finite(index, x)
 
+# %% ../nbs/15_activations.ipynb #c24b8364
 def _finite(index, *tensors):
     if all(t.sum().isfinite() for t in tensors): return  # a sum needs no second tensor of that size
     raise AlphaqError(f'layer {index}: activations are not finite; the checkpoint is damaged, or needs a data-free quantizer')
@@ -271,6 +275,7 @@ def skeleton(
         raise AlphaqError(f'{checkpoint.path}: {why}; use a data-free quantizer')
     return model.eval().requires_grad_(False)
 
+# %% ../nbs/15_activations.ipynb #5a90bf3d
 def _part(model, index, head=False):
     "Modules by name: of one layer, or of everything outside the layers (`None`), the output head only on request."
     if index is not None: return dict(model.model.layers[index].named_modules(prefix=f'model.layers.{index}'))
@@ -296,6 +301,7 @@ def stored(
     for p in checkpoint.projections:
         if p.layer == index: yield model_name(checkpoint, p.name), files.read(p)
 
+# %% ../nbs/15_activations.ipynb #132aeadf
 _PROJECTION = r'(.+\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)'
 
 def put(
@@ -311,6 +317,7 @@ def put(
     target.copy_(value)
     return f'{m[1]}.{"down_proj" if m[3] == "down_proj" else "gate_up_proj"}' if m else name
 
+# %% ../nbs/15_activations.ipynb #2c034395
 @contextmanager
 def held(
     model:nn.Module, # from `skeleton`
@@ -346,6 +353,7 @@ def _tie(model, left):
         setattr(model.get_submodule(module), key, model.get_parameter(model.all_tied_weights_keys[name]))
         left.discard(name)
 
+# %% ../nbs/15_activations.ipynb #ed22eacc
 def _split(pairs):
     "What comes before the first expert, and the experts."
     pairs, early = iter(pairs), []

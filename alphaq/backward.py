@@ -74,6 +74,7 @@ def _forwards(model, windows, batch, source, spill):
             for i, called in enumerate(calls): states[-1].append(run_layer(layer, states[-2][i], called[index]))
     return states, calls
 
+# %% ../nbs/17_backward.ipynb #7a5c5ade
 def token_loss(
     logits:Tensor,  # `[n, length, vocabulary]`
     rows:Tensor,    # `[n, length]` token ids
@@ -93,6 +94,7 @@ def _top(model, states, windows, batch, source):
                 raise AlphaqError('gradients are not finite; the checkpoint is damaged, or needs a method without data')
     return found
 
+# %% ../nbs/17_backward.ipynb #db0c0b41
 def _visits(layer, states, gradients, calls):
     "Pull the gradients through one layer; each visit of a batch is handed out on the way."
     leaves, block = leaves_of(layer), []

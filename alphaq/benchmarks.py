@@ -55,6 +55,7 @@ def _measured(path, probes):
     found = [perplexity(model, p) for p in probes]
     return {f.text: dict(ppl=f.ppl, bits_per_byte=f.bits_per_byte, tokens=f.tokens, window=f.window, sha256=f.text_sha256) for f in found}
 
+# %% ../nbs/51_benchmarks.ipynb #b1e132c4
 def _trial(trial, checkpoint, scores, uniform, calibration, probes, folder):
     "Allocate, quantize, reload and measure one folder."
     start = time.perf_counter()

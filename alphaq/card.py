@@ -101,6 +101,7 @@ def quality(
     rows += [dict(kind='task', **vars(r)) for r in run_tasks(model, tokenizer, tasks)]
     return header, rows + [dict(kind='sample', domain=d, prompt=p, seed=0, temperature=.7, text=continued(model, tokenizer, p)) for d, p in PROMPTS.items()]
 
+# %% ../nbs/54_card.ipynb #2e04e93c
 def watched(
     run,                 # `Path` folder of a training run
     index:int,           # snapshot

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'Model', 'Json', 'Quiet', 'Overwrite', 'Engine', 'Bits', 'Size', 'Preset', 'Method', 'Gamma', 'Cap', 'Noise',
            'Choices', 'Count', 'Scope', 'Granularity', 'Bound', 'Group', 'Also', 'Target', 'Measure', 'Other',
-           'Samples', 'Window', 'Device', 'verb', 'info', 'score', 'merge', 'doctor', 'allocate', 'frontier', 'diff',
-           'export', 'collect', 'quantize', 'verify', 'dequantize', 'eval', 'generate', 'main']
+           'Samples', 'Window', 'Device', 'Quantized', 'verb', 'info', 'score', 'merge', 'doctor', 'allocate',
+           'frontier', 'diff', 'export', 'collect', 'quantize', 'verify', 'dequantize', 'eval', 'generate', 'main']
 
 # %% ../nbs/69_cli.ipynb #af6a8234
 import functools
@@ -23,7 +23,7 @@ from .core import AlphaqError, provenance
 
 # %% ../nbs/69_cli.ipynb #0863b96f
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
-                  help='Fit mixture-of-experts models where they did not: bits allocated from the weights alone.')
+                  help='Smaller mixture-of-experts models: a width for every expert matrix, chosen from the weights alone.')
 
 def _say(line):
     "One line on stderr, for people."
@@ -357,7 +357,7 @@ def frontier(scores:Annotated[Path, typer.Argument(help='table from `alphaq scor
                             [[f'{r["bits"]:g}', f'{r["objective"]:.6g}', f'{r["lower_bound"]:.6g}', f'{r["gap"]:.1e}'] for r in shown], f'{settings.method}, {len(rows) - 1} moves in {out}'))
 
 @verb
-def diff(a:Path, b:Path, json_:Json=False, quiet:Quiet=False):
+def diff(a:Annotated[Path, typer.Argument(help='a plan')], b:Annotated[Path, typer.Argument(help='another, for the same model')], json_:Json=False, quiet:Quiet=False):
     "What changed between two plans."
     from alphaq.plan import diff as compare, read_plan
     d = compare(read_plan(a), read_plan(b))
@@ -408,6 +408,7 @@ def _informed(checkpoint, scores, windows, texts, group_size, probes, device):
 Samples = Annotated[int, typer.Option(help='calibration windows', min=1)]
 Window = Annotated[int, typer.Option(help='tokens in a window', min=2)]
 Device = Annotated[str, typer.Option(help='cpu or cuda')]
+Quantized = Annotated[Path, typer.Argument(help='folder that `alphaq quantize` made')]
 
 @verb
 def collect(scores:Annotated[Path, typer.Argument(help='table from `alphaq score`')], model:Model='pocket',
@@ -483,7 +484,7 @@ def quantize(model:Model='pocket', bits:Bits=None, size_:Size=None, out:Annotate
     emit(data, json_, table(['what', 'value'], data.items()))
 
 @verb
-def verify(folder:Path, against:Annotated[Optional[str], typer.Option(help='the model it was made from: every error is computed again')]=None,
+def verify(folder:Quantized, against:Annotated[Optional[str], typer.Option(help='the model it was made from: every error is computed again')]=None,
            json_:Json=False, quiet:Quiet=False):
     "Is this folder what it says it is? Exit code 4 when not."
     from alphaq.verify import verify as check
@@ -494,7 +495,7 @@ def verify(folder:Path, against:Annotated[Optional[str], typer.Option(help='the 
     emit(data, json_, table(['what', 'value'], shown))
 
 @verb
-def dequantize(folder:Path, out:Annotated[Path, typer.Option('-o', '--out', help='folder to make')], overwrite:Overwrite=False,
+def dequantize(folder:Quantized, out:Annotated[Path, typer.Option('-o', '--out', help='folder to make')], overwrite:Overwrite=False,
                dtype:Annotated[str, typer.Option(help='of what was packed: bfloat16 or float32')]='bfloat16', json_:Json=False, quiet:Quiet=False):
     "Write a quantized folder as plain weights for any tool."
     from alphaq.dequantize import dequantize as write
@@ -508,7 +509,7 @@ def eval(model:Model='pocket', text:Annotated[Optional[list[str]], typer.Option(
          tasks:Annotated[Optional[list[str]], typer.Option(help='questions with four answers, by name or all; may be repeated; needs lm-eval')]=None,
          tokens:Annotated[int, typer.Option(help='tokens of each text', min=2)]=20_000, window:Annotated[int, typer.Option(help='tokens in a window', min=2)]=256,
          questions:Annotated[Optional[int], typer.Option(help='questions of each task, all unless said', min=1)]=None,
-         device:str='cpu', json_:Json=False, quiet:Quiet=False):
+         device:Device='cpu', json_:Json=False, quiet:Quiet=False):
     "Perplexity and bits per byte on texts, accuracy on tasks. Of tasks alone when only tasks are named."
     from alphaq.core import data_dir
     from alphaq.evaluate import load_model, perplexity, sample
@@ -532,7 +533,7 @@ def eval(model:Model='pocket', text:Annotated[Optional[list[str]], typer.Option(
 @verb
 def generate(model:Annotated[str, typer.Argument(help='pocket, or a local checkpoint folder; may be left out', metavar='MODEL')],
              prompt:Annotated[Optional[str], typer.Argument(help='text to continue', metavar='PROMPT')]=None, tokens:Annotated[int, typer.Option(help='tokens to write', min=1)]=64,
-             temperature:Annotated[float, typer.Option(help='0 takes the likeliest token', min=0)]=0., seed:int=0, device:str='cpu', json_:Json=False, quiet:Quiet=False):
+             temperature:Annotated[float, typer.Option(help='0 takes the likeliest token', min=0)]=0., seed:Annotated[int, typer.Option(help='of the draws')]=0, device:Device='cpu', json_:Json=False, quiet:Quiet=False):
     "Continue a prompt. With one argument, that is the prompt and the model is pocket."
     import torch
     from alphaq.evaluate import load_model

@@ -50,7 +50,7 @@ def spec_damage(
     plain = window_nll(model, rows)
     with rounded(model, {where: bits}, group_size): return window_nll(model, rows) - plain
 
-# %% ../nbs/46_damage.ipynb #4825b982
+# %% ../nbs/46_damage.ipynb #395d711b
 @dataclass(frozen=True)
 class Damage:
     "What rounding one projection alone does to the loss ({eq}`eq-rise`)."
@@ -62,6 +62,7 @@ class Damage:
     stderr:float      # of the mean, over windows
     tokens:int        # sent to the expert, of all tokens in the windows
 
+# %% ../nbs/46_damage.ipynb #4825b982
 def _layer_pass(layer, states):
     "Outputs of a layer for every batch, and what its experts were called with."
     calls, experts = [], experts_of(layer)
@@ -95,6 +96,7 @@ def _with_expert(experts, e, states, calls, plain):
         changed.append((z.view_as(y), kwargs)); tokens += len(token)
     return changed, tokens
 
+# %% ../nbs/46_damage.ipynb #e97bbc30
 @torch.no_grad()
 def damages(
     model:nn.Module,           # `model.model.layers`, fused experts, evaluation mode

@@ -79,6 +79,7 @@ def _inside(folder, name, source):
     if not (folder/name).is_file(): raise AlphaqError(f'{source}: shard {name} is missing; download it again')
     return _contained(folder/name)
 
+# %% ../nbs/07_folder.ipynb #4cc6a68e
 def _weight_map(index):
     "The index's map from tensor to shard, checked for form."
     content = read_json(_contained(index))
@@ -189,6 +190,7 @@ class Folder:
         names = ('config.json', *self.files)
         return hashlib.sha256(''.join(f'{name} {sha256(self.path/name)}\n' for name in names).encode()).hexdigest()
 
+# %% ../nbs/07_folder.ipynb #13348b65
 def check_finite(
     value,    # a tensor
     file,     # `Path` it was read from
@@ -201,6 +203,7 @@ def check_finite(
     raise AlphaqError(f'{file}: tensor {name} holds {bad} non-finite of {value.numel()} values; '
                       'the checkpoint is damaged, download it again')
 
+# %% ../nbs/07_folder.ipynb #8c8e5805
 @lru_cache(maxsize=4)
 def _packaged(folder):
     "The folder of the model inside the package, every byte of it checked against its checksums."

@@ -191,6 +191,7 @@ def _core(excess, more, price, slack):
     up, down = (np.append(np.where(way, rate, np.inf).min(1), np.inf)[::-1] for way in (more > 0, more < 0))
     return rows, np.minimum.accumulate(up)[::-1].clip(max=price), np.minimum.accumulate(down)[::-1], np.where(worth, excess[rows], np.inf).min(1), worth
 
+# %% ../nbs/23_mckp.ipynb #fbb39ad8
 def _search(excess, more, price, left, enough, states):
     "Moves `{row: column}` that spend `left` units best, and whether nothing can be better (up to `enough`)."
     slack = price * left
@@ -219,6 +220,7 @@ def _moves(trail, at):
         at = parent[at]
     return found
 
+# %% ../nbs/23_mckp.ipynb #f544e4c9
 def solve(
     costs,                   # `[n, w]` cost of each choice, >= 0
     sizes,                   # `[n, w]` positive integers, any unit

@@ -302,6 +302,7 @@ def average(
     dist.all_reduce(flat); flat /= dist.get_world_size()
     for t, f in zip(tensors, flat.split([t.numel() for t in tensors])): t.copy_(f.view_as(t))
 
+# %% ../nbs/50_pocket.ipynb #38321681
 @dataclass
 class Run:
     "A training run between two checkpoints."
@@ -357,6 +358,7 @@ def open_run(
     run.clock = time.monotonic()
     return run, streams
 
+# %% ../nbs/50_pocket.ipynb #60c138da
 def train_step(
     run:Run,
     batch:Tensor,  # `[n, window + 1]` token ids on the model's device

@@ -197,6 +197,7 @@ def _watched(matrices):
     for layer, W in zip(layers, matrices): layer.weight.data = W.float()
     return weightwatcher.WeightWatcher(model=layers).analyze(plot=False, randomize=False)
 
+# %% ../nbs/57_scoreruns.ipynb #545bf521
 def _ways(checkpoint, matrices, pool, processes, few):
     "Name -> what to time and how many matrices it covers."
     blocks, n = [tiles(W.double(), tile_side(W.shape)).numpy() for W in matrices], len(matrices)
@@ -234,6 +235,7 @@ def time_scoring(
     rows = [dict(way=name, seconds=_spread(s), matrices=ways[name][1], **about) for name, s in seconds.items()]
     return [*rows, dict(way='compared', **compared(seconds), **about)]
 
+# %% ../nbs/57_scoreruns.ipynb #488ea7c1
 def _spread(values): return dict(min=min(values), median=median(values), max=max(values))
 
 def compared(

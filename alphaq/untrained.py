@@ -66,6 +66,7 @@ def _explained(rows):
             if off < 4 and 2 / 3 < spread / sd < 3 / 2: found.append((off, shape, rule, mean, sd))
     return min(found)[1:] if found else None
 
+# %% ../nbs/26_untrained.ipynb #d1c10fb0
 def judge(
     scores,      # `[n]` `Score`, of a model or from any table
 )->Verdict:
@@ -125,6 +126,7 @@ def untrained_family(
         shapes = sorted({p.shape for p in c.projections})
         return _row({rule: [s.null_z for s in score(c, rule)] for rule in rules}, kind='family', name=name, shape=list(shapes[-1]), seed=seed)
 
+# %% ../nbs/26_untrained.ipynb #1be281ef
 def misses(
     seeds:int=10,
     rules=tuple(RULES),

@@ -173,6 +173,7 @@ def check_logits(
     if off > STRAYS * far.numel():
         yield f'{off} of {far.numel()} tokens have other logits than when the folder was made, by up to {far.max():.2g} of a typical one'
 
+# %% ../nbs/43_verify.ipynb #6fa7961d
 def check_runs(
     folder:Path, # the folder
 ):               # yields findings
@@ -194,6 +195,7 @@ def _unchecked(folder):
     said = read_json(folder/LOGITS) if (folder/LOGITS).is_file() else dict(why=f'{LOGITS} is missing')
     if said.get('logits') is None: yield f'what the model says is not compared: {said.get("why")}'
 
+# %% ../nbs/43_verify.ipynb #7a85f476
 @dataclass(frozen=True)
 class Report:
     "What was found in a folder."
