@@ -162,7 +162,7 @@ def _gridded(W, bits, group_size, grid):
     if grid not in GRIDS: raise AlphaqError(f'rounding rules are {", ".join(GRIDS)}, got {grid!r}')
     if W.shape[-1] % group_size:
         raise AlphaqError(f'group size {group_size} does not divide the {W.shape[-1]} inputs of the matrix; choose a divisor')
-    groups = W.float().unflatten(-1, (-1, group_size))
+    groups = W.detach().float().unflatten(-1, (-1, group_size))
     scale, zero = GRIDS[grid](groups, bits)
     _representable(groups, scale)
     return groups, scale, zero
