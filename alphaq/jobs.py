@@ -28,7 +28,7 @@ from .checkpoint import Checkpoint
 from .core import AlphaqError, track, write_text
 from .esd import eigenvalues
 from .farms import farms_tiles
-from .score import PART, Score, score_projection, write_scores
+from .score import PART, Score, gaussian_null, naming, score_projection, write_scores
 
 # %% ../nbs/18_jobs.ipynb #82eb87b4
 PIECE, BATCH = 2**26, 2**28  # bytes of a piece, about: half a second of eigenvalues, a batch for a GPU
@@ -66,15 +66,22 @@ class Job:
         return dict(source=self.checkpoint.fingerprint(), alphaq=alphaq.__version__, torch=torch.__version__, numpy=np.__version__,
                     tail=self.rule, tile=self.tile, stride=self.stride, device=self.device, **self.options)
 
+    @cached_property
+    def nulls(self)->dict:         # shape of a projection -> what a Gaussian matrix of this shape gives
+        def null(p):
+            with naming(p): return gaussian_null(p.shape, self.rule, self.tile, self.stride)
+        return {shape: null(p) for shape, p in {p.shape: p for p in self.projections[::-1]}.items()}
+
 def score_piece(
     job:Job,
     i:int,   # of `job.pieces`
 )->list:     # `Score` of each of its projections
     "Score one piece, through files of its own."
-    files, how = replace(job.checkpoint), (job.rule, job.tile, job.stride, job.measure, job.describe)
-    if job.device == 'cpu': return [score_projection(files, p, *how) for p in job.pieces[i]]
-    matrices = [files.read(p).to(job.device) for p in job.pieces[i]]
-    return [score_projection(files, p, *how, W, lam) for p, W, lam in zip(job.pieces[i], matrices, spectra(matrices, job.tile, job.stride))]
+    files, piece = replace(job.checkpoint), job.pieces[i]
+    def one(p, W=None, lam=None): return score_projection(files, p, job.rule, job.tile, job.stride, job.measure, job.describe, W, lam, job.nulls[p.shape])
+    if job.device == 'cpu': return [one(p) for p in piece]
+    matrices = [files.read(p).to(job.device) for p in piece]
+    return list(map(one, piece, matrices, spectra(matrices, job.tile, job.stride)))
 
 def spectra(
     matrices,              # `[rows, cols]` weights each, on one device
@@ -197,6 +204,8 @@ def run(
     "Score the pieces of a job as they come."
     sent = replace(job, checkpoint=replace(job.checkpoint))  # without files that are open here
     missing = [i for i in range(len(job.pieces)) if i not in done]
+    if missing:
+        with one_thread_each(): sent.nulls  # computed here once, and sent along
     return track(engine(partial(score_piece, sent), missing), 'scoring', total=len(missing))
 
 def score_all(

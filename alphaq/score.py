@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['NULL_TILES', 'SIGNALS', 'SIGNED', 'WIDE', 'COLUMNS', 'PART', 'Score', 'centre_spread', 'gaussian_null',
-           'score_matrix', 'score_projection', 'score', 'write_scores', 'read_scores']
+           'score_matrix', 'naming', 'score_projection', 'score', 'write_scores', 'read_scores']
 
 # %% ../nbs/14_score.ipynb #6489aea9
 import csv
 import io
 import os
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -130,14 +131,23 @@ def score_matrix(
     tile:int=256,                  # largest tile side
     stride:int|None=None,          # between tiles
     lam=None,                      # `[n]` eigenvalues of its tiles, when they are known
+    null=None,                     # `gaussian_null` of its shape, when it is known
 ):                                 # `(alpha, alpha_stderr, tail_k, n_eigs, variance, null_z)`
     "Spectral part of a score."
-    (variance, square), (mean, sd) = _moments(W), gaussian_null(tuple(W.shape), rule, tile, stride)
+    (variance, square), (mean, sd) = _moments(W), null or gaussian_null(tuple(W.shape), rule, tile, stride)
     lam = farms_eigenvalues(W, tile, stride) if lam is None else lam
     if variance <= 1e-24 * square: return mean, 0., 0, len(lam), 0., 0.
     try: fit = hill(lam, rule)
     except AlphaqError: return mean, 0., 0, len(lam), variance, 0.  # the null has passed, so it is this spectrum that has no tail
     return fit.alpha, fit.stderr, fit.k, fit.n, variance, (fit.alpha - mean) / sd
+
+@contextmanager
+def naming(
+    p, # `Projection`
+):
+    "Put a projection's name before an error that its matrix causes."
+    try: yield
+    except AlphaqError as e: raise AlphaqError(f'{p.file}: {p.name}, {p.shape[0]} x {p.shape[1]}: {e}') from None
 
 def score_projection(
     checkpoint:Checkpoint,
@@ -149,11 +159,11 @@ def score_projection(
     describe:Callable|None=None,   # projection, matrix -> further fields of `Score` by name
     W:Tensor|None=None,            # the matrix, when it has been read
     lam=None,                      # `[n]` eigenvalues of its tiles, when they are known
+    null=None,                     # `gaussian_null` of its shape, when it is known
 )->Score:
     "Read one projection and score it; an error names the file."
     W = checkpoint.read(p) if W is None else W
-    try: (alpha, stderr, k, n, variance, z), mse = score_matrix(W, rule, tile, stride, lam), tuple(measure(W)) if measure else ()
-    except AlphaqError as e: raise AlphaqError(f'{p.file}: {p.name}, {p.shape[0]} x {p.shape[1]}: {e}') from None
+    with naming(p): (alpha, stderr, k, n, variance, z), mse = score_matrix(W, rule, tile, stride, lam, null), tuple(measure(W)) if measure else ()
     return Score(p.name, p.layer, p.expert, p.role, *p.shape, p.numel, alpha, stderr, k, n, variance, mse, z, **(describe(p, W) if describe else {}))
 
 def score(
