@@ -246,7 +246,7 @@ def _plan(scores, model, preset, other_bits, settings, target=None, modules=None
     if target: check_loads(plan, target)
     return plan
 
-def _sized(checkpoint, settings, text, other_bits, modules):
+def _sized(checkpoint, settings, text, other_bits, modules, head_bits=16):
     "Settings whose budget fills the weight files to a size."
     from dataclasses import replace
     from alphaq.allocators import checked_choices
@@ -254,7 +254,7 @@ def _sized(checkpoint, settings, text, other_bits, modules):
     from alphaq.quantize import Job, budget_for_size
     choices = checked_choices(settings.choices)
     widest = uniform_plan(checkpoint, choices[-1], settings.group_size, 4 if other_bits is None else other_bits, modules)
-    return replace(settings, bits=budget_for_size(Job(checkpoint, widest), _bytes(text), choices[0]), count='stored')
+    return replace(settings, bits=budget_for_size(Job(checkpoint, widest, head_bits=head_bits), _bytes(text), choices[0]), count='stored')
 
 def _also(checkpoint, rules):
     "Widths of other linear layers, for `Plan.modules`."
@@ -448,13 +448,14 @@ def quantize(model:Model='pocket', bits:Bits=None, size_:Size=None, out:Annotate
              calibration:Annotated[Optional[str], typer.Option(help='texts for gptq and for methods that read text: names joined by +, a file, or balanced')]=None,
              samples:Samples=128, window:Window=256,
              routing:Annotated[str, typer.Option(help='which calibration tokens count for an expert: routed, weighted (by the router) or all')]='routed',
-             other_bits:Other=None, also:Also=None, device:Annotated[str, typer.Option(help='cpu or cuda')]='cpu', engine:Engine='local', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False):
+             other_bits:Other=None, also:Also=None, head_bits:Annotated[int, typer.Option(help='bits of the output head; 16 leaves it alone')]=16,
+             device:Annotated[str, typer.Option(help='cpu or cuda')]='cpu', engine:Engine='local', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False):
     "Score, allocate, round and pack a checkpoint. Or take a plan; the folder opens in transformers."
     from alphaq.allocators import method_named, preset_named
     from alphaq.checkpoint import open_checkpoint
     from alphaq.jobs import score_all
     from alphaq.plan import read_plan
-    from alphaq.quantize import Job, check_quantizer, quantize as run
+    from alphaq.quantize import Job, check_head, check_quantizer, quantize as run
     _still()
     changes = (method, gamma, cap, noise, choices, count, group_size, scope, granularity, bound or None)
     _one_budget(bits, size_, count, None)
@@ -469,7 +470,8 @@ def quantize(model:Model='pocket', bits:Bits=None, size_:Size=None, out:Annotate
     work, c = _engine(engine), open_checkpoint(model)
     if settings:
         modules = _also(c, also)
-        if size_: settings = _sized(c, settings, size_, other_bits, modules)
+        check_head(c, head_bits, settings.group_size)
+        if size_: settings = _sized(c, settings, size_, other_bits, modules, head_bits)
         _feasible(c, settings)
     tokens, described, texts = _windows(c.path, calibration.split('+'), 'train', window, samples) if calibration else (None, None, None)
     if plan: chosen = read_plan(plan)
@@ -478,7 +480,7 @@ def quantize(model:Model='pocket', bits:Bits=None, size_:Size=None, out:Annotate
         scores = score_all(_job(c, p.tail, p.tile, None, settings.group_size), work)
         if reads: scores = _informed(c, scores, tokens, texts, settings.group_size, 2 if 'trace' in reads else 0, device)
         chosen = _plan(scores, c.path.resolve().name, _label(preset, *changes), other_bits, settings, modules=modules)
-    made = run(Job(c, chosen, quantizer, tokens if quantizer == 'gptq' else None, described, routing, device), out, overwrite, work if engine != 'local' else None)
+    made = run(Job(c, chosen, quantizer, tokens if quantizer == 'gptq' else None, described, routing, device, head_bits), out, overwrite, work if engine != 'local' else None)
     data = _summary(chosen) | dict(out=str(made.path), file_bytes=made.file_bytes, tensor_bytes=made.tensor_bytes, predicted_bytes=made.predicted, predicted_file_bytes=made.predicted_files,
                                    quantizer=quantizer, starved=len(made.starved), seconds=round(made.seconds, 2))
     emit(data, json_, table(['what', 'value'], data.items()))

@@ -217,6 +217,7 @@ def _replacements(model, config):
     make = {name: partial(AlphaqExperts, widths=w, group_size=config.group_size, name=name) for name, w in config.layers.items()}
     make |= {name: partial(AlphaqLinear, bits=b, group_size=config.group_size) for name, b in config.modules.items()}
     there, prefix = {name for name, _ in model.named_modules()}, model.base_model_prefix + '.'
+    if 'lm_head' not in there and model.base_model is model: make.pop('lm_head', None)  # a bare backbone has no head
     paths = {name: name if name in there else name.removeprefix(prefix) for name in make}
     if lost := [name for name, path in paths.items() if path not in there]:
         raise AlphaqError(f'config.json lists {lost[0]}, which {type(model).__name__} does not have')

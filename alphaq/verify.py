@@ -21,7 +21,7 @@ from .grid import ZERO_STEPS
 from .hook import CURE, poison_tensors
 from .pack import word_count
 from .plan import read_plan, widths
-from .quantize import LOGITS, squared_error, weights_digest
+from .quantize import HEAD, LOGITS, squared_error, weights_digest
 from .runtime import ROLES, AlphaqConfig
 
 # %% ../nbs/43_verify.ipynb #7e91a8e8
@@ -57,9 +57,11 @@ def check_plan_widths(
     lines = ((n, r, line) for n, roles in config.layers.items() for r, line in roles.items())
     held = {f'{n}.{e}.{r}': int(b) for n, r, line in lines for e, b in enumerate(line)} | config.modules
     planned = dict.fromkeys(config.modules, plan.other_bits) | {n: b for n, b in widths(plan).items() if b != 16}
+    job = read_json(folder.path/'job.json') if (folder.path/'job.json').is_file() else {}
+    if (head := job.get('head_bits', 16)) != 16 or HEAD in held: planned[HEAD] = head  # the head is no part of a plan
     for name in sorted(planned.keys() | held.keys()):
         if planned.get(name) != held.get(name):
-            yield f'{name} has {held.get(name)} bits in config.json and {planned.get(name)} in plan.json'
+            yield f'{name} has {held.get(name)} bits in config.json and {planned.get(name)} in {"job" if name == HEAD else "plan"}.json'
     if config.group_size != plan.group_size: yield f'groups of {config.group_size} in config.json and of {plan.group_size} in plan.json'
     if folder.config.get('experts_implementation') != CURE:
         yield 'config.json: experts_implementation does not guard against a load without alphaq'
