@@ -7,7 +7,7 @@ __all__ = ['COUNTS', 'NOISES', 'SCOPES', 'GRANULARITIES', 'DATA', 'PER_CHANNEL',
            'Allocation', 'visits', 'choice_sizes', 'noise_table', 'noise_only', 'alphaq', 'alpha_only', 'direct',
            'random', 'kurtosis', 'units', 'mopeq', 'uniform', 'outlier', 'ratio', 'router_variance', 'frequency',
            'dynamo', 'dynaexq', 'bsp', 'hessian', 'afg', 'autoscheme', 'mxmoe', 'pmq', 'gemq', 'Method', 'method_named',
-           'checked_choices', 'allocate', 'frontier', 'Preset', 'preset_named']
+           'checked_choices', 'allocate', 'unit_name', 'frontier', 'Preset', 'preset_named']
 
 # %% ../nbs/24_allocators.ipynb #85bc0920
 from collections.abc import Callable
@@ -496,9 +496,11 @@ def _dealt(method, scores, settings, sizes, budget):
     if not set(bits.tolist()) <= set(settings.choices): raise AlphaqError(f'{settings.method} hands out widths {sorted(set(bits.tolist()))} at this budget, {settings.choices} are offered')
     return bits
 
-# %% ../nbs/24_allocators.ipynb #1996453b
-def _called(names):
-    "A name, or the pattern that names a unit."
+# %% ../nbs/24_allocators.ipynb #56181004
+def unit_name(
+    names, # of its projections
+)->str:
+    "What a unit is called: its projection's name, or a pattern."
     start, end = commonprefix(names), commonprefix([n[::-1] for n in names])[::-1]
     return names[0] if len(names) == 1 else f'{start}*{end}'
 
@@ -522,7 +524,7 @@ def frontier(
     rows = [row(least, name=None, narrow=None, wide=None)]
     for bits, b, k in sorted((max(least, f.size[k + 1] / n), b, k) for b, (f, n) in enumerate(zip(hull, whole)) for k in range(len(f.row))):
         r, to, done[b] = hull[b].row[k], hull[b].to[k], k + 1
-        rows.append(row(bits, name=_called(names[unit[b][r]]), narrow=int(choices[at[b][r]]), wide=int(choices[to])))
+        rows.append(row(bits, name=unit_name(names[unit[b][r]]), narrow=int(choices[at[b][r]]), wide=int(choices[to])))
         at[b][r] = to
     return rows
 

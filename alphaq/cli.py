@@ -336,21 +336,23 @@ def _sampled(rows, step=.25):
 
 @verb
 def frontier(scores:Annotated[Path, typer.Argument(help='table from `alphaq score`, or the authors\' own')],
-             out:Annotated[Path, typer.Option('-o', '--out', help='table to write')]=Path('frontier.csv'), preset:Preset='best', method:Method=None, gamma:Gamma=None,
+             out:Annotated[Path, typer.Option('-o', '--out', help='table to write, or a page with a slider if it ends in .html')]=Path('frontier.csv'), preset:Preset='best', method:Method=None, gamma:Gamma=None,
              cap:Cap=None, noise:Noise=None, choices:Choices=None, count:Count=None, group_size:Group=None, scope:Scope=None, granularity:Granularity=None, bound:Bound=None,
              overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False):
     "Every budget at once: what it costs, and what moves next. A row for each projection that moves."
     import csv, io
     from alphaq.allocators import frontier as every
     from alphaq.core import write_text
+    from alphaq.dial import dial_page
     from alphaq.score import read_scores
     if out.exists() and not overwrite: raise AlphaqError(f'{out} exists; choose another name or pass --overwrite')
     skipped = []
     settings = _settings(preset, None, method, gamma, cap, noise, choices, count, group_size, scope, granularity, bound)
-    rows, text = every(_experts_only(read_scores(scores, skipped), skipped), settings), io.StringIO()
+    experts, text = _experts_only(read_scores(scores, skipped), skipped), io.StringIO()
+    rows = every(experts, settings)
     table_ = csv.DictWriter(text, rows[0], lineterminator='\n')
     table_.writeheader(); table_.writerows(rows)
-    write_text(out, text.getvalue())
+    write_text(out, dial_page(experts, settings, f'{scores.stem}: {settings.method}') if out.suffix == '.html' else text.getvalue())
     shown = _sampled(rows)
     data = dict(method=settings.method, count=settings.count, moves=len(rows) - 1, reach=[rows[0]['bits'], rows[-1]['bits']], out=str(out), left_out=skipped, at=shown)
     emit(data, json_, table([f'>bits by {settings.count}', '>objective', '>lower bound', '>gap at most'],
