@@ -7,7 +7,7 @@ __all__ = ['COUNTS', 'NOISES', 'SCOPES', 'GRANULARITIES', 'DATA', 'PER_CHANNEL',
            'Allocation', 'visits', 'choice_sizes', 'noise_table', 'noise_only', 'alphaq', 'alpha_only', 'direct',
            'random', 'kurtosis', 'units', 'mopeq', 'uniform', 'outlier', 'ratio', 'router_variance', 'frequency',
            'dynamo', 'dynaexq', 'bsp', 'hessian', 'afg', 'autoscheme', 'mxmoe', 'pmq', 'gemq', 'Method', 'method_named',
-           'checked_choices', 'allocate', 'unit_name', 'frontier', 'Preset', 'preset_named']
+           'checked_choices', 'allocate', 'unit_name', 'smallest', 'frontier', 'Preset', 'preset_named']
 
 # %% ../nbs/24_allocators.ipynb #85bc0920
 from collections.abc import Callable
@@ -503,6 +503,14 @@ def unit_name(
     "What a unit is called: its projection's name, or a pattern."
     start, end = commonprefix(names), commonprefix([n[::-1] for n in names])[::-1]
     return names[0] if len(names) == 1 else f'{start}*{end}'
+
+def smallest(
+    scores,            # `[n]` `Score`
+    settings:Settings, # names choices and bounds
+)->np.ndarray:         # `[n]` widths
+    "The smallest plan, from which a frontier sets out."
+    _, settings, stand_in, _, _ = _prepared(scores, settings)
+    return np.array(settings.choices)[stand_in[:, 0]]
 
 def frontier(
     scores,            # `[n]` `Score`, one per projection

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['PAGE', 'dial_data', 'dial_page']
 
-# %% ../nbs/27_dial.ipynb #c13d5d9f
+# %% ../nbs/27_dial.ipynb #5ab9ae90
 import json
-from dataclasses import replace
 
-from .allocators import allocate, frontier, method_named, unit_name, units
+from .allocators import frontier, method_named, smallest, unit_name, units
 from .plot import WIDTH_COLORS
 
 # %% ../nbs/27_dial.ipynb #2cb4dd50
@@ -26,7 +25,7 @@ def dial_data(
     known = all(s.layer >= 0 and s.expert >= 0 for s in scores)
     lines = [f'{s.layer} {s.role}' if known else f'{i // 64}' for i, s in enumerate(scores)]
     line = {key: i for i, key in enumerate(dict.fromkeys(lines))}
-    return dict(title=title, count=settings.count, colors=WIDTH_COLORS, lines=list(line), start=allocate(scores, replace(settings, bits=rows[0]['bits'])).bits.tolist(),
+    return dict(title=title, count=settings.count, colors=WIDTH_COLORS, lines=list(line), start=smallest(scores, settings).tolist(),
                 cells=[[line[key], s.expert if known else i % 64, int(u)] for i, (s, key, u) in enumerate(zip(scores, lines, of))], names=list(named),
                 moves=[[named[r['name']], r['wide']] for r in rows[1:]], bits=[round(r['bits'], 6) for r in rows], cost=[float(f'{r["objective"]:.6g}') for r in rows])
 
