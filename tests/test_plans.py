@@ -34,3 +34,24 @@ def test_plans_are_the_same_to_the_byte():
     first, second = plans(PYTHONHASHSEED='1', OMP_NUM_THREADS='1'), plans(PYTHONHASHSEED='2', OMP_NUM_THREADS='2')
     assert first == second and len(first) >= 10
     assert len({line.split()[1] for line in first}) == len(first)   # and a method's name is in its bytes
+
+def test_many_spectra_at_once_lead_to_the_same_plan(monkeypatch):
+    from dataclasses import replace
+    from alphaq import esd
+    from alphaq.allocators import allocate, preset_named
+    from alphaq.batched import batched_eigenvalues
+    from alphaq.checkpoint import open_checkpoint
+    from alphaq.jobs import Job, score_all
+    from alphaq.plan import make_plan, to_json
+    preset, pocket = preset_named('paper'), open_checkpoint('pocket')
+    checkpoint = replace(pocket, projections=tuple(p for p in pocket.projections if p.layer < 2))  # half a minute for all on one core, and no other answer
+    def planned(device):
+        scores = score_all(Job(checkpoint, preset.tail, preset.tile, device=device))
+        return [s.alpha for s in scores], to_json(make_plan(scores, allocate(scores, replace(preset.settings, bits=2.5)), 'pocket'))
+    alphas, plan = planned('cpu')
+    asked = []
+    def as_on_a_gpu(W): asked.append(len(W)); return batched_eigenvalues(W @ W.mT)
+    monkeypatch.setattr(esd, '_spectra', as_on_a_gpu)
+    other_alphas, other_plan = planned('cpu:0')
+    assert sum(asked) == 6 * len(checkpoint.projections) and max(abs(a - b) for a, b in zip(alphas, other_alphas)) < 1e-3
+    assert plan['layers'] == other_plan['layers'] and plan['modules'] == other_plan['modules']
