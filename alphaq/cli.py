@@ -326,7 +326,8 @@ def _measured(checkpoint, scores, settings, target, name):
     with TemporaryDirectory() as d:
         losses = Losses(RoundedModel(model, checkpoint), {name: sample(tokenizer, load_text(name))}, f'{d}/losses.jsonl')
         found = fused(losses, [named[p.name] for p in checkpoint.projections], settings, target)
-    return f'{found["over_free"]:+.4f} ± {found["stderr"]:.4f} nats per token of {name} above the free plan of the same stored size'
+    predicted = f', predicted {found["price"]:.3f} times its cost' if found['price'] else ''
+    return f'{found["over_free"]:+.4f} ± {found["stderr"]:.4f} nats per token of {name} above the free plan of the same stored size{predicted}'
 
 def _sampled(rows, step=.25):
     "A frontier at round budgets: cost of the last plan that fits, a bound on all that fit, and how far apart they are at most."
