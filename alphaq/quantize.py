@@ -416,7 +416,7 @@ def predicted_tensors(
 def _card(job, weighs):
     plan, average, head = job.plan, job.plan.average, '' if job.head_bits == 16 else f', the output head ({job.head_bits} bits)'
     fed, free = f'with error feedback on {job.calibration}, counting {ROUTINGS[job.routing]}', f'without data ({QUANTIZERS[job.quantizer]})'
-    data = f'rounded {fed if job.quantizer == "gptq" else free}'
+    data = f'rounded {fed + (head and ", the output head without data") if job.quantizer == "gptq" else free}'
     read = METHODS[plan.method].data if plan.method in METHODS else ()
     source = f'what {job.calibration or "calibration text, which the plan does not name,"} says' if read else 'the weights alone'
     return f"""# {plan.model}, {average['params'] or average['modules']:.2f} bits
