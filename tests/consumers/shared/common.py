@@ -93,7 +93,7 @@ def consult(script, to, steps, packages, prepare=mixture):
             Path(folder, 'asked.json').write_text(json.dumps(wanted_widths(plan)))
             Path(folder, 'export').write_text(export(plan, to))
             if prepare: prepare(Path(folder, 'model'))
-            done = subprocess.run([home/'bin/python', script, folder], stdout=subprocess.PIPE, text=True)
+            done = subprocess.run([home/'bin/python', Path(script).resolve(), folder], stdout=subprocess.PIPE, text=True, cwd=folder)
         rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"check"')]
         print(done.stdout)
         if done.returncode or not rows: sys.exit(f'{name}: not what was asked for')
