@@ -85,21 +85,21 @@ def sign_grid(
     return _stored(scale, torch.full_like(scale, .5), 1)
 
 def _errors(groups, scales, zeros, bits, room):
-    "Norm of each group's error on each of several grids, computed in steps; infinite on a grid without a scale."
+    "Norm of each group's error on each of several grids, in steps until the end; infinite on a grid without a scale. Leaves the codes of the last one."
     places, codes, _ = room
     def norm(inverse, zero):
         torch.mul(groups, inverse, out=places).add_(zero)
-        return torch.linalg.vector_norm(torch.round(places, out=codes).clamp_(0, 2**bits - 1).sub_(places), dim=-1, keepdim=True)
+        torch.round(places, out=codes).clamp_(0, 2**bits - 1)
+        return torch.linalg.vector_norm(torch.sub(codes, places, out=places), dim=-1, keepdim=True)
     scales = scales.float()
     return torch.where(scales > 0, scales * torch.stack([norm(*line) for line in zip(*_line(scales, zeros))]), torch.inf)
 
-def _refined(groups, mean, grid, bits, room):
+def _refined(mean, grid, bits, room):
     "Least-squares grid for the codes of `grid` ({eq}`eq-refine`); the same grid where they do not vary."
     product, codes, centred = room
-    inverse, zero = _line(grid[0].float(), grid[1])
-    torch.mul(groups, inverse, out=codes).add_(zero).round_().clamp_(0, 2**bits - 1)
-    total, n = codes.sum(-1, True), groups.shape[-1]
-    slope = torch.mul(codes, centred, out=product).sum(-1, True) / (torch.mul(codes, codes, out=product).sum(-1, True) - total * (total / n))
+    total, n = codes.sum(-1, True), codes.shape[-1]
+    spread = torch.mul(codes, codes, out=product).sum(-1, True) - total * (total / n)
+    slope = torch.mul(codes, centred, out=product).sum(-1, True) / spread
     scale = torch.where(slope.isfinite() & (slope > 0), slope, grid[0].float())
     return _stored(scale, torch.where(scale > 0, total / n - mean / scale, 0.), bits)
 
@@ -113,7 +113,7 @@ def mse_grid(
     found = [_searched(part, bits, starts, refinements, room) for part, room in _pieces(groups)]
     return tuple(torch.cat(f).reshape(*groups.shape[:-1], 1) for f in zip(*found))
 
-_PIECE = 2**18  # weights worked on at a time on a CPU, which its cache holds together with all that is made of them
+_PIECE = 2**19  # weights worked on at a time on a CPU: fewer, and calls take longer than work; more, and its cache no longer holds them
 
 def _pieces(groups, *more):
     "A few groups at a time, three arrays of their size to work in, and what else there is of each group."
@@ -127,14 +127,16 @@ def _searched(groups, bits, starts, refinements, room):
     low, high = _range(groups)
     grids = _spanning(low, high, bits, torch.linspace(1, floor, starts, device=groups.device)[:, None, None])
     if bits == 1: grids = [torch.cat([g, s[None]]) for g, s in zip(grids, sign_grid(groups))]
-    least, best = _errors(groups, *grids, bits, room).min(0, keepdim=True)
-    grid, least = [g.take_along_dim(best, 0)[0] for g in grids], least[0]
-    mean = groups.mean(-1, True)
+    best = _errors(groups, *grids, bits, room).argmin(0, keepdim=True)
+    grid = last = [g.take_along_dim(best, 0)[0] for g in grids]
+    mean, better = groups.mean(-1, True), True
     torch.sub(groups, mean, out=room[2])
+    def error(grid): return _errors(groups, grid[0][None], grid[1][None], bits, room)[0]
+    least = error(grid)
     for _ in range(refinements):
-        new = _refined(groups, mean, grid, bits, room)
-        error, = _errors(groups, new[0][None], new[1][None], bits, room)
-        grid, least = [torch.where(error < least, n, g) for n, g in zip(new, grid)], torch.minimum(error, least)
+        last = _refined(mean, last, bits, room)
+        better = ((now := error(last)) < least) & better  # a step that does not help would be tried again, without end
+        grid, least = [torch.where(better, n, g) for n, g in zip(last, grid)], torch.where(better, now, least)
     return grid
 
 def _representable(groups, scale):

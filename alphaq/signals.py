@@ -20,10 +20,10 @@ def matrix_signals(
 )->dict:      # norm, kurtosis, outlier, row_variance
     "Data-free signals of one matrix."
     W = W.double()
-    size, variance = W.abs(), W.var(correction=0)
-    rows, means = W.norm(dim=1), size.mean(0)
+    size, squares = W.abs(), (W - W.mean()).square_().flatten()
+    rows, means, variance = W.norm(dim=1), size.mean(0), squares.mean()
     ratio = torch.where(means > 0, size.amax(0) / means, 1.)  # a column of zeros has no outlier
-    kurtosis = (W - W.mean()).pow(4).mean() / variance.square() if variance > 0 else torch.tensor(3.)
+    kurtosis = squares @ squares / len(squares) / variance.square() if variance > 0 else torch.tensor(3.)
     return dict(norm=W.norm().item(), kurtosis=kurtosis.item(), outlier=ratio.max().item(), row_variance=W[rows.argmax()].var(correction=0).item())
 
 # %% ../nbs/16_signals.ipynb #5e8111df
