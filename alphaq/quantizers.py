@@ -11,7 +11,6 @@ __all__ = ['RULES', 'TEXTS', 'NOTICED', 'correlated', 'reference', 'Clock', 'out
 import argparse, os, sys, time
 from collections import defaultdict
 from itertools import product
-from math import exp, log
 from statistics import median
 
 import torch
@@ -21,7 +20,7 @@ from .activations import ROUTINGS, experts_of, load_for_calibration, walk
 from .checkpoint import ROLES, open_checkpoint
 from .console import emit, table
 from .core import AlphaqError, provenance, read_rows, results_dir, track, write_rows
-from .evaluate import load_tokenizer, sample, window_nll
+from .evaluate import load_tokenizer, paired, perplexity_of, sample, verdict, window_nll
 from .families import matrices
 from .gptq import column_order, factor, gptq, shrunk
 from .grid import GRIDS, WIDTHS, QuantizedWeight, dequantize_codes, quantize, round_to_grid, stored_bytes
@@ -279,13 +278,11 @@ def model_perplexity(
 
 def _text_row(held_out, losses, base):
     "Perplexity and bits per byte of each domain; over all windows, the difference to `base` in nats per token with its standard error."
-    texts = {}
-    for d, s in held_out.items():
-        nll, tokens = losses[d].mean().item(), s.rows.numel() - len(s.rows)
-        texts[d] = dict(ppl=exp(nll), bits_per_byte=nll * tokens / log(2) / s.bytes)
+    found = {d: perplexity_of(s, losses[d]) for d, s in held_out.items()}
+    texts = {d: dict(ppl=f.ppl, bits_per_byte=f.bits_per_byte) for d, f in found.items()}
     if base is None: return dict(rule='none', bits=16, seed=None, texts=texts)
-    rise = torch.cat([losses[d] - base[d] for d in held_out])
-    return dict(texts=texts, over_first=rise.mean().item(), stderr=(rise.std() / len(rise) ** .5).item(), windows=len(rise))
+    mean, stderr = paired(losses, base)
+    return dict(texts=texts, over_first=mean, stderr=stderr, windows=sum(map(len, base.values())))
 
 # %% ../nbs/53_quantizers.ipynb #e9413694
 def routing_perplexity(

@@ -23,7 +23,7 @@ from .balanced import balanced_windows
 from .checkpoint import open_checkpoint
 from .collect import collected
 from .core import AlphaqError, BudgetError, provenance, read_rows, results_dir, track, write_rows
-from .evaluate import load_model, sample
+from .evaluate import load_model, paired, sample, verdict
 from .export import TARGETS, priced
 from .gamma import capped_gamma, default_gamma
 from .grid import WIDTHS, quantize
@@ -131,9 +131,8 @@ def ternary_bits(scores): return float(np.log2(3) + 16 * sum(s.rows for s in sco
 # %% ../nbs/52_rivals.ipynb #63937c02
 def _paired(found, plain):
     "Mean and standard error of the difference to uniform, over all windows and on each text."
-    def pair(d): return d.mean().item(), (d.std() / len(d) ** .5).item()
-    mean, stderr = pair(torch.cat([found[t] - plain[t] for t in plain]))
-    return dict(over_uniform=mean, stderr=stderr, domains={t: pair(found[t] - plain[t]) for t in plain})
+    mean, stderr = paired(found, plain)
+    return dict(over_uniform=mean, stderr=stderr, domains={t: paired({t: found[t]}, {t: plain[t]}) for t in plain})
 
 def compare(
     losses:Losses,
