@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SEEDS', 'FREE', 'INFORMED', 'VARIANTS', 'STARTS', 'RIVALS', 'Variant', 'stored_bits', 'allocated', 'calibration',
-           'rounds', 'informed', 'ternary', 'ternary_bits', 'compare', 'by_trying', 'fused', 'fusion', 'first_routers',
-           'main']
+           'rounds', 'informed', 'ternary', 'ternary_bits', 'compare', 'fed_back', 'by_trying', 'fused', 'fusion',
+           'first_routers', 'main']
 
 # %% ../nbs/52_rivals.ipynb #7eaa6325
 import argparse, hashlib, sys
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
+from .activations import walk
 from .allocators import METHODS, PER_CHANNEL, Settings, allocate, choice_sizes
 from .balanced import balanced_windows
 from .checkpoint import open_checkpoint
@@ -26,6 +27,7 @@ from .core import AlphaqError, BudgetError, provenance, read_rows, results_dir, 
 from .evaluate import load_model, paired, sample, verdict
 from .export import TARGETS, priced
 from .gamma import capped_gamma, default_gamma
+from .gptq import factor, gptq, shrunk
 from .grid import WIDTHS, quantize
 from .noise import measured_noise
 from .pocket import corpus
@@ -164,7 +166,7 @@ def compare(
             each = torch.tensor([torch.cat([f[t] - plain[t] for t in plain]).mean() for f in several])
             between = each.std(correction=0).item()
             rows.append(row(f'{name}, mean', mean, bits=bits, samples=len(several), between=between, **_paired(mean, plain)))
-    return [*rows, *_three_levels(losses, scores, row)]
+    return rows + (_three_levels(losses, scores, row) if losses.model.others else [])
 
 def _three_levels(losses, scores, row):
     "QMoE's rounding at its own size, and uniform widths of that size."
@@ -172,6 +174,20 @@ def _three_levels(losses, scores, row):
     plain, average = losses(a.bits), float(np.average(a.bits, weights=[s.numel for s in scores]))
     return [row(name, own, bits='ternary', average=w, stored=ternary_bits(scores), **_paired(own, plain))
             for name, own, w in (('uniform', plain, average), ('ternary', found, float(np.log2(3))))]
+
+# %% ../nbs/52_rivals.ipynb #7e4bd88a
+def fed_back(
+    checkpoint,
+    model,           # loaded from it, not yet rounded
+    windows:Tensor,  # `[n, length]` calibration tokens
+):                   # `rounds` of a `RoundedModel`
+    "Error feedback on what each expert of the unrounded model sees."
+    layers, factors = {p.layer for p in checkpoint.projections}, {}
+    for layer, _, seen in walk(model, windows, record=layers.__contains__):
+        if seen is None: continue
+        for kind in ('inputs', 'between'): factors[layer, kind] = factor(shrunk(getattr(seen, kind), seen.counted, kind == 'inputs'))[0]
+    def rounds(p, W, bits, group): return gptq(W, factors[p.layer, 'between' if p.role == 'down_proj' else 'inputs'][p.expert], bits, group)
+    return rounds
 
 # %% ../nbs/52_rivals.ipynb #ef0208e3
 STARTS = ('uniform', 'mxmoe')
@@ -245,11 +261,18 @@ def _arguments(argv):
     parser.add_argument('--model', default='pocket', help='pocket or a local checkpoint folder')
     parser.add_argument('--tokens', type=int, default=10_240, help='of each text')
     parser.add_argument('--bits', type=float, nargs='+', default=[1.25, 1.5, 2., 2.5, 3., 3.5], help='uniform widths whose stored size all meet (%(default)s)')
+    parser.add_argument('--quantizer', default='mse', choices=('mse', 'gptq'), help='how experts are rounded: without data, or with error feedback (%(default)s)')
     parser.add_argument('--tries', type=int, default=0, help='search instead, with so many candidates')
     parser.add_argument('--fusion', action='store_true', help='measure instead what the formats of other tools cost')
     parser.add_argument('--samples', type=int, default=2, help='of calibration text, to search on (%(default)s)')
     parser.add_argument('--work', type=Path, default=results_dir().parent/'.work'/'rivals', help='folder for what can be used again (%(default)s)')
     return parser.parse_args(argv)
+
+def _rounded(quantizer, checkpoint, model, tokenizer, texts):
+    "The model that puts plans on: without data, and then with three levels too, or with feedback on text that no method reads."
+    if quantizer == 'mse': return RoundedModel(model, checkpoint, dict(ternary=ternary))
+    windows, _ = calibration(f'text {len(SEEDS)}', model, tokenizer, texts, each=10)
+    return RoundedModel(model, checkpoint, rounds=fed_back(checkpoint, model, windows))
 
 def main(
     argv=None, # arguments, `None` takes the process's own
@@ -260,7 +283,7 @@ def main(
     try:
         checkpoint, (texts, held_out) = open_checkpoint(args.model), corpus()
         (model, tokenizer), name = load_model(checkpoint.path), checkpoint.path.resolve().name
-        samples = {d: sample(tokenizer, t, tokens=args.tokens) for d, t in held_out.items()}
+        samples, fed = {d: sample(tokenizer, t, tokens=args.tokens) for d, t in held_out.items()}, args.quantizer == 'gptq'
         start = first_routers(results_dir()/name/'routers-0.jsonl')
         scores = score(checkpoint, measure=lambda W: measured_noise(W, min(128, W.shape[1])), describe=describer(checkpoint, start))
         variants = [v for v in VARIANTS if start or 'change' not in v.method]
@@ -268,16 +291,19 @@ def main(
         tables = informed(checkpoint, model, tokenizer, scores, texts, names, args.work/'signals')
         command = f'python -m alphaq.rivals --model {name} --tokens {args.tokens} --bits {" ".join(f"{b:g}" for b in args.bits)}'
         command += f' --tries {args.tries} --samples {args.samples}' if args.tries else ' --fusion' * args.fusion
+        command += ' --quantizer gptq' * fed
         header = provenance(command, seed=0, model=name, model_version=checkpoint.version,
-                            model_sha256=checkpoint.fingerprint(), held_out={d: s.text.sha256 for d, s in samples.items()}, window=256, rounding='mse, group 128',
+                            model_sha256=checkpoint.fingerprint(), held_out={d: s.text.sha256 for d, s in samples.items()}, window=256,
+                            rounding=f'{"error feedback on 50 windows of calibration text, " * fed}mse, group 128',
                             calibration=dict(windows_of_each_domain=4, tokens=256, samples=len(names) if args.tries or args.fusion else len(SEEDS), probes_of_each_window=2))
-        losses = Losses(RoundedModel(model, checkpoint, dict(ternary=ternary)), samples, args.work/f'{name}.jsonl')
+        rounded, known = _rounded(args.quantizer, checkpoint, model, tokenizer, texts), f'{"gptq-" * fed}{name}'
+        losses = Losses(rounded, samples, args.work/f'{known}.jsonl')
         if args.fusion: rows = fusion(losses, scores, args.bits)
         elif args.tries:
             windows = {n: calibration(n, model, tokenizer, texts)[0] for n in names}
-            rows = [r for b in args.bits for r in by_trying(losses, tables, windows, args.work/f'search-{name}', b, args.tries)]
+            rows = [r for b in args.bits for r in by_trying(losses, tables, windows, args.work/f'search-{known}', b, args.tries)]
         else: rows = compare(losses, tables, args.bits, variants)
-        write_rows(results_dir()/'allocators'/f'{"fusion-" if args.fusion else "search-" * bool(args.tries)}{name}.jsonl', header, rows)
+        write_rows(results_dir()/'allocators'/f'{"fusion-" if args.fusion else "search-" * bool(args.tries)}{known}.jsonl', header, rows)
     except AlphaqError as e: print(f'alphaq: {e}', file=sys.stderr); return e.exit_code
     return 0
 
