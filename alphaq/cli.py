@@ -6,7 +6,7 @@
 __all__ = ['app', 'Model', 'Json', 'Quiet', 'Overwrite', 'Engine', 'Device', 'Bits', 'Size', 'Preset', 'Method', 'Gamma', 'Cap',
            'Noise', 'Choices', 'Count', 'Scope', 'Granularity', 'Bound', 'Group', 'Also', 'Target', 'Measure', 'Other',
            'Samples', 'Window', 'Quantized', 'verb', 'info', 'score', 'merge', 'doctor', 'allocate', 'frontier', 'diff',
-           'export', 'collect', 'quantize', 'verify', 'dequantize', 'eval', 'generate', 'main']
+           'export', 'collect', 'quantize', 'tune', 'verify', 'dequantize', 'eval', 'generate', 'main']
 
 # %% ../nbs/69_cli.ipynb #af6a8234
 import functools
@@ -489,6 +489,27 @@ def quantize(model:Model='pocket', bits:Bits=None, size_:Size=None, out:Annotate
     data = _summary(chosen) | dict(out=str(made.path), file_bytes=made.file_bytes, tensor_bytes=made.tensor_bytes, predicted_bytes=made.predicted, predicted_file_bytes=made.predicted_files,
                                    quantizer=quantizer, starved=len(made.starved), seconds=round(made.seconds, 2))
     emit(data, json_, table(['what', 'value'], data.items()))
+
+@verb
+def tune(folder:Quantized, model:Annotated[str, typer.Argument(help='the model it was made from')], out:Annotated[Path, typer.Option('-o', '--out', help='folder to make')],
+         method:Annotated[str, typer.Option(help='loss, or gemq with its small steps: of the language model; ridge or choices: to choose as the original does')]='loss',
+         calibration:Annotated[str, typer.Option(help='texts to learn from: names joined by +, a file, or balanced: written by the model itself')]='pydoc+pycode+arithmetic',
+         samples:Samples=128, window:Window=256, seed:Annotated[int, typer.Option(help='of the tokens that choices draws')]=0,
+         device:Device='cpu', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False):
+    "Tune the routers of a quantized folder on text, into another folder. Says what it gained on text kept back."
+    from alphaq.checkpoint import open_checkpoint
+    from alphaq.routers import tune as run
+    _still()
+    c = open_checkpoint(model)
+    if out.exists() and not overwrite: raise AlphaqError(f'{out} exists; choose another folder or pass --overwrite')
+    windows, described, _ = _windows(c.path, calibration.split('+'), 'train', window, samples)
+    made = run(folder, c, windows, out, method, described, seed, _device(device), overwrite)
+    data = vars(made) | dict(path=str(made.path), read=described)
+    (before, after), (had, has), (mean, stderr) = made.changed, made.lost, made.gained
+    emit(data, json_, table(['what', 'value'], [
+        ['out', data['path']], ['read', described], ['tuned on', f'{made.tuned_on} windows, {made.kept_back} kept back'], ['other experts than the original', f'{before:.1%} before, {after:.1%} after'],
+        ['loss above the original', f'{had:+.4f} before, {has:+.4f} after, nats per token kept back'], ['change of the loss', f'{mean:+.4f} ± {stderr:.4f}: {made.verdict}']]))
+    if made.verdict != 'better': _say(f'alphaq tune: warning: on the text kept back the tuned folder is {"worse" if made.verdict == "worse" else "not shown to be better"} ({mean:+.4f} ± {stderr:.4f} nats per token)')
 
 @verb
 def verify(folder:Quantized, against:Annotated[Optional[str], typer.Option(help='the model it was made from: every error is computed again')]=None,
