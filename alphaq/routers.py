@@ -420,8 +420,8 @@ def main(
         def draw(seed): return drawn_windows(tokenizer, texts.values(), count, seed)
         fields = dict(model=name, model_version=checkpoint.version, model_sha256=checkpoint.fingerprint(), window=256,
                       held_out={d: s.text.sha256 for d, s in samples.items()}, calibration_tokens=draw(0).numel())
-        rows = router_rows(checkpoint, draw, torch.cat([s.rows for s in samples.values()]))
-        write_rows(out := results_dir()/'quantize'/f'routers-{name}.jsonl', provenance(f'python -m alphaq.routers --model {name}', seed=0, **fields), rows)
+        header, out = provenance(f'python -m alphaq.routers --model {name}', seed=0, **fields), results_dir()/'quantize'/f'routers-{name}.jsonl'
+        write_rows(out, header, router_rows(checkpoint, draw, torch.cat([s.rows for s in samples.values()])))
         print(out)
     except AlphaqError as e:
         print(f'routers: {e}', file=sys.stderr); sys.exit(e.exit_code)
