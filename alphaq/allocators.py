@@ -80,7 +80,7 @@ def choice_sizes(
     if settings.stored:
         weigh = dict(zip(WIDTHS, settings.stored))
         return np.rint(np.outer([s.numel for s in scores], [weigh[b] for b in settings.choices])).astype(np.int64)
-    return 8 * np.array([[stored_bytes((s.rows, s.cols), b, min(settings.group_size, s.cols)) for b in settings.choices] for s in scores])
+    return 8 * np.array([[stored_bytes((s.rows, s.cols), b, settings.group_size) for b in settings.choices] for s in scores])
 
 # %% ../nbs/24_allocators.ipynb #cf9cdc60
 def noise_table(
@@ -331,7 +331,7 @@ def pmq(scores, settings, sizes, budget): # `[n]` widths
 def gemq(scores, settings, sizes, budget): # `[n]` widths
     "Gradient-weighted output error in one program for all blocks (GEMQ, ICML 2026)."
     widths, blocks = _expert_blocks(_wide(scores, settings, 'expert_loss'), scores, settings, sizes, budget)
-    tables, found = [_block_table(c, z) for _, _, c, z, _, _ in blocks], []
+    tables = [_block_table(c, z) for _, _, c, z, _, _ in blocks]
     open_ = [np.flatnonzero(np.isfinite(t)) for t, _ in tables]
     most = max(map(len, open_))
     totals = np.array([np.pad(o, (0, most - len(o)), 'edge') for o in open_])  # a shorter row repeats its last choice

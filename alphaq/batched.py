@@ -6,9 +6,7 @@
 __all__ = ['TINY', 'HALVINGS', 'AT_ONCE', 'LARGEST', 'reflection', 'tridiagonal', 'interval', 'bisected', 'times_on_gpu',
            'bisected_on_gpu', 'batched_eigenvalues', 'device_eigenvalues']
 
-# %% ../nbs/08_batched.ipynb #6782b861
-from math import sqrt
-
+# %% ../nbs/08_batched.ipynb #06c2cca5
 import torch
 from torch import Tensor
 

@@ -5,21 +5,20 @@
 # %% auto #0
 __all__ = ['PROMPTS', 'ngram_on_sample', 'yardsticks', 'felt', 'continued', 'quality', 'watched', 'learning', 'main']
 
-# %% ../nbs/54_card.ipynb #b97aa153
-import argparse, sys
+# %% ../nbs/54_card.ipynb #84a24430
+import argparse
 from pathlib import Path
 
 import torch
 from transformers.utils import logging
 
 from .checkpoint import open_checkpoint
-from .core import AlphaqError, provenance, read_rows, results_dir, track, write_rows
+from .core import AlphaqError, one_line, provenance, read_rows, results_dir, track, write_rows
 from .damage import rounded
 from .evaluate import load_model, perplexity, sample
 from .ngram import gzip_bits, log2_probabilities, train_ngram
 from .pocket import corpus
 from .signals import router_rows
-from .texts import make_text
 from .watch import routing, watch
 
 # %% ../nbs/54_card.ipynb #23ffd763
@@ -77,10 +76,7 @@ def continued(
     out = model.generate(**given, max_new_tokens=tokens, do_sample=True, temperature=temperature, top_p=.9)
     return tokenizer.decode(out[0, given.input_ids.shape[1]:], skip_special_tokens=True)
 
-# %% ../nbs/54_card.ipynb #ebb1abe3
-def _identity(checkpoint):
-    return dict(model=checkpoint.path.resolve().name, model_version=checkpoint.version, model_sha256=checkpoint.fingerprint())
-
+# %% ../nbs/54_card.ipynb #4ff18f00
 def quality(
     name:str='pocket',    # model to measure
     tokens:int=50_000,    # of each held-out domain
@@ -93,7 +89,7 @@ def quality(
     model, tokenizer = load_model(checkpoint.path)
     samples = {d: sample(tokenizer, t, tokens=tokens) for d, t in held_out.items()}
     by_width, yard = felt(model, checkpoint, samples), yardsticks(texts, samples, tokenizer)
-    header = provenance(f'python -m alphaq.card quality --model {checkpoint.path.name}', seed=0, **_identity(checkpoint), tokens=tokens, window=256,
+    header = provenance(f'python -m alphaq.card quality --model {checkpoint.path.name}', seed=0, **checkpoint.identity(), tokens=tokens, window=256,
                         held_out={d: dict(source=s.text.source, name=s.text.name, sha256=s.text.sha256, bytes=s.bytes) for d, s in samples.items()})
     rows = [dict(kind='domain', domain=d, bits_per_byte=by_width[16][d], **yard[d]) for d in samples]
     rows += [dict(kind='width', bits=b, bits_per_byte=found) for b, found in by_width.items()]
@@ -130,7 +126,7 @@ def learning(
     run = Path(run)
     header, rows = read_rows(run/'curve.jsonl')
     seed, recipe = header['seed'], header['recipe']
-    identity = _identity(shipped) if shipped else dict(model=f'like pocket, seed {seed}')
+    identity = shipped.identity() if shipped else dict(model=f'like pocket, seed {seed}')
     per_step = len(header['held_out']) * recipe['windows'] * recipe['window']
     command = f'python -m alphaq.card learning --run .work/{run.name} --snapshots {" ".join(map(str, indices))}'
     write_rows(out/f'curve-{seed}.jsonl', header | identity, [r | dict(tokens=r['step'] * per_step) for r in rows])
@@ -144,9 +140,10 @@ def learning(
     write_rows(out/f'routers-{seed}.jsonl', provenance(command, seed=seed, **identity), routers)
 
 # %% ../nbs/54_card.ipynb #b28b7af6
+@one_line('alphaq.card')
 def main(
     argv=None, # arguments, `None` takes the process's own
-)->int:        # exit code
+):
     "Entry point of `python -m alphaq.card`."
     parser = argparse.ArgumentParser(prog='python -m alphaq.card', description='Make the rows of the model card.')
     parser.add_argument('what', choices=('quality', 'learning'))
@@ -157,13 +154,10 @@ def main(
     parser.add_argument('--keep', action='store_true', help='only watch; write no results yet')
     args, out = parser.parse_args(argv), results_dir()/'pocket'
     logging.disable_progress_bar()  # the library's, which knows nothing of our streams
-    try:
-        if args.what == 'quality': write_rows(out/'quality.jsonl', *quality(args.model))
-        elif args.keep:
-            for i in args.snapshots: watched(args.run, i, corpus()[1], windows=args.windows)
-        else: learning(args.run, corpus()[1], tuple(args.snapshots), out, _shipped(args.run), windows=args.windows)
-    except AlphaqError as e: print(f'alphaq: {e}', file=sys.stderr); return e.exit_code
-    return 0
+    if args.what == 'quality': write_rows(out/'quality.jsonl', *quality(args.model))
+    elif args.keep:
+        for i in args.snapshots: watched(args.run, i, corpus()[1], windows=args.windows)
+    else: learning(args.run, corpus()[1], tuple(args.snapshots), out, _shipped(args.run), windows=args.windows)
 
 def _shipped(run):
     "The checkpoint in the package, if it is the last snapshot of this run."
@@ -172,6 +166,6 @@ def _shipped(run):
     last = run/'snapshots'/'09'
     return packaged if last.is_dir() and open_checkpoint(last).fingerprint() == packaged.fingerprint() else None
 
-# %% ../nbs/54_card.ipynb #00cf2ac9
+# %% ../nbs/54_card.ipynb #829c1736
 #| eval: false
-if __name__ == '__main__': sys.exit(main())
+if __name__ == '__main__': main()

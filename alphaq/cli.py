@@ -19,7 +19,7 @@ from rich.console import Console
 
 from . import __version__
 from .console import emit, size, table
-from .core import AlphaqError, provenance
+from .core import AlphaqError, check_free, provenance
 
 # %% ../nbs/69_cli.ipynb #0863b96f
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -28,6 +28,10 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=N
 def _say(line):
     "One line on stderr, for people."
     Console(stderr=True, soft_wrap=True, highlight=False, markup=False, force_jupyter=False).print(line)
+
+def _show(data, as_json):
+    "A result, entry by entry."
+    emit(data, as_json, table(['what', 'value'], data.items()))
 
 def verb(function):
     "Register a verb; `AlphaqError` and file-system errors become one line on stderr and an exit code."
@@ -62,7 +66,7 @@ def info(model:Model='pocket', plan:Annotated[Optional[Path], typer.Option(help=
     c = open_checkpoint(model)
     shapes = sorted({p.shape for p in c.projections})
     total, numel = sum(t.nbytes for t in c.tensors.values()), sum(p.numel for p in c.projections)
-    experts = {b: sum(stored_bytes(p.shape, b, min(group_size, p.shape[1])) for p in c.projections) for b in WIDTHS}
+    experts = {b: sum(stored_bytes(p.shape, b, group_size) for p in c.projections) for b in WIDTHS}
     stored = sum(c.tensors[k].nbytes for k in {p.key for p in c.projections} | {p.scales for p in c.projections} - {None})
     data = dict(model=str(c.path), family=_family(c), layout=c.layout, stored_as=', '.join(c.stored_types), coverage=c.coverage(p.name for p in c.projections), layers=len({p.layer for p in c.projections}), projections=len(c.projections), shapes=[list(s) for s in shapes],
                 expert_parameters=numel, bytes=total, expert_bytes=stored, other_bytes=total - stored, experts_at={b: n for b, n in experts.items()})
@@ -135,7 +139,7 @@ def score(model:Model='pocket', out:Annotated[Path, typer.Option('-o', '--out', 
     job = _job(c, tail, tile, stride, group_size, part=part_named(shard), device=device)
     scores = score_to(out, job, _engine(engine, device), overwrite)
     summary = _alphas(scores) | dict(model=str(c.path), out=str(out), family=_family(c), coverage=c.coverage(s.name for s in scores))
-    emit(summary, json_, table(['what', 'value'], summary.items()))
+    _show(summary, json_)
 
 @verb
 def merge(parts:Annotated[list[Path], typer.Argument(help='all parts of a table, in any order')],
@@ -143,7 +147,7 @@ def merge(parts:Annotated[list[Path], typer.Argument(help='all parts of a table,
     "Join the parts that score --shard made into one table."
     from alphaq.jobs import merge as join
     data = dict(out=str(out), parts=len(parts), projections=join(parts, out, overwrite))
-    emit(data, json_, table(['what', 'value'], data.items()))
+    _show(data, json_)
 
 def _alphas(scores):
     "Alpha over a checkpoint, and whether noise would look like it."
@@ -295,7 +299,7 @@ def allocate(scores:Annotated[Path, typer.Argument(help='table from `alphaq scor
     _one_budget(bits, size_, count, target)
     if measure and not (target and model): raise typer.BadParameter('--measure says what a target costs a model; give --target and --model')
     if (size_ or also) and model is None: raise typer.BadParameter('--size and --also need --model, the checkpoint that the scores came from')
-    if out.exists() and not overwrite: raise AlphaqError(f'{out} exists; choose another name or pass --overwrite')
+    check_free(out, overwrite)
     skipped = []
     changes = (method, gamma, cap, noise, choices, count, group_size, scope, granularity, bound or None, target)
     table_, settings = _experts_only(read_scores(scores, skipped), skipped), _settings(preset, bits, *changes[:-1])
@@ -311,7 +315,7 @@ def allocate(scores:Annotated[Path, typer.Argument(help='table from `alphaq scor
     data = _summary(plan) | (dict(file_bytes=sum(predicted_files(Job(c, plan)).values())) if c else {}) | dict(out=str(out), left_out=skipped, untrained=verdict.untrained)
     if plan.gamma is not None: data['alpha'] = voice([s.alpha for s in table_], plan.gamma)
     if measure: data['measured'] = _measured(c, table_, settings, target, measure)
-    emit(data, json_, table(['what', 'value'], data.items()))
+    _show(data, json_)
     if verdict.untrained: _say(f'alphaq allocate: warning: {verdict.text}')
 
 def _measured(checkpoint, scores, settings, target, name):
@@ -348,7 +352,7 @@ def frontier(scores:Annotated[Path, typer.Argument(help='table from `alphaq scor
     from alphaq.core import write_text
     from alphaq.dial import dial_page
     from alphaq.score import read_scores
-    if out.exists() and not overwrite: raise AlphaqError(f'{out} exists; choose another name or pass --overwrite')
+    check_free(out, overwrite)
     skipped = []
     settings = _settings(preset, None, method, gamma, cap, noise, choices, count, group_size, scope, granularity, bound)
     experts, text = _experts_only(read_scores(scores, skipped), skipped), io.StringIO()
@@ -380,33 +384,22 @@ def export(plan:Annotated[Path, typer.Argument(help='plan from `alphaq allocate`
     from alphaq.core import write_text
     from alphaq.export import EXPORTERS, export as written
     from alphaq.plan import check_plan, read_plan
-    if out.exists() and not overwrite: raise AlphaqError(f'{out} exists; choose another name or pass --overwrite')
+    check_free(out, overwrite)
     chosen, c = read_plan(plan), open_checkpoint(model) if model else None
     if c: check_plan(chosen, c)
     text = written(chosen, to, c.family if c else None)
     write_text(out, text)
     if EXPORTERS[to].named and not c: _say(f'alphaq export: {to} names experts by family; these names suit most, --model makes sure')
     data = dict(to=to, out=str(out), bytes=len(text.encode()))
-    emit(data, json_, table(['what', 'value'], data.items()))
+    _show(data, json_)
 
-# %% ../nbs/69_cli.ipynb #927e16de
-def _windows(path, names, split, window, count):
-    "Calibration tokens from named texts in equal parts, what they are, and of which text each window is; `balanced` is written by the model itself."
-    import torch
-    from alphaq.balanced import balanced_windows
-    from alphaq.evaluate import load_model, load_tokenizer, windows
-    from alphaq.texts import load_text
-    texts, each = {n: load_text(n, split) for n in names if n != 'balanced'}, max(1, count // len(names))
-    parts = [windows(load_tokenizer(path), texts[n], window, each) if n in texts else balanced_windows(load_model(path)[0], each, window) for n in names]
-    said = [f'{texts[n].name}/{split} (sha256 {texts[n].sha256[:12]})' if n in texts else 'balanced text of its own' for n in names]
-    return torch.cat(parts), f'{sum(map(len, parts))} windows of {window} tokens of ' + ' + '.join(said), [i for i, p in enumerate(parts) for _ in p]
-
+# %% ../nbs/69_cli.ipynb #157f7788
 def _informed(checkpoint, scores, windows, texts, group_size, probes, device):
     "Scores with what calibration text says in the columns of their own."
     from dataclasses import replace
     from alphaq.collect import collected, signals_folder
     from alphaq.grid import quantize
-    def rounds(W, bits): return quantize(W, bits, min(group_size, W.shape[1])).dequantize().to(W.dtype)
+    def rounds(W, bits): return quantize(W, bits, group_size).dequantize().to(W.dtype)
     found = collected(checkpoint, windows, rounds, signals_folder(), f'mse/{group_size}', texts, probes=probes, device=device)
     return [replace(s, **found.get(s.name, {})) for s in scores]
 
@@ -423,15 +416,16 @@ def collect(scores:Annotated[Path, typer.Argument(help='table from `alphaq score
             device:Device='cpu', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False):
     "Add what calibration text says to a table of scores. For the methods that read text."
     from alphaq.checkpoint import open_checkpoint
+    from alphaq.evaluate import calibration_windows
     from alphaq.score import read_scores, write_scores
     _still()
-    if out.exists() and not overwrite: raise AlphaqError(f'{out} exists; choose another name or pass --overwrite')
+    check_free(out, overwrite)
     given, c = read_scores(scores), open_checkpoint(model)
     if lacking := {p.name for p in c.projections} - {s.name for s in given}: raise AlphaqError(f'{scores}: a table of another model, it lacks {min(lacking)}')
-    windows, described, texts = _windows(c.path, calibration.split('+'), 'train', window, samples)
+    windows, described, texts = calibration_windows(c.path, calibration.split('+'), window, samples)
     write_scores(out, _informed(c, given, windows, texts, group_size, probes, _device(device)))
     data = dict(out=str(out), read=described, curvature=f'{probes} vectors for each window' if probes else 'not asked for')
-    emit(data, json_, table(['what', 'value'], data.items()))
+    _show(data, json_)
 
 def _feasible(checkpoint, settings):
     "Refuse an unknown method, an unreachable budget, an impossible bound or group size from headers alone, before the long work of scoring."
@@ -457,6 +451,7 @@ def quantize(model:Model='pocket', bits:Bits=None, size_:Size=None, out:Annotate
     "Score, allocate, round and pack a checkpoint. Or take a plan; the folder opens in transformers."
     from alphaq.allocators import method_named, preset_named
     from alphaq.checkpoint import open_checkpoint
+    from alphaq.evaluate import calibration_windows
     from alphaq.jobs import score_all
     from alphaq.plan import read_plan
     from alphaq.quantize import Job, check_head, check_quantizer, quantize as run
@@ -466,7 +461,7 @@ def quantize(model:Model='pocket', bits:Bits=None, size_:Size=None, out:Annotate
     if (bits is None and size_ is None) == (plan is None): raise typer.BadParameter('give --bits, --size or --plan, one of them')
     if plan and (_label('', *changes, other_bits, also or None) is None or preset != 'best'): raise typer.BadParameter('a plan says everything already; options of the allocation go with --bits')
     if out is None: raise typer.BadParameter('give -o, the folder to make')
-    if out.exists() and not overwrite: raise AlphaqError(f'{out} exists; choose another folder or pass --overwrite')
+    check_free(out, overwrite, 'folder')
     settings = None if plan else _settings(preset, bits, *changes)
     reads = settings and method_named(settings.method).data
     if reads and not calibration: raise AlphaqError(f'{settings.method} reads text; name some with --calibration')
@@ -478,7 +473,7 @@ def quantize(model:Model='pocket', bits:Bits=None, size_:Size=None, out:Annotate
         check_head(c, head_bits, settings.group_size)
         if size_: settings = _sized(c, settings, size_, other_bits, modules, head_bits)
         _feasible(c, settings)
-    tokens, described, texts = _windows(c.path, calibration.split('+'), 'train', window, samples) if calibration else (None, None, None)
+    tokens, described, texts = calibration_windows(c.path, calibration.split('+'), window, samples) if calibration else (None, None, None)
     if plan: chosen = read_plan(plan)
     else:
         p = preset_named(preset)
@@ -488,7 +483,7 @@ def quantize(model:Model='pocket', bits:Bits=None, size_:Size=None, out:Annotate
     made = run(Job(c, chosen, quantizer, tokens if quantizer == 'gptq' else None, described, routing, device, head_bits), out, overwrite, work if engine != 'local' else None)
     data = _summary(chosen) | dict(out=str(made.path), file_bytes=made.file_bytes, tensor_bytes=made.tensor_bytes, predicted_bytes=made.predicted, predicted_file_bytes=made.predicted_files,
                                    quantizer=quantizer, starved=len(made.starved), seconds=round(made.seconds, 2))
-    emit(data, json_, table(['what', 'value'], data.items()))
+    _show(data, json_)
 
 @verb
 def tune(folder:Quantized, model:Annotated[str, typer.Argument(help='the model it was made from')], out:Annotated[Path, typer.Option('-o', '--out', help='folder to make')],
@@ -529,7 +524,7 @@ def dequantize(folder:Quantized, out:Annotated[Path, typer.Option('-o', '--out',
     from alphaq.dequantize import dequantize as write
     made = write(folder, out, dtype, overwrite)
     data = dict(out=str(made.path), matrices=made.matrices, tensor_bytes=made.tensor_bytes)
-    emit(data, json_, table(['what', 'value'], data.items()))
+    _show(data, json_)
 
 # %% ../nbs/69_cli.ipynb #822bc13e
 @verb
@@ -539,14 +534,13 @@ def eval(model:Model='pocket', text:Annotated[Optional[list[str]], typer.Option(
          questions:Annotated[Optional[int], typer.Option(help='questions of each task, all unless said', min=1)]=None,
          device:Device='cpu', json_:Json=False, quiet:Quiet=False):
     "Perplexity and bits per byte on texts, accuracy on tasks. Of tasks alone when only tasks are named."
-    from alphaq.core import data_dir
     from alphaq.evaluate import load_model, perplexity, sample
     from alphaq.tasks import CHANCE, check_lm_eval, run_tasks, task_names
-    from alphaq.texts import load_text
+    from alphaq.texts import load_text, texts_at_hand
     _still()
     asked = task_names(tasks or [])
     if asked: check_lm_eval()
-    names = text or ([] if asked else ['pydoc', 'pycode', 'arithmetic', *(['wikitext2'] if data_dir() else [])])
+    names = text or ([] if asked else texts_at_hand())
     texts = [load_text(n) for n in names]
     loaded, tokenizer = load_model(model, _device(device))
     rows = [vars(perplexity(loaded, sample(tokenizer, t, window, tokens))) for t in texts]

@@ -33,7 +33,7 @@ def plain_twin(
     model, bits = load_for_calibration(checkpoint).requires_grad_(False), widths(plan)
     for n in checkpoint.rest: # what was in codes is kept as bfloat16
         if checkpoint.scale_of(n): put(model, model_name(checkpoint, n), checkpoint.keep(n))
-    def nearest(W, b): return rounded(W, b, min(plan.group_size, W.shape[1])).dequantize()
+    def nearest(W, b): return rounded(W, b, plan.group_size).dequantize()
     for p in checkpoint.projections: put(model, model_name(checkpoint, p.name), nearest(checkpoint.read(p), bits[p.name]))
     for n in other_linears(checkpoint, plan):
         put(model, f'{model_name(checkpoint, n)}.weight', nearest(checkpoint.tensor(f'{n}.weight'), plan.other_bits))
@@ -94,4 +94,6 @@ def main(argv=None):
     write_rows(results_dir()/'score'/'families.jsonl', header, rows)
     emit(dict(rows=rows), False, table(['family', 'stored', 'quantized'], [[r['family'], r['stored'], r['quantized']] for r in rows]))
 
-if __name__ == '__main__' and '__file__' in globals(): main()
+# %% ../nbs/58_coverage.ipynb #829c1736
+#| eval: false
+if __name__ == '__main__': main()

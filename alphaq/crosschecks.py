@@ -129,9 +129,10 @@ def main():
         try: rows += measured(matrices(), name)
         except (AlphaqError, OSError) as e: rows.append(dict(model=name, skipped=str(e).replace(str(data_dir()), 'ALPHAQ_DATA')))
     packages = {p: version(p) for p in ('weightwatcher', 'powerlaw')}
-    pocket = open_checkpoint('pocket')
-    header = provenance('python -m alphaq.crosschecks', seed=0, packages=packages, model='pocket', model_version=pocket.version, model_sha256=pocket.fingerprint())
+    header = provenance('python -m alphaq.crosschecks', seed=0, packages=packages, **open_checkpoint('pocket').identity())
     write_rows(path, header, rows)
     print(path)
 
-if __name__ == '__main__' and '__file__' in globals(): main()
+# %% ../nbs/56_crosschecks.ipynb #829c1736
+#| eval: false
+if __name__ == '__main__': main()

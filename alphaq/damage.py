@@ -33,7 +33,7 @@ def rounded(
         for where, b in bits.items():
             W = expert_weight(model, *where)
             kept[where] = W.clone()
-            W.copy_(quantize(W, b, min(group_size, W.shape[1])).dequantize())
+            W.copy_(quantize(W, b, group_size).dequantize())
         yield model
     finally:
         for where, W in kept.items(): expert_weight(model, *where).copy_(W)

@@ -15,11 +15,12 @@ from safetensors.torch import save_file
 
 import alphaq
 from .checkpoint import ROLES
-from .core import AlphaqError, atomic, track, write_json, write_sums, write_text
+from .core import AlphaqError, atomic, track, write_json, write_text
 from .families import FAMILIES
-from .folder import Folder, open_folder, read_header
+from .folder import Folder, open_folder
 from .hook import poison_tensors
-from .quantize import UNFINISHED, copy_companions, making, unpacked_layer
+from .making import UNFINISHED, copy_companions, making, write_index
+from .pack import unpacked_layer
 
 # %% ../nbs/34_dequantize.ipynb #e71003c6
 def outputs(
@@ -145,16 +146,9 @@ def dequantize(
     return Dequantized(out, matrices, total)
 
 def _close(source, folder, shards, dtype):
-    "Index, configuration, tokenizer, a word of explanation and checksums."
-    weight_map, total = {}, 0
-    for shard in shards:
-        header = read_header(folder/shard)
-        weight_map |= dict.fromkeys(header, shard)
-        total += sum(t.nbytes for t in header.values())
+    "Everything but the shards; bytes of all tensors."
     copy_companions(source.path, folder)
-    write_json(folder/'model.safetensors.index.json', {'metadata': {'total_size': total}, 'weight_map': dict(sorted(weight_map.items()))})
     ours = ('quantization_config', 'experts_implementation', 'torch_dtype')
     write_json(folder/'config.json', {k: v for k, v in source.config.items() if k not in ours} | dict(dtype=dtype))
     write_text(folder/'README.md', f'Plain {dtype} weights of a model that was quantized by alphaq: they take few values, and are as good as the quantized model.\n')
-    write_sums(folder, leave_out=(UNFINISHED,))
-    return total
+    return write_index(folder, shards)

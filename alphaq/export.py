@@ -16,8 +16,7 @@ from math import nan
 
 import numpy as np
 
-from .allocators import Allocation, Settings, allocate, checked_choices, method_named, units
-from .checkpoint import ROLES
+from .allocators import Settings, allocate, checked_choices, method_named, units
 from .core import AlphaqError, BudgetError
 from .grid import WIDTHS
 from .plan import Plan, widths

@@ -190,6 +190,10 @@ class Folder:
         names = ('config.json', *self.files)
         return hashlib.sha256(''.join(f'{name} {sha256(self.path/name)}\n' for name in names).encode()).hexdigest()
 
+    def identity(self)->dict: # name, version and fingerprint
+        "What the header of a results file says of the model that it is about."
+        return dict(model=self.path.resolve().name, model_version=self.version, model_sha256=self.fingerprint())
+
 # %% ../nbs/07_folder.ipynb #13348b65
 def check_finite(
     value,    # a tensor

@@ -207,4 +207,6 @@ def main(argv=None):
     write_rows(results_dir()/'score'/'fuzz.jsonl', header, [row])
     emit(row, True)
 
-if __name__ == '__main__' and '__file__' in globals(): main()
+# %% ../nbs/59_fuzz.ipynb #829c1736
+#| eval: false
+if __name__ == '__main__': main()

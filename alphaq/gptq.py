@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .core import AlphaqError
-from .grid import GRIDS, WIDTHS, ZERO_STEPS, QuantizedWeight, dequantize_codes, round_to_grid
+from .grid import GRIDS, WIDTHS, ZERO_STEPS, QuantizedWeight, dequantize_codes, group_of, round_to_grid
 
 # %% ../nbs/30_gptq.ipynb #a2947142
 def damped(
@@ -31,13 +31,14 @@ ORDERS = ('none', 'act', 'group')
 def column_order(
     H:Tensor,               # `[..., in, in]` Gram matrix of the inputs
     order:str='none',       # one of `ORDERS`
-    group_size:int=128,     # divides `in`
+    group_size:int=128,     # as for `grid.group_of`
 )->Tensor:                  # `[..., in]` int64, the columns in the order they are visited
     "Order of the columns: as stored, loudest input first, or loudest group first and loudest input first inside it."
     if order not in ORDERS: raise AlphaqError(f'column orders are {", ".join(ORDERS)}, got {order!r}')
     loud = torch.nan_to_num(H.diagonal(dim1=-2, dim2=-1).double(), nan=0., posinf=0., neginf=0.)
     if order == 'none': return torch.arange(loud.shape[-1], device=H.device).expand(loud.shape)
     if order == 'act': return loud.argsort(dim=-1, descending=True, stable=True)
+    group_size = group_of(loud.shape[-1], group_size)
     loud = loud.unflatten(-1, (-1, group_size))
     outside = loud.sum(-1).argsort(dim=-1, descending=True, stable=True)[..., None]
     inside = loud.argsort(dim=-1, descending=True, stable=True)
@@ -112,7 +113,7 @@ def gptq(
     W:Tensor,                # `[..., out, in]` weights
     U:Tensor,                # `[..., in, in]` from `factor`, broadcasts over the batch; its dtype is that of the arithmetic
     bits:int,                # 1 .. 4
-    group_size:int=128,      # divides `in`
+    group_size:int=128,      # as for `grid.group_of`
     grid:str='mse',          # key of `grid.GRIDS`
     block:int=16,            # columns between two matrix products inside a group; changes speed, not the result
     columns:Tensor|None=None, # `[..., in]` order of visits, the same that `factor` got
@@ -121,7 +122,8 @@ def gptq(
 )->QuantizedWeight:
     "GPTQ with feedback inside groups at every width, batched over leading dimensions ({eq}`eq-feedback`; Frantar et al. 2022)."
     lead, (out, n) = W.shape[:-2], W.shape[-2:]
-    _check(n, bits, group_size, grid, columns, static_groups)
+    group_size = group_of(n, group_size)
+    _check(bits, group_size, grid, columns, static_groups)
     W, U = W.reshape(-1, out, n), U.expand(*lead, n, n).reshape(-1, n, n)
     order = None if columns is None else columns.expand(*lead, n).reshape(-1, n)
     D = W.mT.to(U.dtype, copy=True, memory_format=torch.contiguous_format)
@@ -143,10 +145,9 @@ def gptq(
         raise AlphaqError(f'weights near {W.abs().amax():.1e} need scales that float16 cannot hold; rescale the checkpoint')
     return QuantizedWeight(codes.reshape(*lead, out, n), scale.reshape(*lead, out, -1), zero.reshape(*lead, out, -1), bits, group_size)
 
-def _check(n, bits, group_size, grid, columns, static_groups):
+def _check(bits, group_size, grid, columns, static_groups):
     if bits not in WIDTHS: raise AlphaqError(f'widths are {WIDTHS}, got {bits}')
     if grid not in GRIDS: raise AlphaqError(f'rounding rules are {", ".join(GRIDS)}, got {grid!r}')
-    if n % group_size: raise AlphaqError(f'group size {group_size} does not divide the {n} inputs of the matrix; choose a divisor')
     if columns is None or static_groups: return
     groups = (columns // group_size).unflatten(-1, (-1, group_size))
     if (groups != groups[..., :1]).any():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WIDTHS', 'ZERO_STEPS', 'GRIDS', 'FIELDS', 'QuantizedWeight', 'dequantize_codes', 'round_to_grid', 'min_max_grid',
-           'sign_grid', 'mse_grid', 'quantize', 'rounding_error', 'hqq_grid', 'stored_bytes']
+           'sign_grid', 'mse_grid', 'group_of', 'quantize', 'rounding_error', 'hqq_grid', 'stored_bytes']
 
 # %% ../nbs/20_grid.ipynb #c11413ef
 from dataclasses import dataclass
@@ -147,24 +147,31 @@ def _representable(groups, scale):
 
 GRIDS = dict(mse=mse_grid, min_max=min_max_grid, sign=sign_grid)  # names of the rounding rules
 
+def group_of(
+    columns:int,     # of a matrix
+    group_size:int,  # asked for
+)->int:              # weights of a row that share a grid
+    "The group size of a matrix: a row shorter than a group is one group; a longer one must divide into groups."
+    size = min(group_size, columns)
+    if columns % size: raise AlphaqError(f'group size {size} does not divide the {columns} inputs of the matrix; choose a divisor')
+    return size
+
 def quantize(
     W:Tensor,              # `[..., out, in]` weights, any float dtype, finite
     bits:int,              # 1 .. 4
-    group_size:int=128,    # must divide `in`
+    group_size:int=128,    # as for `group_of`
     grid:str='mse',        # key of `GRIDS`
 )->QuantizedWeight:        # codes and grid
     "Round a matrix to the nearest code, group by group, without any data."
     groups, scale, zero = _gridded(W, bits, group_size, grid)
     codes = round_to_grid(groups, scale, zero, bits).to(torch.uint8)
-    return QuantizedWeight(codes.flatten(-2), scale[..., 0], zero[..., 0], bits, group_size)
+    return QuantizedWeight(codes.flatten(-2), scale[..., 0], zero[..., 0], bits, groups.shape[-1])
 
 def _gridded(W, bits, group_size, grid):
     "Groups and their grids."
     if bits not in WIDTHS: raise AlphaqError(f'widths are {WIDTHS}, got {bits}')
     if grid not in GRIDS: raise AlphaqError(f'rounding rules are {", ".join(GRIDS)}, got {grid!r}')
-    if W.shape[-1] % group_size:
-        raise AlphaqError(f'group size {group_size} does not divide the {W.shape[-1]} inputs of the matrix; choose a divisor')
-    groups = W.detach().float().unflatten(-1, (-1, group_size))
+    groups = W.detach().float().unflatten(-1, (-1, group_of(W.shape[-1], group_size)))
     scale, zero = GRIDS[grid](groups, bits)
     _representable(groups, scale)
     return groups, scale, zero
@@ -216,10 +223,9 @@ FIELDS = {1: 16, 2: 8, 3: 16, 4: 4}  # codes of one packing unit of `bits` 16-bi
 def stored_bytes(
     shape,              # `(out, in)`
     bits:int,           # 1 .. 4
-    group_size:int=128, # divides `in`
+    group_size:int=128, # as for `group_of`
 )->int:                 # bytes of codes, scales and zero points
     "Exact size of one packed matrix, scales and zero points included."
     rows, cols = shape
-    if cols % group_size: raise AlphaqError(f'group size {group_size} does not divide the {cols} inputs of the matrix; choose a divisor')
     padded = -(-cols // FIELDS[bits]) * FIELDS[bits]
-    return rows * padded * bits // 8 + 3 * rows * (cols // group_size)
+    return rows * padded * bits // 8 + 3 * rows * (cols // group_of(cols, group_size))

@@ -25,7 +25,7 @@ from threadpoolctl import threadpool_limits
 
 import alphaq
 from .checkpoint import Checkpoint
-from .core import AlphaqError, track, write_text
+from .core import AlphaqError, check_free, track, write_text
 from .esd import eigenvalues
 from .farms import farms_tiles
 from .score import PART, Score, gaussian_null, naming, score_projection, write_scores
@@ -224,7 +224,7 @@ def score_to(
 )->list:                   # `Score` of every projection, in order
     "Score a checkpoint into a table; run again after a crash, it continues."
     out = Path(out)
-    if out.exists() and not overwrite: raise AlphaqError(f'{out} exists; choose another name or pass --overwrite')
+    check_free(out, overwrite)
     with Journal(out.with_name(f'{out.name}.partial'), job.manifest, overwrite) as journal:
         try:
             for i, rows in run(job, engine, journal.done): journal.add(i, rows)
@@ -253,7 +253,7 @@ def merge(
 )->int:                    # rows
     "Join all parts of a table into the bytes that a run without parts would have written."
     out, found = Path(out), {}
-    if out.exists() and not overwrite: raise AlphaqError(f'{out} exists; choose another name or pass --overwrite')
+    check_free(out, overwrite)
     for path in map(Path, paths):
         i, n, job, lines = _part(path)
         first, count, one, head = found[min(found)][:4] if found else (path, n, job, lines[0])

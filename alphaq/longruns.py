@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LAW', 'SHAPES', 'synthetic_bytes', 'synthetic_checkpoint', 'mixed_plan', 'peak_bytes', 'start_child', 'measured',
-           'warm', 'law_rows', 'growth', 'long_row', 'same_files', 'kill_rows', 'load_rows', 'main']
+           'warm', 'law_rows', 'growth', 'long_row', 'same_files', 'killed_runs', 'kill_rows', 'load_rows', 'main']
 
 # %% ../nbs/49_longruns.ipynb #b4a94472
 import argparse
@@ -23,8 +23,7 @@ from safetensors.torch import save_file
 
 from .activations import load_for_calibration, skeleton
 from .checkpoint import ROLES, open_checkpoint, open_folder
-from .console import emit, size, table
-from .core import AlphaqError, atomic, provenance, read_rows, results_dir, track, write_json, write_rows
+from .core import AlphaqError, atomic, one_line, provenance, read_rows, results_dir, track, write_json, write_rows
 from .plan import Plan
 from .quantize import LOGITS, Job, quantize
 
@@ -201,45 +200,55 @@ def _stage(out):
     "How far a killed run had come, and how many shards it had written."
     partial = out.with_name(f'{out.name}.partial')
     shards = len(list(partial.glob('model-*.safetensors'))) if partial.exists() else 0
-    if out.exists(): return 'finished', shards
-    if not (partial/'job.json').exists(): return 'not begun', shards
-    return 'closing' if (partial/LOGITS).exists() else 'logits' if shards == 3 else 'shards', shards
+    def at(stage): return dict(stage=stage, shards=shards)
+    if out.exists(): return at('finished')
+    if not (partial/'job.json').exists(): return at('not begun')
+    return at('closing' if (partial/LOGITS).exists() else 'logits' if shards == 3 else 'shards')
 
 def same_files(
     a, # `Path`
     b, # `Path`
 )->bool:
-    "Whether two folders hold the same files with the same bytes."
-    names = [sorted(p.relative_to(d).as_posix() for p in d.rglob('*') if p.is_file()) for d in (a, b)]
-    return names[0] == names[1] and all((a/n).read_bytes() == (b/n).read_bytes() for n in names[0])
+    "Whether two folders hold the same files with the same bytes, or two files the same bytes."
+    a, b = ({p.relative_to(d): p.read_bytes() for p in (d, *d.rglob('*')) if p.is_file()} for d in (a, b))
+    return a == b
+
+def killed_runs(
+    run,         # path -> makes it, or continues what was killed there
+    stage,       # path -> how far a killed run had come, fields of a row
+    home:Path,   # where to work
+    count:int,   # of kills
+    seed:int,    # of the moments
+)->list:         # one row per kill
+    "Kill a run at random moments, resume it, compare every byte with a run that nobody disturbed."
+    rows, moments, whole, out = [], random.Random(seed), home/'whole', home/'killed'
+    run(whole)
+    usual = max(measured(lambda: run(home/f'again{i}'))['seconds'] for i in range(3))
+    for i in track(range(count), 'killing'):
+        delay = moments.uniform(0, usual)
+        pid = start_child(lambda: run(out))
+        time.sleep(delay)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        reached = stage(out)
+        if not out.exists(): os.waitpid(start_child(lambda: run(out)), 0)
+        rows.append(dict(kill=i, delay=round(delay, 4), usual=usual, **reached, weights='random',
+                         identical=same_files(out, whole) and not out.with_name('killed.partial').exists()))
+        for left in home.glob('killed*'): shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return rows
 
 def kill_rows(
     count:int=100,
     seed:int=0,       # of the moments
     home=None,        # `str | Path` where to work
 )->list:              # one row per kill
-    "Kill a run at random moments, resume it, compare every byte."
-    rows, moments = [], random.Random(seed)
+    "Kill a quantization with error feedback."
     with tempfile.TemporaryDirectory(dir=home) as d:
-        d = Path(d)
-        synthetic_checkpoint(d/'m', hidden=32, width=32)
-        c = open_checkpoint(d/'m')
+        synthetic_checkpoint(f'{d}/m', hidden=32, width=32)
+        c = open_checkpoint(f'{d}/m')
         windows = torch.randint(0, 256, (4, 32), generator=torch.Generator().manual_seed(0))
-        job, whole = Job(c, mixed_plan(c, (1, 2, 3, 4)), 'gptq', windows, 'random tokens'), d/'whole'
-        quantize(job, whole)
-        usual = max(measured(lambda: quantize(job, d/f'again{i}'))['seconds'] for i in range(3))
-        for i in track(range(count), 'killing'):
-            out, delay = d/'killed', moments.uniform(0, usual)
-            pid = start_child(lambda: quantize(job, out))
-            time.sleep(delay)
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            stage, shards = _stage(out)
-            if stage != 'finished': os.waitpid(start_child(lambda: quantize(job, out)), 0)
-            rows.append(dict(kill=i, delay=round(delay, 4), usual=usual, stage=stage, shards=shards, weights='random',
-                             identical=out.exists() and same_files(out, whole) and not out.with_name('killed.partial').exists()))
-            for left in d.glob('killed*'): shutil.rmtree(left)
-    return rows
+        job = Job(c, mixed_plan(c, (1, 2, 3, 4)), 'gptq', windows, 'random tokens')
+        return killed_runs(lambda out: quantize(job, out), _stage, Path(d), count, seed)
 
 # %% ../nbs/49_longruns.ipynb #a8e16df5
 def load_rows(
@@ -292,6 +301,7 @@ def _load(args):
     write_rows(results_dir()/'quantize'/'load.jsonl', provenance('python -m alphaq.longruns load', seed=0), rows)
     return rows
 
+@one_line('alphaq.longruns')
 def main(
     argv=None, # arguments, `None` takes the process's own
 ):
@@ -307,12 +317,8 @@ def main(
     parser.add_argument('--home', help='folder to work in, the system\'s temporary one unless said')
     args = parser.parse_args(argv)
     os.environ.setdefault('ALPHAQ_QUIET', '1')
-    try:
-        warm()
-        rows = {'law': _law, 'memory': _memory, 'kills': _kills, 'load': _load}[args.name](args)
-    except AlphaqError as e:
-        print(f'{args.name}: {e}', file=sys.stderr); sys.exit(e.exit_code)
-    for row in rows: print(json.dumps(row))
+    warm()
+    for row in {'law': _law, 'memory': _memory, 'kills': _kills, 'load': _load}[args.name](args): print(json.dumps(row))
 
 # %% ../nbs/49_longruns.ipynb #829c1736
 #| eval: false

@@ -25,7 +25,7 @@ def analytic_noise(
 # %% ../nbs/21_noise.ipynb #31b41d92
 def measured_noise(
     W:Tensor,              # `[out, in]` weights
-    group_size:int=128,    # divides `in`
+    group_size:int=128,    # as for `grid.group_of`
     grid:str='mse',        # rounding rule that will be shipped
     widths=WIDTHS,         # bits offered
 )->tuple[float, ...]:      # mean squared error per weight at each width

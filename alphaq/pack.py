@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['TILE_ROWS', 'SLICE', 'BLOCK_WORDS', 'padded_inputs', 'slice_width', 'word_count', 'spec_places', 'spec_pack_codes',
-           'spec_unpack_codes', 'pack_codes', 'unpack_codes', 'PackedWeight', 'pack', 'unpack']
+           'spec_unpack_codes', 'pack_codes', 'unpack_codes', 'PackedWeight', 'pack', 'unpack', 'layer_tensors',
+           'unpacked_layer']
 
-# %% ../nbs/31_pack.ipynb #c64a2d7d
+# %% ../nbs/31_pack.ipynb #fe7c4502
+import re
 from dataclasses import dataclass
 from math import prod
 
@@ -172,3 +174,35 @@ def unpack(
     "Take the codes of a packed matrix apart."
     codes = unpack_codes(packed.words, packed.bits, packed.shape)
     return QuantizedWeight(codes, packed.scale, packed.zero, packed.bits, packed.group_size)
+
+# %% ../nbs/31_pack.ipynb #b2ec9386
+def _stacked(packed, key):
+    def stacked(part): return torch.stack([getattr(p, part) for p in packed]).contiguous()
+    return {f'{key}.words': torch.cat([p.words for p in packed]), f'{key}.scale': stacked('scale'), f'{key}.zero': stacked('zero')}
+
+def layer_tensors(
+    packed:dict,  # name -> `PackedWeight` of one layer
+)->dict:          # tensors as stored: arenas for experts, plain packed matrices for the others
+    "Lay out one layer."
+    arenas, tensors = {}, {}
+    for name, p in packed.items():
+        if m := re.fullmatch(r'(.+\.experts)\.(\d+)\.(\w+)', name): arenas.setdefault(f'{m[1]}.{m[3]}', {})[int(m[2])] = p
+        else: tensors |= {f'{name}.words': p.words, f'{name}.scale': p.scale, f'{name}.zero': p.zero}
+    for key, experts in arenas.items(): tensors |= _stacked([experts[e] for e in sorted(experts)], key)
+    return tensors
+
+def unpacked_layer(
+    tensors,      # as `layer_tensors` gave, or anything that finds them by name
+    shapes:dict,  # name -> `(out, in)` of every matrix of the layer
+    bits:dict,    # name -> width
+):                # yields `(name, [out, in] float32 weights)`
+    "The weights that a packed layer stands for, one matrix at a time."
+    offset = {}
+    for name in sorted(shapes, key=lambda n: [int(p) if p.isdigit() else -1 for p in n.split('.')]):
+        m = re.fullmatch(r'(.+\.experts)\.(\d+)\.(\w+)', name)
+        key, index = (f'{m[1]}.{m[3]}', int(m[2])) if m else (name, ...)
+        start, count = offset.get(key, 0), word_count(shapes[name], bits[name])
+        offset[key] = start + count
+        codes = unpack_codes(tensors[f'{key}.words'][start:start + count], bits[name], shapes[name])
+        scale, zero = tensors[f'{key}.scale'][index], tensors[f'{key}.zero'][index]
+        yield name, QuantizedWeight(codes, scale, zero, bits[name], shapes[name][1] // scale.shape[-1]).dequantize()

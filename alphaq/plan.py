@@ -19,7 +19,7 @@ from math import isfinite
 import numpy as np
 
 from .allocators import Allocation, allocate, choice_sizes
-from .checkpoint import ROLES, Checkpoint, Projection
+from .checkpoint import ROLES, Checkpoint
 from .core import AlphaqError, read_json, write_json
 from .grid import WIDTHS, stored_bytes
 
@@ -272,8 +272,8 @@ def predicted_bytes(
     check_plan(plan, checkpoint)
     bits, group = widths(plan), plan.group_size
     linears = {n: (checkpoint.tensors[f'{n}.weight'].shape, b) for n, b in other_linears(checkpoint, plan).items()}
-    size = dict(experts=sum(stored_bytes(p.shape, bits[p.name], min(group, p.shape[1])) for p in checkpoint.projections),
-                linears=sum(stored_bytes(s, b, min(group, s[1])) for s, b in linears.values()),
+    size = dict(experts=sum(stored_bytes(p.shape, bits[p.name], group) for p in checkpoint.projections),
+                linears=sum(stored_bytes(s, b, group) for s, b in linears.values()),
                 rest=sum(checkpoint.decoded(n).nbytes for n in checkpoint.rest if n.removesuffix('.weight') not in linears))
     return {**size, 'total': sum(size.values())}
 

@@ -24,9 +24,9 @@ from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedTokenizerFast
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.utils import logging
 
-from .core import AlphaqError, atomic, data_dir, provenance, read_json, read_rows, results_dir, write_json, write_rows, write_sums, write_text
+from .core import AlphaqError, atomic, data_dir, one_line, provenance, read_json, read_rows, results_dir, write_json, write_rows, write_sums, write_text
 from .evaluate import perplexity, sample
-from .texts import Text, arithmetic, make_text, without_held_out
+from .texts import arithmetic, make_text, without_held_out
 
 # %% ../nbs/50_pocket.ipynb #4ef4ba6e
 @dataclass(frozen=True)
@@ -510,13 +510,15 @@ def _train(args):
     finally:
         if dist.is_initialized(): dist.destroy_process_group()
 
-def main(argv=None):
-    "`python -m alphaq.pocket train | ship`: exit code 0, or 1 and one line on stderr."
+@one_line('alphaq.pocket')
+def main(
+    argv=None, # arguments, `None` takes the process's own
+):
+    "Entry point of `python -m alphaq.pocket`."
     args = _arguments(argv)
-    try: _train(args) if args.command == 'train' else ship(args.out, args.version, results_dir().parent/'alphaq'/'models'/'pocket')
-    except AlphaqError as e: print(f'alphaq: {e}', file=sys.stderr); return e.exit_code
-    return 0
+    if args.command == 'train': _train(args)
+    else: ship(args.out, args.version, results_dir().parent/'alphaq'/'models'/'pocket')
 
-# %% ../nbs/50_pocket.ipynb #00cf2ac9
+# %% ../nbs/50_pocket.ipynb #829c1736
 #| eval: false
-if __name__ == '__main__': sys.exit(main())
+if __name__ == '__main__': main()

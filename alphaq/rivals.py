@@ -7,10 +7,9 @@ __all__ = ['SEEDS', 'FREE', 'INFORMED', 'VARIANTS', 'STARTS', 'RIVALS', 'Variant
            'rounds', 'informed', 'ternary', 'ternary_bits', 'compare', 'fed_back', 'by_trying', 'fused', 'fusion',
            'first_routers', 'main']
 
-# %% ../nbs/52_rivals.ipynb #7eaa6325
-import argparse, hashlib, sys
+# %% ../nbs/52_rivals.ipynb #6930cf22
+import argparse, hashlib
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +22,8 @@ from .allocators import METHODS, PER_CHANNEL, Settings, allocate, choice_sizes
 from .balanced import balanced_windows
 from .checkpoint import open_checkpoint
 from .collect import collected
-from .core import AlphaqError, BudgetError, provenance, read_rows, results_dir, track, write_rows
-from .evaluate import load_model, paired, sample, verdict
+from .core import BudgetError, one_line, provenance, read_rows, results_dir, track, write_rows
+from .evaluate import load_model, paired, sample
 from .export import TARGETS, priced
 from .gamma import capped_gamma, default_gamma
 from .gptq import factor, gptq, shrunk
@@ -99,7 +98,7 @@ def calibration(
 
 def rounds(W:Tensor, bits:int)->Tensor:
     "A matrix as the table rounds it."
-    return quantize(W, bits, min(128, W.shape[1])).dequantize().to(W.dtype)
+    return quantize(W, bits).dequantize().to(W.dtype)
 
 def informed(
     checkpoint, model, tokenizer,
@@ -274,39 +273,41 @@ def _rounded(quantizer, checkpoint, model, tokenizer, texts):
     windows, _ = calibration(f'text {len(SEEDS)}', model, tokenizer, texts, each=10)
     return RoundedModel(model, checkpoint, rounds=fed_back(checkpoint, model, windows))
 
+def _header(args, checkpoint, samples, read):
+    "Everything that the rows depend on; `read` samples of calibration text."
+    name = checkpoint.path.resolve().name
+    command = f'python -m alphaq.rivals --model {name} --tokens {args.tokens} --bits {" ".join(f"{b:g}" for b in args.bits)}'
+    command += f' --tries {args.tries} --samples {args.samples}' if args.tries else ' --fusion' * args.fusion
+    fed = args.quantizer == 'gptq'
+    return provenance(command + ' --quantizer gptq' * fed, seed=0, **checkpoint.identity(), held_out={d: s.text.sha256 for d, s in samples.items()}, window=256,
+                      rounding=f'{"error feedback on 50 windows of calibration text, " * fed}mse, group 128',
+                      calibration=dict(windows_of_each_domain=4, tokens=256, samples=read, probes_of_each_window=2))
+
+@one_line('alphaq.rivals')
 def main(
     argv=None, # arguments, `None` takes the process's own
-)->int:        # exit code
+):
     "Entry point of `python -m alphaq.rivals`."
     args = _arguments(argv)
     logging.disable_progress_bar()
-    try:
-        checkpoint, (texts, held_out) = open_checkpoint(args.model), corpus()
-        (model, tokenizer), name = load_model(checkpoint.path), checkpoint.path.resolve().name
-        samples, fed = {d: sample(tokenizer, t, tokens=args.tokens) for d, t in held_out.items()}, args.quantizer == 'gptq'
-        start = first_routers(results_dir()/name/'routers-0.jsonl')
-        scores = score(checkpoint, measure=lambda W: measured_noise(W, min(128, W.shape[1])), describe=describer(checkpoint, start))
-        variants = [v for v in VARIANTS if start or 'change' not in v.method]
-        names = [] if args.fusion else [f'text {s}' for s in range(args.samples)] if args.tries else sorted({v.text for v in variants if v.text})
-        tables = informed(checkpoint, model, tokenizer, scores, texts, names, args.work/'signals')
-        command = f'python -m alphaq.rivals --model {name} --tokens {args.tokens} --bits {" ".join(f"{b:g}" for b in args.bits)}'
-        command += f' --tries {args.tries} --samples {args.samples}' if args.tries else ' --fusion' * args.fusion
-        command += ' --quantizer gptq' * fed
-        header = provenance(command, seed=0, model=name, model_version=checkpoint.version,
-                            model_sha256=checkpoint.fingerprint(), held_out={d: s.text.sha256 for d, s in samples.items()}, window=256,
-                            rounding=f'{"error feedback on 50 windows of calibration text, " * fed}mse, group 128',
-                            calibration=dict(windows_of_each_domain=4, tokens=256, samples=len(names) if args.tries or args.fusion else len(SEEDS), probes_of_each_window=2))
-        rounded, known = _rounded(args.quantizer, checkpoint, model, tokenizer, texts), f'{"gptq-" * fed}{name}'
-        losses = Losses(rounded, samples, args.work/f'{known}.jsonl')
-        if args.fusion: rows = fusion(losses, scores, args.bits)
-        elif args.tries:
-            windows = {n: calibration(n, model, tokenizer, texts)[0] for n in names}
-            rows = [r for b in args.bits for r in by_trying(losses, tables, windows, args.work/f'search-{known}', b, args.tries)]
-        else: rows = compare(losses, tables, args.bits, variants)
-        write_rows(results_dir()/'allocators'/f'{"fusion-" if args.fusion else "search-" * bool(args.tries)}{known}.jsonl', header, rows)
-    except AlphaqError as e: print(f'alphaq: {e}', file=sys.stderr); return e.exit_code
-    return 0
+    checkpoint, (texts, held_out) = open_checkpoint(args.model), corpus()
+    (model, tokenizer), name = load_model(checkpoint.path), checkpoint.path.resolve().name
+    samples = {d: sample(tokenizer, t, tokens=args.tokens) for d, t in held_out.items()}
+    start = first_routers(results_dir()/name/'routers-0.jsonl')
+    scores = score(checkpoint, measure=measured_noise, describe=describer(checkpoint, start))
+    variants = [v for v in VARIANTS if start or 'change' not in v.method]
+    names = [] if args.fusion else [f'text {s}' for s in range(args.samples)] if args.tries else sorted({v.text for v in variants if v.text})
+    tables = informed(checkpoint, model, tokenizer, scores, texts, names, args.work/'signals')
+    header = _header(args, checkpoint, samples, len(names) if args.tries or args.fusion else len(SEEDS))
+    known = f'gptq-{name}' if args.quantizer == 'gptq' else name
+    losses = Losses(_rounded(args.quantizer, checkpoint, model, tokenizer, texts), samples, args.work/f'{known}.jsonl')
+    if args.fusion: what, rows = 'fusion-', fusion(losses, scores, args.bits)
+    elif args.tries:
+        windows = {n: calibration(n, model, tokenizer, texts)[0] for n in names}
+        what, rows = 'search-', [r for b in args.bits for r in by_trying(losses, tables, windows, args.work/f'search-{known}', b, args.tries)]
+    else: what, rows = '', compare(losses, tables, args.bits, variants)
+    write_rows(results_dir()/'allocators'/f'{what}{known}.jsonl', header, rows)
 
-# %% ../nbs/52_rivals.ipynb #00cf2ac9
+# %% ../nbs/52_rivals.ipynb #829c1736
 #| eval: false
-if __name__ == '__main__': sys.exit(main())
+if __name__ == '__main__': main()

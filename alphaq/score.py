@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checkpoint import ROLES, Checkpoint
+from .checkpoint import Checkpoint
 from .core import AlphaqError, read_json, track, write_json, write_text
 from .esd import eigenvalues
 from .farms import farms_eigenvalues, tile_side, tiles

@@ -6,13 +6,11 @@
 __all__ = ['SHAPE', 'RUNS', 'whole_job', 'prime', 'kill_rows', 'losing_a_worker', 'ray_rows', 'fused_checkpoint', 'memory_row',
            'loop', 'time_scoring', 'compared', 'main']
 
-# %% ../nbs/57_scoreruns.ipynb #b4a94472
+# %% ../nbs/57_scoreruns.ipynb #d0534f50
 import argparse
 import json
 import os
-import random
 import signal
-import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -20,21 +18,20 @@ from functools import partial
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 from threadpoolctl import threadpool_limits
 
+from .benchmarks import spread
 from .checkpoint import open_checkpoint
-from .console import emit, size, table
-from .core import AlphaqError, atomic, provenance, read_rows, results_dir, track, write_json, write_rows
+from .core import AlphaqError, atomic, one_line, provenance, results_dir, track, write_json, write_rows
 from .farms import tile_side, tiles
 from .grid import WIDTHS
 from .hill import hill
 from .jobs import Job, cores, on_ray, on_threads, one_thread_each, score_all, score_to, whole_lines
-from .longruns import measured, mixed_plan, same_files, start_child, synthetic_bytes, synthetic_checkpoint, warm
+from .longruns import killed_runs, measured, mixed_plan, same_files, synthetic_bytes, synthetic_checkpoint, warm
 from .noise import measured_noise
 from .quantize import Job as Rounding, quantize
 from .score import gaussian_null
@@ -45,7 +42,7 @@ def whole_job(
     checkpoint, # `Checkpoint`
 )->Job:
     "All that `alphaq score` computes unless told otherwise."
-    return Job(checkpoint, measure=lambda W: measured_noise(W, min(128, W.shape[1])), describe=describer(checkpoint), options=dict(group_size=128))
+    return Job(checkpoint, measure=measured_noise, describe=describer(checkpoint), options=dict(group_size=128))
 
 def prime(
     checkpoint, # `Checkpoint`
@@ -70,27 +67,12 @@ def kill_rows(
     home=None,        # `str | Path` where to work
     experts:int=16,   # of each of two layers
 )->list:              # one row per kill
-    "Kill a run at random moments, resume it, compare every byte."
-    rows, moments = [], random.Random(seed)
+    "Kill a run of scoring."
     with tempfile.TemporaryDirectory(dir=home) as d:
-        d = Path(d)
-        synthetic_checkpoint(d/'m', experts=experts, hidden=128, width=128)
-        job = whole_job(open_checkpoint(d/'m'))
+        synthetic_checkpoint(f'{d}/m', experts=experts, hidden=128, width=128)
+        job = whole_job(open_checkpoint(f'{d}/m'))
         prime(job.checkpoint)
-        def go(out): score_to(out, job)
-        usual = max(measured(lambda: go(d/f'{i}.csv'))['seconds'] for i in range(3))
-        whole = (d/'0.csv').read_bytes()
-        for i in track(range(count), 'killing'):
-            out, delay = d/'killed.csv', moments.uniform(0, usual)
-            pid = start_child(lambda: go(out))
-            time.sleep(delay)
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            found = _stage(out, len(job.pieces))
-            if not out.exists(): os.waitpid(start_child(lambda: go(out)), 0)
-            rows.append(dict(kill=i, delay=round(delay, 4), usual=usual, **found, identical=out.exists() and out.read_bytes() == whole, weights='random'))
-            for left in d.glob('killed*'): left.unlink()
-    return rows
+        return killed_runs(lambda out: score_to(out, job), lambda out: _stage(out, len(job.pieces)), Path(d), count, seed)
 
 # %% ../nbs/57_scoreruns.ipynb #2b442f44
 def losing_a_worker(
@@ -232,18 +214,16 @@ def time_scoring(
                 start = time.perf_counter(); way()
                 if repeat: seconds.setdefault(name, []).append((time.perf_counter() - start) / n)  # the first round warms up
     about = dict(hidden=hidden, width=width, tile=256, cores=cores(), repeats=repeats, weights='random')
-    rows = [dict(way=name, seconds=_spread(s), matrices=ways[name][1], **about) for name, s in seconds.items()]
+    rows = [dict(way=name, seconds=spread(s), matrices=ways[name][1], **about) for name, s in seconds.items()]
     return [*rows, dict(way='compared', **compared(seconds), **about)]
 
-# %% ../nbs/57_scoreruns.ipynb #488ea7c1
-def _spread(values): return dict(min=min(values), median=median(values), max=max(values))
-
+# %% ../nbs/57_scoreruns.ipynb #5fa9f668
 def compared(
     seconds:dict, # way -> seconds of each repeat
 )->dict:
     "Rates relative to the faster of the bare libraries and to the loop, repeat by repeat."
     bare = [min(pair) for pair in zip(seconds['LAPACK'], seconds['LAPACK, PyTorch'])]
-    def ratio(a, b): return _spread([x / y for x, y in zip(a, b)])
+    def ratio(a, b): return spread([x / y for x, y in zip(a, b)])
     return dict(share_of_lapack=ratio(bare, seconds['alphaq']), processes_share=ratio(bare, seconds['alphaq, processes']),
                 times_loop=ratio(seconds['loop'], seconds['alphaq']))
 
@@ -260,6 +240,7 @@ def _timing(args): return time_scoring(args.experts, args.repeats), dict(experts
 
 RUNS = dict(kills=_kills, ray=_ray, memory=_memory, timing=_timing)
 
+@one_line('alphaq.scoreruns')
 def main(
     argv=None, # arguments, `None` takes the process's own
 ):
@@ -274,11 +255,8 @@ def main(
     parser.add_argument('--home', help='folder to work in, the system\'s temporary one unless said')
     args = parser.parse_args(argv)
     os.environ.setdefault('ALPHAQ_QUIET', '1')
-    try:
-        if args.name in ('kills', 'memory'): warm()
-        rows, options = RUNS[args.name](args)
-    except AlphaqError as e:
-        print(f'{args.name}: {e}', file=sys.stderr); sys.exit(e.exit_code)
+    if args.name in ('kills', 'memory'): warm()
+    rows, options = RUNS[args.name](args)
     command = ' '.join([f'python -m alphaq.scoreruns {args.name}', *(f'--{k} {v:g}' for k, v in options.items())])
     write_rows(results_dir()/'score'/f'{args.name}.jsonl', provenance(command, seed=0), rows)
     for row in rows: print(json.dumps(row))

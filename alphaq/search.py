@@ -113,7 +113,7 @@ class RoundedModel:
         W = self.checkpoint.read(p).float() if (p.name, bits, group) not in self.kept else None
         if bits == 16: return W
         if bits in self.others: return self.others[bits](W)
-        if W is not None: self.kept[p.name, bits, group] = self.rounds(p, W, bits, min(group, p.shape[1]))
+        if W is not None: self.kept[p.name, bits, group] = self.rounds(p, W, bits, group)
         return self.kept[p.name, bits, group].dequantize()
 
     @torch.no_grad()

@@ -18,7 +18,7 @@ import time
 
 import numpy as np
 
-from .core import AlphaqError, provenance, read_rows, results_dir, track, write_rows
+from .core import AlphaqError, one_line, provenance, read_rows, results_dir, track, write_rows
 from .gamma import alpha_weight, default_gamma
 from .mckp import LIBRARIES, Solution, brute_force, cost_unit, relaxation, solve, solve_pulp
 
@@ -161,6 +161,7 @@ def _agreement(args):
     write_rows(results_dir()/'allocate'/'agreement.jsonl', provenance(f'python -m alphaq.solvers agreement --count {args.count}', seed=0), rows)
     return rows
 
+@one_line('alphaq.solvers')
 def main(
     argv=None, # arguments, `None` takes the process's own
 ):

@@ -15,7 +15,7 @@ from math import isfinite, sqrt
 from pathlib import Path
 
 import alphaq
-from .core import AlphaqError, data_dir
+from .core import AlphaqError, data_dir, one_line
 from .texts import Text, load_text
 
 # %% ../nbs/45_tasks.ipynb #1b24b959
@@ -246,14 +246,14 @@ def run_tasks(
     return [_task_score(name, samples[name]) for name in names]
 
 # %% ../nbs/45_tasks.ipynb #b28b7af6
+@one_line('alphaq.tasks')
 def main(
     argv=None, # arguments, `None` takes the process's own
 ):
     "Entry point of `python -m alphaq.tasks`: lm-eval's own command, our folders and tasks known to it; alone, the folder of our tasks."
     argv = sys.argv[1:] if argv is None else argv
     if not argv: print(FOLDER); return
-    try: check_lm_eval()
-    except AlphaqError as e: print(f'alphaq: {e}', file=sys.stderr); sys.exit(e.exit_code)
+    check_lm_eval()
     from lm_eval.__main__ import cli_evaluate
     sys.argv = ['lm_eval', *argv, *(['--include_path', str(FOLDER)] if argv[0] == 'run' and '--include_path' not in argv else [])]
     cli_evaluate()

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from .checkpoint import open_checkpoint
-from .core import AlphaqError, provenance, read_rows, results_dir, track, write_rows
+from .core import provenance, results_dir, track, write_rows
 from .families import FAMILIES, tiny_model
 from .hill import RULES
 from .score import centre_spread, gaussian_null, score, score_matrix
@@ -148,4 +148,6 @@ def main():
     write_rows(path, header, misses())
     print(path)
 
-if __name__ == '__main__' and '__file__' in globals(): main()
+# %% ../nbs/26_untrained.ipynb #829c1736
+#| eval: false
+if __name__ == '__main__': main()

@@ -6,9 +6,8 @@
 __all__ = ['TOLERANCE', 'STRAYS', 'check_finished', 'check_index', 'check_plan_widths', 'check_tensors', 'check_numbers',
            'read_errors', 'check_errors', 'check_source', 'check_logits', 'check_runs', 'Report', 'examine', 'verify']
 
-# %% ../nbs/43_verify.ipynb #31a15583
+# %% ../nbs/43_verify.ipynb #d30fb734
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -70,7 +70,7 @@ def watch(
     def row(p):
         W, where = checkpoint.read(p), (layers.index(p.layer), p.expert)
         tails = tail_exponents(W)
-        return dict(layer=p.layer, expert=p.expert, role=p.role, variance=float(W.double().var(correction=0)), mse=list(measured_noise(W, min(group_size, W.shape[1]))),
+        return dict(layer=p.layer, expert=p.expert, role=p.role, variance=float(W.double().var(correction=0)), mse=list(measured_noise(W, group_size)),
                     alpha={r: a for r, (a, _) in tails.items()}, null_z={r: z for r, (_, z) in tails.items()},
                     tokens={d: int(n[where]) for d, n in tokens.items()}, damage=harm[p.layer, p.expert, p.role])
     return [row(p) for p in track(checkpoint.projections, 'spectra')]
