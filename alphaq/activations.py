@@ -17,7 +17,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, split_name
 from .core import AlphaqError
 from .families import biases, check_experts, gated, matrices
 
@@ -302,20 +302,18 @@ def stored(
         if p.layer == index: yield model_name(checkpoint, p.name), files.read(p)
 
 # %% ../nbs/15_activations.ipynb #132aeadf
-_PROJECTION = r'(.+\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)'
-
 def put(
     model:nn.Module, # with memory where the tensor belongs
     name:str,        # of a parameter or buffer, or of one projection of an expert
     value:Tensor,
 )->str:              # the name of what was written into
     "Copy one tensor into a model, converted to the model's type."
-    m = re.fullmatch(_PROJECTION, name)
-    target = matrices(model.get_submodule(m[1]))[m[3]][int(m[2])] if m else model.get_parameter_or_buffer(name)
+    module, expert, role = split_name(name) or (None, None, None)
+    target = matrices(model.get_submodule(module))[role][expert] if module else model.get_parameter_or_buffer(name)
     if target.shape != value.shape:
         raise AlphaqError(f'{name} has shape {list(value.shape)}, a model with this config.json needs {list(target.shape)}')
     target.copy_(value)
-    return f'{m[1]}.{"down_proj" if m[3] == "down_proj" else "gate_up_proj"}' if m else name
+    return f'{module}.{"down_proj" if role == "down_proj" else "gate_up_proj"}' if module else name
 
 # %% ../nbs/15_activations.ipynb #2c034395
 @contextmanager
@@ -358,7 +356,7 @@ def _split(pairs):
     "What comes before the first expert, and the experts."
     pairs, early = iter(pairs), []
     for name, value in pairs:
-        if re.fullmatch(_PROJECTION, name): return early, chain([(name, value)], pairs)
+        if split_name(name): return early, chain([(name, value)], pairs)
         early.append((name, value))
     return early, iter(())
 

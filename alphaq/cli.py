@@ -397,10 +397,11 @@ def export(plan:Annotated[Path, typer.Argument(help='plan from `alphaq allocate`
 def _informed(checkpoint, scores, windows, texts, group_size, probes, device):
     "Scores with what calibration text says in the columns of their own."
     from dataclasses import replace
-    from alphaq.collect import collected, signals_folder
+    from alphaq.collect import collected
+    from alphaq.core import cache_dir
     from alphaq.grid import quantize
     def rounds(W, bits): return quantize(W, bits, group_size).dequantize().to(W.dtype)
-    found = collected(checkpoint, windows, rounds, signals_folder(), f'mse/{group_size}', texts, probes=probes, device=device)
+    found = collected(checkpoint, windows, rounds, cache_dir()/'signals', f'mse/{group_size}', texts, probes=probes, device=device)
     return [replace(s, **found.get(s.name, {})) for s in scores]
 
 Samples = Annotated[int, typer.Option(help='calibration windows', min=1)]

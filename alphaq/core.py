@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SUMS', 'AlphaqError', 'BudgetError', 'VerificationError', 'one_line', 'atomic', 'check_free', 'write_text',
            'write_json', 'no_twins', 'read_json', 'sha256', 'files_in', 'write_sums', 'check_sums', 'provenance',
-           'write_rows', 'read_rows', 'data_dir', 'results_dir', 'track']
+           'write_rows', 'read_rows', 'data_dir', 'cache_dir', 'results_dir', 'track']
 
 # %% ../nbs/00_core.ipynb #7bfeeb22
 import hashlib, json, os, platform, re, subprocess, sys, tempfile
@@ -195,6 +195,12 @@ def data_dir(
     if not name: return None
     if not Path(name).is_dir(): raise AlphaqError(f'ALPHAQ_DATA={name}: no such folder; unset it or name the folder of texts')
     return Path(name)
+
+def cache_dir(
+)->Path: # not made yet
+    "The user's folder for what can be computed again (XDG base directories)."
+    base = os.environ.get('XDG_CACHE_HOME', '')
+    return (Path(base) if os.path.isabs(base) else Path.home()/'.cache')/'alphaq'
 
 def results_dir(
 )->Path: # `results/` of the checkout

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 import alphaq
-from .checkpoint import ROLES
+from .checkpoint import ROLES, split_name
 from .core import AlphaqError, atomic, track, write_json, write_text
 from .families import FAMILIES
 from .folder import Folder, open_folder
@@ -106,8 +106,9 @@ def _shard(folder, part, family, dtype):
     kept, layers, modules = part
     tensors, experts = {n: folder.tensor(n) for n in kept}, {}
     for name, W in dense_matrices(folder, layers, modules):
-        m = re.fullmatch(r'(.+\.experts)\.\d+\.(\w+)', name)
-        if m: experts.setdefault(m[1], {}).setdefault(m[2], []).append(W.to(dtype))
+        if parts := split_name(name):
+            module, _, role = parts
+            experts.setdefault(module, {}).setdefault(role, []).append(W.to(dtype))
         else: tensors[f'{name}.weight'] = W.to(dtype)
     for module, roles in experts.items(): tensors |= stored_experts(module, roles, family)
     return tensors

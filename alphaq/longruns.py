@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from .activations import load_for_calibration, skeleton
 from .checkpoint import ROLES, open_checkpoint, open_folder
 from .core import AlphaqError, atomic, one_line, provenance, read_rows, results_dir, track, write_json, write_rows
-from .plan import Plan
+from .plan import Plan, grouped
 from .quantize import LOGITS, Job, quantize
 
 # %% ../nbs/49_longruns.ipynb #430dead9
@@ -76,9 +76,7 @@ def mixed_plan(
     bits=(2, 3),      # widths, dealt to the experts in turn
 )->Plan:
     "A plan that nobody allocated: widths in turn, attention at 4 bits."
-    layers = {}
-    for p in checkpoint.projections: layers.setdefault(p.module, {}).setdefault(p.role, []).append(str(bits[p.expert % len(bits)]))
-    layers = {m: {r: ''.join(w) for r, w in roles.items()} for m, roles in layers.items()}
+    layers, _ = grouped({p.name: bits[p.expert % len(bits)] for p in checkpoint.projections})
     average = dict(modules=sum(bits) / len(bits), params=sum(bits) / len(bits), stored=None)
     return Plan('random', None, 'uniform', None, average['params'], 'params', (1, 2, 3, 4), 128, 4, None, None, None, average, layers, {})
 

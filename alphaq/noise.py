@@ -56,16 +56,14 @@ def hull(
 def gaussian_distortion(
     group_size:int=128, # weights per group
     grid:str='mse',     # rounding rule
-    seed:int=0,         # of the Gaussian sample
 )->tuple[float, ...]:   # distortion of unit-variance weights at 1 .. 4 bits
     "Measured distortion of a seeded Gaussian matrix at each width."
-    W = torch.randn(2**18 // group_size, group_size, generator=torch.Generator().manual_seed(seed))
+    W = torch.randn(2**18 // group_size, group_size, generator=torch.Generator().manual_seed(0))
     return tuple(np.array(measured_noise(W, group_size, grid)) / W.var().item())
 
 def table_noise(
     variance,           # `[n]` variance of each matrix
     group_size:int=128, # weights per group
-    grid:str='mse',     # rounding rule
 )->np.ndarray:          # `[n, 4]` expected mean squared error at 1 .. 4 bits if the weights were Gaussian
     "Variance times the measured distortion of a Gaussian."
-    return np.asarray(variance, float)[:, None] * np.array(gaussian_distortion(group_size, grid))
+    return np.asarray(variance, float)[:, None] * np.array(gaussian_distortion(group_size))

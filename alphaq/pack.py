@@ -7,14 +7,14 @@ __all__ = ['TILE_ROWS', 'SLICE', 'BLOCK_WORDS', 'padded_inputs', 'slice_width', 
            'spec_unpack_codes', 'pack_codes', 'unpack_codes', 'PackedWeight', 'pack', 'unpack', 'layer_tensors',
            'unpacked_layer']
 
-# %% ../nbs/31_pack.ipynb #fe7c4502
-import re
+# %% ../nbs/31_pack.ipynb #c64a2d7d
 from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import Tensor
 
+from .checkpoint import split_name
 from .core import AlphaqError
 from .grid import FIELDS, WIDTHS, QuantizedWeight
 
@@ -186,7 +186,9 @@ def layer_tensors(
     "Lay out one layer."
     arenas, tensors = {}, {}
     for name, p in packed.items():
-        if m := re.fullmatch(r'(.+\.experts)\.(\d+)\.(\w+)', name): arenas.setdefault(f'{m[1]}.{m[3]}', {})[int(m[2])] = p
+        if parts := split_name(name):
+            module, expert, role = parts
+            arenas.setdefault(f'{module}.{role}', {})[expert] = p
         else: tensors |= {f'{name}.words': p.words, f'{name}.scale': p.scale, f'{name}.zero': p.zero}
     for key, experts in arenas.items(): tensors |= _stacked([experts[e] for e in sorted(experts)], key)
     return tensors
@@ -199,10 +201,10 @@ def unpacked_layer(
     "The weights that a packed layer stands for, one matrix at a time."
     offset = {}
     for name in sorted(shapes, key=lambda n: [int(p) if p.isdigit() else -1 for p in n.split('.')]):
-        m = re.fullmatch(r'(.+\.experts)\.(\d+)\.(\w+)', name)
-        key, index = (f'{m[1]}.{m[3]}', int(m[2])) if m else (name, ...)
+        module, expert, role = split_name(name) or (None, ..., None)
+        key = f'{module}.{role}' if module else name
         start, count = offset.get(key, 0), word_count(shapes[name], bits[name])
         offset[key] = start + count
         codes = unpack_codes(tensors[f'{key}.words'][start:start + count], bits[name], shapes[name])
-        scale, zero = tensors[f'{key}.scale'][index], tensors[f'{key}.zero'][index]
+        scale, zero = tensors[f'{key}.scale'][expert], tensors[f'{key}.zero'][expert]
         yield name, QuantizedWeight(codes, scale, zero, bits[name], shapes[name][1] // scale.shape[-1]).dequantize()

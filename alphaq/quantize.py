@@ -33,7 +33,7 @@ from .grid import WIDTHS, QuantizedWeight, group_of, quantize as round_matrix, s
 from .hook import guarded, poison_tensors
 from .making import copy_companions, making, shard_bytes, write_index
 from .pack import PackedWeight, layer_tensors, pack, unpacked_layer, word_count
-from .plan import Plan, check_plan, other_linears, predicted_bytes, to_json, widths
+from .plan import Plan, check_plan, grouped, other_linears, predicted_bytes, to_json, widths
 
 # %% ../nbs/32_quantize.ipynb #c5beef2d
 QUANTIZERS = {'mse': 'searched grid', 'rtn': 'min-max grid, sign at one bit', 'hqq': 'half-quadratic splitting, sign at one bit',
@@ -348,11 +348,9 @@ def _write_logits(job, layout, folder):
 # %% ../nbs/32_quantize.ipynb #d4f16272
 def _quantization(job, layout):
     "Section `quantization_config` of config.json."
-    layers = {}
-    for p in job.checkpoint.projections: layers.setdefault(p.module, {}).setdefault(p.role, []).append(str(layout.bits[p.name]))
+    layers, modules = grouped(layout.bits)
     return dict(quant_method='alphaq', format='alphaq-packed/1', zero='sixteenths', group_size=job.plan.group_size,
-                layers={prefix: {r: ''.join(digits[r]) for r in ROLES} for prefix, digits in layers.items()},
-                modules={n: b for n, b in layout.bits.items() if '.experts.' not in n})
+                layers=layers, modules=modules)
 
 def predicted_tensors(
     job:Job,

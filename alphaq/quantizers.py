@@ -302,18 +302,16 @@ def routing_perplexity(
 def head_perplexity(
     checkpoint,         # from `open_checkpoint`
     held_out:dict,      # domain to `Sample`
-    widths=(16, *WIDTHS[::-1]), # of the head
-    group_size:int=128, # weights that share a scale
 )->list:                # one row for each width of the head
     "Held-out text predicted with a rounded output head, untied where it was tied."
     model = load_for_calibration(checkpoint)
     W, base, rows = model.lm_head.weight.detach().clone(), None, []
-    for bits in widths:
-        head = W if bits == 16 else quantize(W, bits, group_size).dequantize()
+    for bits in (16, *WIDTHS[::-1]):
+        head = W if bits == 16 else quantize(W, bits).dequantize()
         model.lm_head.weight = torch.nn.Parameter(head, requires_grad=False)  # of its own: embeddings keep theirs
         losses = {d: window_nll(model, s.rows) for d, s in held_out.items()}
         base = base or losses
-        nbytes = 2 * W.numel() if bits == 16 else stored_bytes(W.shape, bits, group_size)
+        nbytes = 2 * W.numel() if bits == 16 else stored_bytes(W.shape, bits)
         rows.append(dict(head_bits=bits, head_bytes=nbytes, tied=bool(model.config.tie_word_embeddings)) | _text_row(held_out, losses, base))
     return rows
 

@@ -6,10 +6,9 @@
 __all__ = ['NULL_TILES', 'SIGNALS', 'SIGNED', 'WIDE', 'COLUMNS', 'PART', 'Score', 'centre_spread', 'gaussian_null',
            'score_matrix', 'naming', 'score_projection', 'score', 'write_scores', 'read_scores']
 
-# %% ../nbs/14_score.ipynb #6489aea9
+# %% ../nbs/14_score.ipynb #b76c4ec9
 import csv
 import io
-import os
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import Checkpoint
-from .core import AlphaqError, read_json, track, write_json, write_text
+from .core import AlphaqError, cache_dir, read_json, track, write_json, write_text
 from .esd import eigenvalues
 from .farms import farms_eigenvalues, tile_side, tiles
 from .hill import RULES, hill
@@ -80,15 +79,12 @@ def _null_spectra(shape, tile, stride, draws):
     pick = torch.arange(kept) if kept == count * draws else torch.randint(kept, (count * draws,), generator=g)
     return list(pool[pick].view(draws, -1).numpy())
 
-# %% ../nbs/14_score.ipynb #e697e5a4
-def _cache():
-    "The folder of remembered nulls (XDG base directories)."
-    base = os.environ.get('XDG_CACHE_HOME', '')
-    return (Path(base) if os.path.isabs(base) else Path.home()/'.cache')/'alphaq'/'null-2'
+# %% ../nbs/14_score.ipynb #fc2f4ace
+def _nulls(): return cache_dir()/'null-2'
 
 def _recall(name):
     "Two numbers from the cache, `None` when there are none that make sense."
-    try: centre, spread = read_json(_cache()/name, limit=1000)
+    try: centre, spread = read_json(_nulls()/name, limit=1000)
     except (AlphaqError, OSError, RuntimeError, TypeError, ValueError): return None
     sound = type(centre) is type(spread) is float and 1 < centre < inf and 0 < spread < inf
     return (centre, spread) if sound else None
@@ -114,7 +110,7 @@ def gaussian_null(
     name = f'{shape[0]}x{shape[1]}-{rule}-{tile}-{stride or "side"}-{draws}.json'
     if found := _recall(name): return found
     null = centre_spread([hill(lam, rule).alpha for lam in _null_spectra(shape, tile, stride, draws)])
-    try: write_json(_cache()/name, null)
+    try: write_json(_nulls()/name, null)
     except (OSError, RuntimeError): pass  # no home, no room, no right to write: the next process computes it again
     return null
 
