@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import Checkpoint, split_name
-from .core import AlphaqError
+from .core import AlphaqError, check_known
 from .families import biases, check_experts, gated, matrices
 
 # %% ../nbs/15_activations.ipynb #b8744704
@@ -67,7 +67,7 @@ def recording(
     routing:str='routed', # which tokens count for an expert, key of `ROUTINGS`
 ):                        # yields a `LayerStatistics` that grows with every forward pass and is complete when the context closes
     "Record the layer's statistics while the context is open; the layer itself is left as it was."
-    if routing not in ROUTINGS: raise AlphaqError(f'routings are {", ".join(ROUTINGS)}, got {routing!r}')
+    check_known(routing, ROUTINGS, 'routings')
     experts, device = getattr(getattr(layer, 'mlp', None), 'experts', None), next(layer.parameters()).device
     if experts is not None: check_experts(experts)
     count, hidden, width = matrices(experts)['down_proj'].shape if experts is not None else (0, 0, 0)

@@ -12,7 +12,6 @@ __all__ = ['COUNTS', 'NOISES', 'SCOPES', 'GRANULARITIES', 'DATA', 'PER_CHANNEL',
 # %% ../nbs/24_allocators.ipynb #85bc0920
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import partial
 from os.path import commonprefix
@@ -20,7 +19,7 @@ from os.path import commonprefix
 import numpy as np
 from scipy.cluster.vq import kmeans2
 
-from .core import AlphaqError, BudgetError
+from .core import AlphaqError, BudgetError, check_known, entry
 from .gamma import alpha_weight, capped_gamma, default_gamma
 from .grid import WIDTHS, stored_bytes
 from .mckp import Solution, solve
@@ -390,18 +389,14 @@ METHODS = {
     'autoscheme': Method('AutoRound, AutoScheme, with the gradient at the unrounded weights', 'faithful', costs=autoscheme, data=('gradient',)),
 }
 
-# %% ../nbs/24_allocators.ipynb #14e712e6
+# %% ../nbs/24_allocators.ipynb #b80414f0
 WITH_ALPHA = tuple(n for n, m in METHODS.items() if m.costs in (alphaq, alpha_only))  # methods to which gamma and its cap mean something
-
-def _named(name, table, kind):
-    if name in table: return table[name]
-    raise AlphaqError(f'no {kind} {name!r}; did you mean {" or ".join(get_close_matches(name, table) or table)}?')
 
 def method_named(
     name:str, # key of `METHODS`
 )->Method:
     "The method of that name, or an error with the nearest names."
-    return _named(name, METHODS, 'method')
+    return entry(name, METHODS, 'method')
 
 def checked_choices(
     choices, # widths
@@ -415,12 +410,12 @@ def _completed(scores, settings):
     "Settings checked, with noise and gamma filled in."
     method = method_named(settings.method)
     noise = settings.noise or method.noise
-    if noise not in NOISES: raise AlphaqError(f'noise models are {", ".join(NOISES)}, got {noise!r}')
+    check_known(noise, NOISES, 'noise models')
     choices = checked_choices(settings.choices)
     scope = settings.scope or method.scope
-    if scope not in SCOPES: raise AlphaqError(f'scopes are {", ".join(SCOPES)}, got {scope!r}')
+    check_known(scope, SCOPES, 'scopes')
     granularity, gamma = settings.granularity or method.granularity, None
-    if granularity not in GRANULARITIES: raise AlphaqError(f'granularities are {", ".join(GRANULARITIES)}, got {granularity!r}')
+    check_known(granularity, GRANULARITIES, 'granularities')
     if settings.method in WITH_ALPHA:
         gamma = default_gamma(_alphas(scores)) if settings.gamma is None else float(settings.gamma)
         if settings.cap is not None: gamma = capped_gamma(_alphas(scores), gamma, settings.cap)
@@ -556,4 +551,4 @@ def preset_named(
     name:str, # key of `PRESETS`
 )->Preset:
     "The preset of that name, or an error with the nearest names."
-    return _named(name, PRESETS, 'preset')
+    return entry(name, PRESETS, 'preset')

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from . import __version__
 from .console import emit, size, table
-from .core import AlphaqError, check_free, provenance
+from .core import AlphaqError, check_free, check_known, provenance
 
 # %% ../nbs/69_cli.ipynb #0863b96f
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -97,7 +97,7 @@ Device = Annotated[str, typer.Option(help='cpu, cuda, or auto: the GPU if there 
 
 def _engine(name, device='cpu'):
     from alphaq.jobs import ENGINES
-    if name not in ENGINES: raise AlphaqError(f'engines are {", ".join(ENGINES)}, got {name!r}')
+    check_known(name, ENGINES, 'engines')
     if device != 'cpu' and name == 'ray': raise AlphaqError('the engine ray works on CPUs; say --device cpu, or use --engine local')
     return ENGINES[name] if device == 'cpu' else functools.partial(ENGINES[name], workers=2)  # one reads while the other computes
 

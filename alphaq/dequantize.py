@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import alphaq
 from .checkpoint import ROLES, split_name
-from .core import AlphaqError, atomic, track, write_json, write_text
+from .core import AlphaqError, atomic, check_known, track, write_json, write_text
 from .families import FAMILIES
 from .folder import Folder, open_folder
 from .hook import poison_tensors
@@ -132,7 +132,7 @@ def dequantize(
     overwrite:bool=False,   # replace a finished folder, once its successor is complete
 )->Dequantized:
     "Write a quantized folder as plain weights; run again after a crash, it continues."
-    if dtype not in DTYPES: raise AlphaqError(f'types are {", ".join(DTYPES)}, got {dtype!r}')
+    check_known(dtype, DTYPES, 'types')
     source, out = open_folder(folder), Path(out).absolute()
     q = _quantization(source)
     parts, family = folder_parts(source, q), source.config['model_type']

@@ -11,17 +11,16 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from math import nan
 
 import numpy as np
 
 from .allocators import Settings, allocate, checked_choices, method_named, units
-from .core import AlphaqError, BudgetError
+from .core import AlphaqError, BudgetError, check_known, entry
 from .grid import WIDTHS
 from .plan import Plan, widths
 
-# %% ../nbs/33_export.ipynb #14e712e6
+# %% ../nbs/33_export.ipynb #0857d592
 @dataclass(frozen=True)
 class Target:
     "What a consumer of plans can load."
@@ -43,15 +42,11 @@ TARGETS = {
     'exl3': Target('role', WIDTHS, 'ExLlamaV3 1.6.5, MultiLinear: equal K across experts', lambda b, g: b),
 }
 
-def _named(name, table, kind):
-    if name in table: return table[name]
-    raise AlphaqError(f'no {kind} {name!r}; did you mean {" or ".join(get_close_matches(name, table) or table)}?')
-
 def target_named(
     name:str, # key of `TARGETS`
 )->Target:
     "The target of that name, or an error with the nearest names."
-    return _named(name, TARGETS, 'target')
+    return entry(name, TARGETS, 'target')
 
 # %% ../nbs/33_export.ipynb #cf4d2385
 _apart = {'projection': {'expert', 'role'}, 'expert': {'expert'}, 'role': {'role'}, 'layer': set()}
@@ -62,7 +57,7 @@ def restricted(
 )->Settings:
     "The same request within what a target can load."
     t, asked = target_named(target), settings.granularity or method_named(settings.method).granularity
-    if asked not in _apart: raise AlphaqError(f'granularities are {", ".join(_apart)}, got {asked!r}')
+    check_known(asked, _apart, 'granularities')
     granularity = next(g for g, kept in _apart.items() if kept == _apart[asked] & _apart[t.finest])
     choices = tuple(b for b in checked_choices(settings.choices) if b in t.choices)
     if not choices: raise AlphaqError(f'{target} has the widths {", ".join(map(str, t.choices))}, offered are {", ".join(map(str, settings.choices))}; offer one of them')
@@ -221,7 +216,7 @@ def export(
     family:str|None=None, # `model_type` of the checkpoint
 )->str:                   # what the tool reads
     "The plan as text for another tool, or an error that says why the tool cannot load it."
-    exporter = _named(to, EXPORTERS, 'exporter')
+    exporter = entry(to, EXPORTERS, 'exporter')
     foreign = next((n for n in plan.modules if '.layers.' not in n or '.experts.' in n), None)
     if foreign: raise AlphaqError(f'{foreign} is no name that {to} knows; score the checkpoint with `alphaq score`, which gives names that it does')
     check_loads(plan, exporter.target)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .core import AlphaqError
+from .core import AlphaqError, check_known
 from .grid import GRIDS, WIDTHS, ZERO_STEPS, QuantizedWeight, dequantize_codes, group_of, round_to_grid
 
 # %% ../nbs/30_gptq.ipynb #a2947142
@@ -34,7 +34,7 @@ def column_order(
     group_size:int=128,     # as for `grid.group_of`
 )->Tensor:                  # `[..., in]` int64, the columns in the order they are visited
     "Order of the columns: as stored, loudest input first, or loudest group first and loudest input first inside it."
-    if order not in ORDERS: raise AlphaqError(f'column orders are {", ".join(ORDERS)}, got {order!r}')
+    check_known(order, ORDERS, 'column orders')
     loud = torch.nan_to_num(H.diagonal(dim1=-2, dim2=-1).double(), nan=0., posinf=0., neginf=0.)
     if order == 'none': return torch.arange(loud.shape[-1], device=H.device).expand(loud.shape)
     if order == 'act': return loud.argsort(dim=-1, descending=True, stable=True)
@@ -147,7 +147,7 @@ def gptq(
 
 def _check(bits, group_size, grid, columns, static_groups):
     if bits not in WIDTHS: raise AlphaqError(f'widths are {WIDTHS}, got {bits}')
-    if grid not in GRIDS: raise AlphaqError(f'rounding rules are {", ".join(GRIDS)}, got {grid!r}')
+    check_known(grid, GRIDS, 'rounding rules')
     if columns is None or static_groups: return
     groups = (columns // group_size).unflatten(-1, (-1, group_size))
     if (groups != groups[..., :1]).any():

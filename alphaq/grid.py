@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .core import AlphaqError
+from .core import AlphaqError, check_known
 
 # %% ../nbs/20_grid.ipynb #b8d820e6
 WIDTHS = (1, 2, 3, 4)  # bits a code can have
@@ -170,7 +170,7 @@ def quantize(
 def _gridded(W, bits, group_size, grid):
     "Groups and their grids."
     if bits not in WIDTHS: raise AlphaqError(f'widths are {WIDTHS}, got {bits}')
-    if grid not in GRIDS: raise AlphaqError(f'rounding rules are {", ".join(GRIDS)}, got {grid!r}')
+    check_known(grid, GRIDS, 'rounding rules')
     groups = W.detach().float().unflatten(-1, (-1, group_of(W.shape[-1], group_size)))
     scale, zero = GRIDS[grid](groups, bits)
     _representable(groups, scale)

@@ -12,7 +12,7 @@ from math import pi, sqrt
 
 import numpy as np
 
-from .core import AlphaqError
+from .core import AlphaqError, check_known
 from .esd import marchenko_pastur_cdf, marchenko_pastur_edges
 
 # %% ../nbs/12_hill.ipynb #99075410
@@ -82,7 +82,7 @@ def hill(
     rule:str='peak',    # key of `RULES`
 )->TailFit:
     "Tail exponent of a spectrum under a named rule ({eq}`eq-hill`)."
-    if rule not in RULES: raise AlphaqError(f'tail rules are {", ".join(RULES)}, got {rule!r}')
+    check_known(rule, RULES, 'tail rules')
     lam = np.sort(np.asarray(lam, np.float64).ravel())
     if not (np.isfinite(lam) & (lam >= 0)).all(): raise AlphaqError('eigenvalues must be finite and >= 0; this matrix is damaged')
     if lam.size: lam = lam[lam > 1e-12 * lam[-1]]  # a singular matrix has zeros, which have no logarithm

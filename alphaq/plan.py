@@ -49,8 +49,8 @@ class Plan:
     price:float|None=None                       # predicted cost over that of the plan without these restrictions
 
 def widths(
-    plan:Plan,
-)->dict: # projection name -> bits
+    plan,  # a `Plan`, or the quantization_config of a folder
+)->dict:   # projection name -> bits
     "The plan as a flat table."
     table = {f'{prefix}.{expert}.{role}': int(digit) for prefix, roles in plan.layers.items()
              for role, digits in roles.items() for expert, digit in enumerate(digits)}

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import Checkpoint
-from .core import AlphaqError, cache_dir, read_json, track, write_json, write_text
+from .core import AlphaqError, cache_dir, check_known, read_json, track, write_json, write_text
 from .esd import eigenvalues
 from .farms import farms_eigenvalues, tile_side, tiles
 from .hill import RULES, hill
@@ -106,7 +106,7 @@ def gaussian_null(
 )->tuple[float, float]:    # centre and spread of alpha
     "What alpha of a Gaussian matrix of this shape is, and how much it varies ({eq}`eq-null-z`); remembered on disk."
     shape = tuple(sorted(shape))
-    if rule not in RULES: raise AlphaqError(f'tail rules are {", ".join(RULES)}, got {rule!r}')
+    check_known(rule, RULES, 'tail rules')
     name = f'{shape[0]}x{shape[1]}-{rule}-{tile}-{stride or "side"}-{draws}.json'
     if found := _recall(name): return found
     null = centre_spread([hill(lam, rule).alpha for lam in _null_spectra(shape, tile, stride, draws)])

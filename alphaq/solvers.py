@@ -18,7 +18,7 @@ import time
 
 import numpy as np
 
-from .core import AlphaqError, one_line, provenance, read_rows, results_dir, track, write_rows
+from .core import AlphaqError, check_known, one_line, provenance, read_rows, results_dir, track, write_rows
 from .gamma import alpha_weight, default_gamma
 from .mckp import LIBRARIES, Solution, brute_force, cost_unit, relaxation, solve, solve_pulp
 
@@ -40,7 +40,7 @@ def problem(
     seed:int=0,
 ):               # `(costs [n, 4], sizes [n, 4], budget)`
     "A large problem of one kind."
-    if kind not in KINDS: raise AlphaqError(f'kinds are {", ".join(KINDS)}, got {kind!r}')
+    check_known(kind, KINDS, 'kinds')
     rng, widths = np.random.default_rng(seed), np.arange(1, 5)
     alphas = rng.normal(3, .3, n).clip(1.5).round(1 if kind == 'ties' else 9)
     weight = (alpha_weight(alphas, default_gamma(alphas)) if kind in ('one shape', 'four shapes', 'ties') else np.exp(rng.normal(0, 1.2, n)))[:, None]

@@ -53,8 +53,7 @@ def check_plan_widths(
 ):                       # yields findings
     "The widths in config.json are those of plan.json, and a stock load is refused."
     plan = read_plan(folder.path/'plan.json')
-    lines = ((n, r, line) for n, roles in config.layers.items() for r, line in roles.items())
-    held = {f'{n}.{e}.{r}': int(b) for n, r, line in lines for e, b in enumerate(line)} | config.modules
+    held = widths(config)
     planned = dict.fromkeys(config.modules, plan.other_bits) | {n: b for n, b in widths(plan).items() if b != 16}
     job = read_json(folder.path/'job.json') if (folder.path/'job.json').is_file() else {}
     if (head := job.get('head_bits', 16)) != 16 or HEAD in held: planned[HEAD] = head  # the head is no part of a plan
@@ -132,8 +131,7 @@ def check_errors(
     "Each matrix is the one whose error was written down; with the original, the error is that error."
     if not (folder.path/'errors.jsonl').is_file(): return
     rows = read_errors(folder.path/'errors.jsonl')
-    lines = ((n, r, line) for n, roles in config.layers.items() for r, line in roles.items())
-    bits = {f'{n}.{e}.{r}': int(b) for n, r, line in lines for e, b in enumerate(line)} | config.modules
+    bits = widths(config)
     for name in sorted(rows.keys() ^ bits.keys()):
         yield f'{name} is ' + ('not in errors.jsonl' if name in bits else 'in errors.jsonl, and not in config.json')
     experts = {p.name: p for p in original.projections} if original else {}
@@ -211,7 +209,6 @@ class Report:
 
 def examine(
     folder,          # `str | Path` a quantized folder
-    run:bool=True,   # load it and run a forward pass, if nothing else is wrong
     original=None,   # `str | Path` the checkpoint it was made from: its fingerprint and every error are computed again
 )->Report:
     "Look for everything that can be wrong with a quantized folder."
@@ -238,18 +235,17 @@ def examine(
             check('numbers', check_numbers, opened, config)
             if source: check('original', check_source, opened, source)
             if 'numbers' not in dict(findings): check('errors', check_errors, opened, config, source)
-    if run and not findings: check('runs', check_runs, folder)
+    if not findings: check('runs', check_runs, folder)
     files = [folder/name for name in files_in(folder)]
     unchecked = () if findings else tuple(_unchecked(folder))
     return Report(folder, len(files), sum(p.stat().st_size for p in files), tuple(findings), unchecked)
 
 def verify(
     folder,          # `str | Path` a quantized folder
-    run:bool=True,   # load it and run a forward pass, if nothing else is wrong
     original=None,   # `str | Path` the checkpoint it was made from: its fingerprint and every error are computed again
 )->Report:           # of a sound folder
     "Raise `VerificationError` with the first problems of a folder, if it has any."
-    report = examine(folder, run, original)
+    report = examine(folder, original)
     if report.ok: return report
     first = '; '.join(f'{check}: {what}' for check, what in report.findings[:3])
     more = f'; and {len(report.findings) - 3} more' if len(report.findings) > 3 else ''
