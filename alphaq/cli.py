@@ -333,14 +333,6 @@ def _measured(checkpoint, scores, settings, target, name):
     predicted = f', predicted {found["price"]:.3f} times its cost' if found['price'] else ''
     return f'{found["over_free"]:+.4f} ± {found["stderr"]:.4f} nats per token of {name} above the free plan of the same stored size{predicted}'
 
-def _sampled(rows, step=.25):
-    "A frontier at round budgets: cost of the last plan that fits, a bound on all that fit, and how far apart they are at most."
-    import numpy as np
-    bits, cost, under = (np.array([r[k] for r in rows]) for k in ('bits', 'objective', 'lower_bound'))
-    at = np.arange(np.ceil(bits[0] / step - 1e-9), np.floor(bits[-1] / step + 1e-9) + 1) * step
-    objective, bound = cost[np.searchsorted(bits, at + 1e-9, side='right') - 1], np.interp(at, bits, under)
-    return [dict(bits=float(b), objective=float(o), lower_bound=float(min(l, o)), gap=float(max(0., 1 - l / o)) if o > 0 else 0.) for b, o, l in zip(at, objective, bound)]
-
 @verb
 def frontier(scores:Annotated[Path, typer.Argument(help='table from `alphaq score`, or the authors\' own')],
              out:Annotated[Path, typer.Option('-o', '--out', help='table to write, or a page with a slider if it ends in .html')]=Path('frontier.csv'), preset:Preset='best', method:Method=None, gamma:Gamma=None,
@@ -350,7 +342,7 @@ def frontier(scores:Annotated[Path, typer.Argument(help='table from `alphaq scor
     import csv, io
     from alphaq.allocators import frontier as every
     from alphaq.core import write_text
-    from alphaq.dial import dial_page
+    from alphaq.dial import at_round_budgets, dial_page
     from alphaq.score import read_scores
     check_free(out, overwrite)
     skipped = []
@@ -360,7 +352,7 @@ def frontier(scores:Annotated[Path, typer.Argument(help='table from `alphaq scor
     table_ = csv.DictWriter(text, rows[0], lineterminator='\n')
     table_.writeheader(); table_.writerows(rows)
     write_text(out, dial_page(experts, settings, f'{scores.stem}: {settings.method}') if out.suffix == '.html' else text.getvalue())
-    shown = _sampled(rows)
+    shown = at_round_budgets(rows)
     data = dict(method=settings.method, count=settings.count, moves=len(rows) - 1, reach=[rows[0]['bits'], rows[-1]['bits']], out=str(out), left_out=skipped, at=shown)
     emit(data, json_, table([f'>bits by {settings.count}', '>objective', '>lower bound', '>gap at most'],
                             [[f'{r["bits"]:g}', f'{r["objective"]:.6g}', f'{r["lower_bound"]:.6g}', f'{r["gap"]:.1e}'] for r in shown], f'{settings.method}, {len(rows) - 1} moves in {out}'))
@@ -494,11 +486,12 @@ def tune(folder:Quantized, model:Annotated[str, typer.Argument(help='the model i
          device:Device='cpu', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False):
     "Tune the routers of a quantized folder on text, into another folder. Says what it gained on text kept back."
     from alphaq.checkpoint import open_checkpoint
+    from alphaq.evaluate import calibration_windows
     from alphaq.routers import tune as run
     _still()
     c = open_checkpoint(model)
-    if out.exists() and not overwrite: raise AlphaqError(f'{out} exists; choose another folder or pass --overwrite')
-    windows, described, _ = _windows(c.path, calibration.split('+'), 'train', window, samples)
+    check_free(out, overwrite, 'folder')
+    windows, described, _ = calibration_windows(c.path, calibration.split('+'), window, samples)
     made = run(folder, c, windows, out, method, described, seed, _device(device), overwrite)
     data = vars(made) | dict(path=str(made.path), read=described)
     (before, after), (had, has), (mean, stderr) = made.changed, made.lost, made.gained

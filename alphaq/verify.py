@@ -209,6 +209,7 @@ class Report:
 
 def examine(
     folder,          # `str | Path` a quantized folder
+    run:bool=True,   # load it and run a forward pass, if nothing else is wrong
     original=None,   # `str | Path` the checkpoint it was made from: its fingerprint and every error are computed again
 )->Report:
     "Look for everything that can be wrong with a quantized folder."
@@ -235,17 +236,18 @@ def examine(
             check('numbers', check_numbers, opened, config)
             if source: check('original', check_source, opened, source)
             if 'numbers' not in dict(findings): check('errors', check_errors, opened, config, source)
-    if not findings: check('runs', check_runs, folder)
+    if run and not findings: check('runs', check_runs, folder)
     files = [folder/name for name in files_in(folder)]
     unchecked = () if findings else tuple(_unchecked(folder))
     return Report(folder, len(files), sum(p.stat().st_size for p in files), tuple(findings), unchecked)
 
 def verify(
     folder,          # `str | Path` a quantized folder
+    run:bool=True,   # load it and run a forward pass, if nothing else is wrong
     original=None,   # `str | Path` the checkpoint it was made from: its fingerprint and every error are computed again
 )->Report:           # of a sound folder
     "Raise `VerificationError` with the first problems of a folder, if it has any."
-    report = examine(folder, original)
+    report = examine(folder, run, original)
     if report.ok: return report
     first = '; '.join(f'{check}: {what}' for check, what in report.findings[:3])
     more = f'; and {len(report.findings) - 3} more' if len(report.findings) > 3 else ''
