@@ -262,10 +262,10 @@ def skeleton(
     device:str='cpu',       # that will compute
 )->nn.Module:               # a causal language model on the meta device, in evaluation mode
     "The checkpoint's model without weights, never running code from the folder."
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
     dtype = {'dtype': torch.float32} if device == 'cpu' else {}
     try:
-        config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
+        config = CONFIG_MAPPING[checkpoint.family].from_dict({**checkpoint.config})
         with torch.device('meta'): model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **dtype)
     except (ValueError, KeyError, OSError, ImportError) as e:
         why = str(e).strip().splitlines()[0]

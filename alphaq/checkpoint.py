@@ -290,10 +290,10 @@ class Checkpoint(Folder):
         return ', '.join([*counts, f'{sum(p.name not in names for p in self.projections):,} skipped'])
 
 def open_checkpoint(
-    path,         # `str | Path` a checkpoint folder, or 'pocket'
+    path,         # `str | Path | Folder` a checkpoint folder, 'pocket', or a folder that is open
 )->Checkpoint:    # headers only; weights are read by `read`
     "Open a mixture-of-experts checkpoint and list its routed expert projections, complete or not at all."
-    folder = open_folder(path)
+    folder = path if isinstance(path, Folder) else open_folder(path)
     quantization = folder.config.get('quantization_config')
     if isinstance(quantization, dict) and quantization.get('quant_method') == 'alphaq':
         raise AlphaqError(f'{folder.path}: already quantized by alphaq; name the original checkpoint')
@@ -308,7 +308,7 @@ def open_checkpoint(
     for module, experts in layers.items(): _check_layer(folder.path, module, experts, declared(folder.config), used[module].all_roles)
     _check_depth(folder)
     names = ', '.join(dict.fromkeys(layout.name for layout in used.values()))
-    return Checkpoint(folder.path, folder.config, folder.tensors, projections, names, any(layout.guessed for layout in used.values()))
+    return Checkpoint(folder.place, folder.config, folder.tensors, projections, names, any(layout.guessed for layout in used.values()))
 
 # %% ../nbs/10_checkpoint.ipynb #90d88581
 INCLUDE = { # what can be scored beside routed experts -> its place in a layer
@@ -340,14 +340,14 @@ def including(
     return replace(checkpoint, projections=(*checkpoint.projections, *(p for found in more for p in found)))
 
 def open_dense(
-    path,          # `str | Path` a folder with a model without experts
+    path,          # `str | Path | Folder` a model without experts
 )->Checkpoint:     # its `projections` are the matrices of its layers
     "Open a dense model for scoring."
-    folder = open_folder(path)
+    folder = path if isinstance(path, Folder) else open_folder(path)
     if fitting(folder.tensors): raise AlphaqError(f'{folder.path}: a mixture of experts; score it without --dense')
     found = _matrices(folder, folder.tensors)
     if not found: raise AlphaqError(f'{folder.path}: no matrices in numbered layers; seen: {_seen(folder.tensors)}')
-    return Checkpoint(folder.path, folder.config, folder.tensors, found, 'dense')
+    return Checkpoint(folder.place, folder.config, folder.tensors, found, 'dense')
 
 # %% ../nbs/10_checkpoint.ipynb #3f55d4f7
 def _exchanged(p, others):

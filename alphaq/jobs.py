@@ -25,7 +25,7 @@ from threadpoolctl import threadpool_limits
 
 import alphaq
 from .checkpoint import Checkpoint
-from .core import AlphaqError, check_free, track, write_text
+from .core import AlphaqError, UnreachableError, check_free, track, write_text
 from .esd import eigenvalues
 from .farms import farms_tiles
 from .score import PART, Score, gaussian_null, naming, score_projection, write_scores
@@ -228,7 +228,9 @@ def score_to(
     with Journal(out.with_name(f'{out.name}.partial'), job.manifest, overwrite) as journal:
         try:
             for i, rows in run(job, engine, journal.done): journal.add(i, rows)
-        except AlphaqError: journal.remove(); raise
+        except AlphaqError as e:
+            if not isinstance(e, UnreachableError): journal.remove()
+            raise
         scores = [s for i in range(len(job.pieces)) for s in journal.done[i]]
         write_scores(out, scores, json.dumps(dict(part=job.part, rows=len(scores), job=job.manifest)) if job.part != (1, 1) else '')
         journal.remove()
