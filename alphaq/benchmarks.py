@@ -66,7 +66,7 @@ def _over_uniform(runs, learned):
 def _trial(trial, checkpoint, scores, uniform, calibration, probes, folder):
     "Allocate, quantize, reload and measure one folder."
     start = time.perf_counter()
-    plan = make_plan(scores, allocate(scores, replace(PRESETS[trial.preset].settings, bits=trial.bits)), checkpoint.path.resolve().name, trial.preset)
+    plan = make_plan(scores, allocate(scores, replace(PRESETS[trial.preset].settings, bits=trial.bits)), checkpoint.name, trial.preset)
     fed = calibration if trial.quantizer == 'gptq' else (None, None)
     made = quantize(Job(checkpoint, plan, trial.quantizer, *fed), folder, overwrite=True)
     bits = widths(plan)
@@ -98,7 +98,7 @@ def demo(
     calibration = calibration_windows(checkpoint.path, BUILTIN, 256, samples)[:2] if any(t.quantizer == 'gptq' for t in trials) else None
     plain = dict(bits=16., method='bf16', quantizer=None, file_bytes=sum((checkpoint.path/f).stat().st_size for f in checkpoint.files),
                  stored_bits=16., texts=_measured(checkpoint.path, probes)[0])
-    home = Path(out)/checkpoint.path.resolve().name
+    home = Path(out)/checkpoint.name
     def run(t): return _trial(t, checkpoint, scores, uniform, calibration, probes, home/f'{t.preset}-{t.bits:g}-{t.quantizer}')
     runs = [run(t) for t in track(trials, 'trials')]
     gzip = {p.text.name: gzip_bits(p.text.text) for p in probes}

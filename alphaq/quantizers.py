@@ -326,7 +326,7 @@ def _errors_file(args):
         about = 'synthetic inputs: eigenvalues near 1/i, sizes log-normal; deviation over draws'
         return 'output-error', provenance('python -m alphaq.quantizers errors', seed=0, about=about), synthetic_errors()
     checkpoint = open_checkpoint(args.model)
-    name, fields = checkpoint.path.resolve().name, checkpoint.identity()
+    name, fields = checkpoint.name, checkpoint.identity()
     about = f'{name}: error on held-out text, mean of the three roles; deviation over draws of calibration text'
     header = provenance(f'python -m alphaq.quantizers errors --model {name}', seed=0, about=about, **fields)
     return f'output-error-{name}', header, model_errors(checkpoint)
@@ -337,7 +337,7 @@ def _texts_file(args, count=10, tokens=5120):
     tokenizer = load_tokenizer(checkpoint.path)
     def draw(seed): return drawn_windows(tokenizer, texts.values(), count, seed)
     samples = {d: sample(tokenizer, t, tokens=tokens) for d, t in held_out.items()}
-    name = checkpoint.path.resolve().name
+    name = checkpoint.name
     fields = checkpoint.identity() | dict(held_out={d: s.text.sha256 for d, s in samples.items()}, window=256)
     if args.name != 'head': fields['calibration_tokens'] = draw(0).numel()
     header = provenance(f'python -m alphaq.quantizers {args.name} --model {name}', seed=0, **fields)

@@ -275,7 +275,7 @@ def _rounded(quantizer, checkpoint, model, tokenizer, texts):
 
 def _header(args, checkpoint, samples, read):
     "Everything that the rows depend on; `read` samples of calibration text."
-    name = checkpoint.path.resolve().name
+    name = checkpoint.name
     command = f'python -m alphaq.rivals --model {name} --tokens {args.tokens} --bits {" ".join(f"{b:g}" for b in args.bits)}'
     command += f' --tries {args.tries} --samples {args.samples}' if args.tries else ' --fusion' * args.fusion
     fed = args.quantizer == 'gptq'
@@ -291,7 +291,7 @@ def main(
     args = _arguments(argv)
     logging.disable_progress_bar()
     checkpoint, (texts, held_out) = open_checkpoint(args.model), corpus()
-    (model, tokenizer), name = load_model(checkpoint.path), checkpoint.path.resolve().name
+    (model, tokenizer), name = load_model(checkpoint.path), checkpoint.name
     samples = {d: sample(tokenizer, t, tokens=args.tokens) for d, t in held_out.items()}
     start = first_routers(results_dir()/name/'routers-0.jsonl')
     scores = score(checkpoint, measure=measured_noise, describe=describer(checkpoint, start))

@@ -418,7 +418,7 @@ def main(
     parser.add_argument('--model', default='pocket', help='pocket or a local checkpoint folder')
     args = parser.parse_args(argv)
     checkpoint, (texts, held_out) = open_checkpoint(args.model), corpus()
-    tokenizer, name = load_tokenizer(checkpoint.path), checkpoint.path.resolve().name
+    tokenizer, name = load_tokenizer(checkpoint.path), checkpoint.name
     samples = {d: sample(tokenizer, t, tokens=tokens) for d, t in held_out.items()}
     def draw(seed): return drawn_windows(tokenizer, texts.values(), count, seed)
     header = provenance(f'python -m alphaq.routers --model {name}', seed=0, **checkpoint.identity(), window=256,
