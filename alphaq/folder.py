@@ -71,7 +71,7 @@ def _contained(file):
     "A file of a folder, refused if it is missing or a link that leads elsewhere."
     home = file.parent.resolve()
     homes = [home] + ([home.parent.parent/'blobs'] if home.parent.name == 'snapshots' else [])
-    if not file.is_file(): raise AlphaqError(f'{file}: no such file; download it again')
+    if not file.is_file(): raise AlphaqError(f'{file}: no such file; name the folder of a model, or download it again')
     if not any(file.resolve().is_relative_to(h) for h in homes):
         raise AlphaqError(f'{file}: leads outside the folder, to {file.resolve()}; copy the file here instead of linking it')
     return file

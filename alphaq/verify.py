@@ -215,6 +215,7 @@ def examine(
     "Look for everything that can be wrong with a quantized folder."
     folder, findings = Path(folder), []
     if not folder.is_dir(): raise AlphaqError(f'{folder}: no such folder')
+    if not any((folder/n).exists() for n in ('SHA256SUMS', 'plan.json', 'UNFINISHED')): raise AlphaqError(f'{folder}: not a folder that `alphaq quantize` made')
     source = open_checkpoint(original) if original is not None else None
     def check(name, f, *args):
         try: findings.extend((name, what) for what in f(*args))

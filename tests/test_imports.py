@@ -45,6 +45,11 @@ def test_import_is_cheap():
     assert cost < .3, f'import alphaq costs {cost:.2f} s'
 
 def test_import_is_light():
-    code = "import alphaq, sys; print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'transformers', 'numpy', 'scipy'}))"
+    code = "import alphaq, sys; assert {'score', 'grid', 'cli'} <= {*dir(alphaq)} and alphaq.__doc__; print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'transformers', 'numpy', 'scipy'}))"
     loaded = subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     assert loaded == '[]', f'import alphaq loads {loaded}'
+
+def test_modules_can_be_named():
+    import alphaq
+    assert alphaq.core.AlphaqError and alphaq.__version__
+    with pytest.raises(AttributeError, match='no attribute'): alphaq.nothing

@@ -43,3 +43,11 @@ def test_the_landing_page_says_what_the_rows_say():
     permuted = [r['over_uniform'] for n, r in rows.items() if n.startswith('alphaq, permuted')]
     def told(name): return f'{rows[name]["over_uniform"]:+.3f} ± {rows[name]["stderr"]:.3f}'
     assert said == [told('alphaq'), f'{min(permuted):+.3f} to {max(permuted):+.3f}', told('measured'), told('gemq, text, mean'), told('mxmoe, text, mean')]
+
+def test_the_landing_page_counts_what_beats_uniform():
+    rows = [r for r in map(json.loads, (ROOT/'results/allocators/pocket.jsonl').read_text().splitlines()[1:]) if r['bits'] in (2, 2.5)]
+    beat = [(r['bits'], r['name']) for r in rows if r['stderr'] and r['over_uniform'] < -3 * r['stderr']]
+    reading = [r['name'] for r in rows if r['bits'] == 2.5 and r['name'].endswith(', text, mean')]
+    text = ' '.join((ROOT/'README.md').read_text().split())
+    assert 'Of ten methods that read text these two beat uniform here; at two bits nothing does.' in text and len(reading) == 10
+    assert {n for b, n in beat if n in reading} == {'gemq, text, mean', 'mxmoe, text, mean'} and not [n for b, n in beat if b == 2]
