@@ -19,7 +19,7 @@ import torch
 
 from .core import AlphaqError
 from .folder import Folder, TensorInfo, check_finite, open_folder
-from .formats import mxfp4
+from .formats import int4, mxfp4
 
 # %% ../nbs/10_checkpoint.ipynb #7d356832
 ROLES = ('gate_proj', 'up_proj', 'down_proj')
@@ -46,13 +46,13 @@ _stack = _stacked('gate_up_proj', 'down_proj')
 _fused = rf'{_layer}\.mlp\.experts\.(?P<token>gate_up_proj|down_proj)'
 _dbrx = rf'{_prefix}blocks\.(?P<layer>{_number})\.ffn\.experts\.mlp'
 LAYOUTS = ( # the first that fits
-    Layout('one tensor per expert', rf'{_layer}\.(?:mlp|feed_forward)\.experts\.{_expert}\.(?P<token>gate_proj|up_proj|down_proj)\.weight',
+    Layout('one tensor per expert', rf'{_layer}\.(?:mlp|feed_forward)\.experts\.{_expert}\.(?P<token>gate_proj|up_proj|down_proj)\.weight(?:_packed)?',
            _named(*ROLES)),
     Layout('GPT-OSS', _fused, _stack, turned=tuple(_stack), in_turn=True, family='gpt_oss'),
     Layout('GPT-OSS, packed', rf'{_fused}_blocks', _stack, in_turn=True),
     Layout('one tensor per layer', _fused, _stack),
     Layout('Llama-4', _fused.replace('mlp', 'feed_forward'), _stack, turned=tuple(_stack)),
-    Layout('Mixtral', rf'{_layer}\.block_sparse_moe\.experts\.{_expert}\.(?P<token>w1|w3|w2)\.weight', _named('w1', 'w3', 'w2')),
+    Layout('Mixtral', rf'{_layer}\.block_sparse_moe\.experts\.{_expert}\.(?P<token>w1|w3|w2)\.weight(?:_packed)?', _named('w1', 'w3', 'w2')),
     Layout('Granite', rf'{_layer}\.block_sparse_moe\.(?P<token>input_linear|output_linear)\.weight',
            _stacked('input_linear', 'output_linear')),
     Layout('Switch', rf'{_prefix}block\.(?P<layer>{_number})\.layer\.[12]\.mlp\.experts\.expert_{_expert}\.(?P<token>wi|wo)\.weight',
@@ -70,12 +70,12 @@ class Projection:
     expert:int              # expert in that layer, from 0; -1 for a matrix that is no expert's
     role:str                # one of `ROLES`; for a matrix that is no expert's, its place in the layer
     shape:tuple[int, int]   # (out, in)
-    dtype:str               # stored type: 'F64', 'F32', 'F16', 'BF16', 'F8_E4M3' or 'MXFP4'
+    dtype:str               # stored type: 'F64', 'F32', 'F16', 'BF16', 'F8_E4M3', 'MXFP4' or 'INT4'
     file:str                # plain file name inside the folder
     key:str                 # tensor in that file
     part:tuple=()           # of the tensor's first axes: an index, or first, end and step; () if the tensor is this matrix
     turned:bool=False       # what lies there is `[in, out]`
-    scales:str|None=None    # tensor of its scales, for 'F8_E4M3' and 'MXFP4'
+    scales:str|None=None    # tensor of its scales, where it is stored in codes
     @property
     def numel(self)->int: return prod(self.shape)
     @property
@@ -99,10 +99,21 @@ def _type(info, tensors, layout=None):
         if info.dtype != 'U8' or info.shape[-1:] != (16,) or not beside or (beside.dtype, beside.shape) != ('U8', info.shape[:-1]):
             raise AlphaqError(f'{where} needs groups of 16 bytes and {scales} beside them, one byte each; download the checkpoint again')
         return 'MXFP4', scales, (*info.shape[:-2], 32 * info.shape[-2])
+    stem, packed, _ = info.name.rpartition('_packed')
+    if packed: return _packed_type(info, stem, tensors, where)
     scales = f'{info.name}_scale_inv'
     if info.dtype == 'F8_E4M3' and scales in tensors and len(info.shape) == 2: return info.dtype, scales, info.shape
     if info.dtype in PLAIN: return info.dtype, None, info.shape
     raise AlphaqError(f'{where} is stored as {info.dtype}, in a way not known here; convert the checkpoint to bfloat16 first')
+
+def _packed_type(info, stem, tensors, where):
+    "The same of packed integers; if they are not of four bits, their shape will say so when they are read."
+    scales = tensors.get(f'{stem}_scale')
+    fits = info.dtype == 'I32' and scales and len(info.shape) == len(scales.shape) == 2 and scales.dtype in PLAIN and f'{stem}_g_idx' not in tensors
+    if not fits:
+        raise AlphaqError(f'{where}: packed integers need 32-bit words, {stem}_scale beside them, and groups in order; '
+                          'convert the checkpoint to bfloat16 first')
+    return 'INT4', scales.name, (info.shape[0], 8 * info.shape[1])
 
 MOST = 10**6  # projections of a checkpoint; stacks of tiny matrices would otherwise take a thousand times their size in memory
 
@@ -258,7 +269,7 @@ class Checkpoint(Folder):
 
     @cached_property
     def rest(self)->tuple[str, ...]: # tensors of the model that hold no routed expert
-        scales = {p.scales for p in self.projections} | {self.scale_of(n) for n in self.tensors}
+        scales = {p.scales for p in self.projections} | {beside for n in self.tensors for beside in self.beside(n)}
         other = {p.key for p in self.projections} | scales | {*self.left_out}
         return tuple(name for name in self.tensors if name not in other)
 
@@ -275,9 +286,18 @@ class Checkpoint(Folder):
     ):                         # `[out, in]` contiguous; in the stored type, or in one that holds what was stored
         "Read one projection, and only its bytes."
         p = projection
-        if p.dtype == 'MXFP4': value = mxfp4(self.stored(p.key, p.part), self.stored(p.scales, p.part))
+        if p.dtype == 'INT4': value = self._integers(p)
+        elif p.dtype == 'MXFP4': value = mxfp4(self.stored(p.key, p.part), self.stored(p.scales, p.part))
         else: value = self.tensor(p.key, finite=False) if p.scales else self.stored(p.key, p.part)
         return check_finite((value.mT if p.turned else value).contiguous(), self.path/p.file, f'{p.key} ({p.name})')
+
+    def _integers(self, p):
+        beside = {n.rpartition('weight_')[2]: self.stored(n) for n in self.beside(p.key)}
+        said, where = beside.get('shape'), f'{self.path/p.file}: tensor {p.key}'
+        if said is not None and said.tolist() != [*p.shape]:
+            raise AlphaqError(f'{where}: not integers of four bits, or of another shape; convert the checkpoint to bfloat16 first')
+        try: return int4(self.stored(p.key), beside['scale'], beside.get('zero_point'))
+        except AlphaqError as e: raise AlphaqError(f'{where}: {e}') from None
 
     def coverage(self,
         names, # of matrices that were treated
@@ -316,7 +336,7 @@ INCLUDE = { # what can be scored beside routed experts -> its place in a layer
     'shared': r'(?:mlp|feed_forward)\.shared_experts?\.(?:gate_proj|up_proj|down_proj)',
     'router': r'(?:\w+\.)*(?:mlp|block_sparse_moe|feed_forward|ffn)\.(?:gate|router)(?:\.layer|\.classifier)?',
 }
-_ANY = rf'{_prefix}(?:layers?|h|blocks?)\.(?P<layer>{_number})\.(?P<role>[\w.]+)\.weight'
+_ANY = rf'{_prefix}(?:layers?|h|blocks?)\.(?P<layer>{_number})\.(?P<role>[\w.]+)\.weight(?:_packed)?'
 
 def _matrices(folder, names, place=r'.+'):
     "Every two-dimensional weight at a place in a layer, as projections of no expert."
@@ -324,7 +344,7 @@ def _matrices(folder, names, place=r'.+'):
     found = [(t, m) for t, m in fits if m and re.fullmatch(place, m['role']) and len(t.shape) == 2 and min(t.shape) >= 3]
     def one(t, m):
         dtype, scales, shape = _type(t, folder.tensors)
-        return Projection(t.name.removesuffix('.weight'), int(m['layer']), -1, m['role'], shape, dtype, t.file, t.name, scales=scales)
+        return Projection(t.name.removesuffix('_packed').removesuffix('.weight'), int(m['layer']), -1, m['role'], shape, dtype, t.file, t.name, scales=scales)
     return tuple(sorted((one(*f) for f in found), key=lambda p: (p.layer, p.name)))
 
 def including(

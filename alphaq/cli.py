@@ -84,7 +84,7 @@ def info(model:Anywhere='pocket', plan:Annotated[Optional[Path], typer.Option(he
     shapes = sorted({p.shape for p in c.projections})
     total, numel = sum(t.nbytes for t in c.tensors.values()), sum(p.numel for p in c.projections)
     experts = {b: sum(stored_bytes(p.shape, b, group_size) for p in c.projections) for b in WIDTHS}
-    stored = sum(c.tensors[k].nbytes for k in {p.key for p in c.projections} | {p.scales for p in c.projections} - {None})
+    stored = sum(c.tensors[k].nbytes for k in {k for p in c.projections for k in (p.key, p.scales, *c.beside(p.key))} - {None})
     data = dict(model=str(c.path), family=_family(c), layout=c.layout, stored_as=', '.join(c.stored_types), coverage=c.coverage(p.name for p in c.projections), layers=len({p.layer for p in c.projections}), projections=len(c.projections), shapes=[list(s) for s in shapes],
                 expert_parameters=numel, bytes=total, expert_bytes=stored, other_bytes=total - stored, experts_at={b: n for b, n in experts.items()})
     if plan:
@@ -107,6 +107,12 @@ def _still():
     "Keep transformers from writing over the progress bars."
     from transformers.utils import logging
     logging.set_verbosity_error(); logging.disable_progress_bar()
+
+def _codes(c):
+    "What a score means where weights have been rounded before."
+    from alphaq.checkpoint import PLAIN
+    codes = [t for t in c.stored_types if t not in PLAIN]
+    return dict(stored_as=f'{", ".join(codes)}: alpha is that of weights rounded once, errors are of rounding them again') if codes else {}
 
 Engine = Annotated[str, typer.Option(help='who works: local (all cores) or ray (a cluster, pip install \'alphaq[ray]\')')]
 
@@ -157,7 +163,7 @@ def score(model:Anywhere='pocket', out:Annotated[Path, typer.Option('-o', '--out
     device = _device(device, engine)
     job = _job(c, tail, tile, stride, group_size, part=part_named(shard), device=device)
     scores = score_to(out, job, _engine(engine, device), overwrite)
-    summary = _alphas(scores) | dict(tail=tail, model=str(c.path), out=str(out), family=_family(c), coverage=c.coverage(s.name for s in scores))
+    summary = _alphas(scores) | dict(tail=tail, model=str(c.path), out=str(out), family=_family(c), coverage=c.coverage(s.name for s in scores), **_codes(c))
     _show(summary, json_, None if dense else f'allocate {_q(out)} --bits 2.5 -o plan.json' if shard == '1/1' else 'merge ALL PARTS -o scores.csv')
 
 @verb

@@ -174,6 +174,14 @@ class Folder:
             raise AlphaqError(f'{self.path/info.file}: {e}; the file changed while it was read') from None
         return value[tuple(slice(None, None, p[2]) for p in part if not isinstance(p, int))]  # no reader knows steps
 
+    def beside(self,
+        name:str,             # of a tensor
+    )->tuple[str, ...]:       # of tensors that mean nothing without it
+        "What lies beside codes: scales, and for packed integers zero points and their shape."
+        if self.scale_of(name): return (self.scale_of(name),)
+        if self.tensors[name].dtype != 'I32' or not name.endswith('_packed'): return ()
+        return tuple(n for part in ('scale', 'zero_point', 'shape') if (n := f'{name.removesuffix("packed")}{part}') in self.tensors)
+
     def scale_of(self,
         name:str, # of a tensor
     ):            # name of the tensor with its scales, `None` for a type that needs none

@@ -34,6 +34,8 @@ SEEDS = { # layout -> (model_type, tensors)
     'one tensor per expert': ('olmoe', _tensors(_M + 'mlp.experts.{e}.{t}.weight', _EACH)),
     'in eight bits': ('deepseek_v3', _tensors(_M + 'mlp.experts.{e}.{t}.weight', _EACH, 'F8_E4M3')
                       | _tensors(_M + 'mlp.experts.{e}.{t}.weight_scale_inv', dict.fromkeys(_EACH, (1, 1)), 'F32')),
+    'eight integers in a word': ('deepseek_v3', _tensors(_M + 'mlp.experts.{e}.{t}.weight_packed', {'gate_proj': (16, 1), 'up_proj': (16, 1), 'down_proj': (8, 2)}, 'I32')
+                                 | _tensors(_M + 'mlp.experts.{e}.{t}.weight_scale', {'gate_proj': (16, 1), 'up_proj': (16, 1), 'down_proj': (8, 1)})),
     'one tensor per layer': ('toy', _tensors(_M + 'mlp.experts.{t}', {'gate_up_proj': (2, 12, 4), 'down_proj': (2, 4, 6)})),
     'GPT-OSS': ('gpt_oss', _tensors(_M + 'mlp.experts.{t}', {'gate_up_proj': (2, 4, 12), 'down_proj': (2, 6, 4)})),
     'GPT-OSS, packed': ('gpt_oss', _tensors(_M + 'mlp.experts.{t}', {'gate_up_proj_blocks': (2, 64, 1, 16), 'down_proj_blocks': (2, 32, 1, 16),
@@ -45,7 +47,7 @@ SEEDS = { # layout -> (model_type, tensors)
     'unknown, recognised by shape': ('toy', _tensors('net.h.{l}.moe.experts.n{e}.{t}', {'a': (6, 4), 'b': (6, 4), 'c': (4, 6)})),
     'dense': ('llama', _tensors(_M + 'self_attn.{t}.weight', {'q_proj': (4, 4), 'o_proj': (4, 4)})),
 }
-BYTES = dict(F64=8, F32=4, F16=2, BF16=2, U8=1, I8=1, BOOL=1, F8_E4M3=1, F8_E5M2=1, F8_E8M0=1, I64=8, C64=8)
+BYTES = dict(F64=8, F32=4, I32=4, F16=2, BF16=2, U8=1, I8=1, BOOL=1, F8_E4M3=1, F8_E5M2=1, F8_E8M0=1, I64=8, C64=8)
 
 def file_bytes(
     tensors:dict, # name -> `(dtype, shape)`

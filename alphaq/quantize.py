@@ -104,6 +104,7 @@ def _check_source(checkpoint):
     "Refuse a checkpoint that can be scored, but whose quantized folder nobody could open."
     where = f'{checkpoint.path}: a checkpoint of family {checkpoint.family} can be scored, but not quantized'
     if checkpoint.guessed: raise AlphaqError(f'{where}: its layout is {checkpoint.layout}, and a guess is not enough')
+    if 'INT4' in checkpoint.stored_types: raise AlphaqError(f'{where}: it is one already, in four bits; name the model it was made from')
     if {p.role for p in checkpoint.projections} != {*ROLES}: raise AlphaqError(f'{where}: its experts have no gate')
     eight = next((n for n in checkpoint.rest if checkpoint.decoded(n).dtype.startswith('F8')), None)
     if eight: raise AlphaqError(f'{where}: {eight} is stored in eight bits, in a way not known here; convert it to bfloat16 first')
