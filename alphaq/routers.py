@@ -334,7 +334,7 @@ def tune(
     original:Checkpoint,   # what it was made from
     windows:Tensor,        # `[n >= 8, length]` token ids; every fourth is kept back
     out,                   # `str | Path` folder to make
-    method:str='loss',     # key of `METHODS`
+    method:str='gemq',     # key of `METHODS`
     calibration:str='',    # what the windows are of, for the model card
     seed:int=0,
     device:str='cpu',
