@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from alphaq import quantize as quantizing
+from alphaq import making, quantize as quantizing
 from alphaq.benchmarks import toy_checkpoint
 from alphaq.cli import app
 from alphaq.core import check_sums
@@ -100,7 +100,7 @@ def failing(error, after, then):
 
 @pytest.mark.parametrize('number', [errno.EROFS, errno.EACCES])
 def test_output_that_cannot_be_written(home, monkeypatch, number):
-    monkeypatch.setattr(quantizing, 'write_text', failing(OSError(number, os.strerror(number)), 0, None))
+    monkeypatch.setattr(making, 'write_text', failing(OSError(number, os.strerror(number)), 0, None))
     refused(home, f'cannot be written ({os.strerror(number)}); choose another folder', 'quantize', 'toy', '--bits', '2', '-o', 'out')
 
 
