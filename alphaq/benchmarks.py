@@ -227,11 +227,12 @@ def main(
     argv=None, # arguments, `None` takes the process's own
 ):
     "Entry point of `python -m alphaq.benchmarks`."
-    parser = argparse.ArgumentParser(prog='python -m alphaq.benchmarks')
-    parser.add_argument('name', choices=('demo', 'gpu', 'results'))
+    parser = argparse.ArgumentParser(prog='python -m alphaq.benchmarks', description='Compare allocators on a model, or remake the rows in results/.')
+    parser.add_argument('name', choices=('demo', 'gpu', 'results'),
+                        help='demo: show the comparison; results: write its rows; gpu: write the rows that need a GPU')
     parser.add_argument('--model', default='pocket', help='pocket or a local checkpoint folder')
-    parser.add_argument('--out', default='.work/demo', help='folder for quantized models')
-    parser.add_argument('--tokens', type=int, default=8192, help='evaluation tokens of each text')
+    parser.add_argument('--out', default='.work/demo', help='folder for quantized models; default .work/demo')
+    parser.add_argument('--tokens', type=int, default=8192, help='evaluation tokens of each text; default 8192')
     parser.add_argument('--json', action='store_true', help='print JSON')
     args = parser.parse_args(argv)
     if args.name == 'demo': show_demo(demo(args.model, args.out, args.tokens), args.json)

@@ -304,7 +304,7 @@ def main(
     argv=None, # arguments, `None` takes the process's own
 ):
     "Entry point of `python -m alphaq.longruns`."
-    parser = argparse.ArgumentParser(prog='python -m alphaq.longruns')
+    parser = argparse.ArgumentParser(prog='python -m alphaq.longruns', description='What quantizing needs: memory, kills survived, loading.')
     parser.add_argument('name', choices=('law', 'memory', 'kills', 'load'))
     parser.add_argument('--depth', type=int, default=2, help='layers, for law')
     parser.add_argument('--quantizer', default='rtn', choices=tuple(SHAPES), help='for memory')

@@ -350,7 +350,7 @@ def main(
 ):
     "Entry point of `python -m alphaq.quantizers`."
     runs = {'batched': _batched_file, 'errors': _errors_file, **dict.fromkeys(('perplexity', 'routing', 'head'), _texts_file)}
-    parser = argparse.ArgumentParser(prog='python -m alphaq.quantizers')
+    parser = argparse.ArgumentParser(prog='python -m alphaq.quantizers', description='Compare rounding rules; writes rows in results/quantize.')
     parser.add_argument('name', choices=tuple(runs))
     parser.add_argument('--model', help='pocket or a local checkpoint folder; errors are of synthetic inputs without')
     args = parser.parse_args(argv)

@@ -415,7 +415,7 @@ def main(
     tokens=3840, # held-out tokens of each domain
 ):
     "Entry point of `python -m alphaq.routers`."
-    parser = argparse.ArgumentParser(prog='python -m alphaq.routers')
+    parser = argparse.ArgumentParser(prog='python -m alphaq.routers', description='Tune routers after rounding; writes rows in results.')
     parser.add_argument('--model', default='pocket', help='pocket or a local checkpoint folder')
     args = parser.parse_args(argv)
     try:

@@ -245,7 +245,7 @@ def main(
     argv=None, # arguments, `None` takes the process's own
 ):
     "Entry point of `python -m alphaq.scoreruns`."
-    parser = argparse.ArgumentParser(prog='python -m alphaq.scoreruns')
+    parser = argparse.ArgumentParser(prog='python -m alphaq.scoreruns', description='What scoring needs: kills survived, a cluster, memory, time.')
     parser.add_argument('name', choices=tuple(RUNS))
     parser.add_argument('--count', type=int, default=100, help='kills')
     parser.add_argument('--seed', type=int, default=0, help='of the moments of the kills')

@@ -166,7 +166,7 @@ def main(
     argv=None, # arguments, `None` takes the process's own
 ):
     "Entry point of `python -m alphaq.solvers`."
-    parser = argparse.ArgumentParser(prog='python -m alphaq.solvers')
+    parser = argparse.ArgumentParser(prog='python -m alphaq.solvers', description='Compare solvers of the knapsack; writes rows in results/allocate.')
     parser.add_argument('name', choices=('agreement', 'speed'))
     parser.add_argument('--count', type=int, default=5000, help='small problems, for agreement')
     parser.add_argument('--repeats', type=int, default=3, help='runs of ours, for speed')
