@@ -49,5 +49,7 @@ def test_the_landing_page_counts_what_beats_uniform():
     beat = [(r['bits'], r['name']) for r in rows if r['stderr'] and r['over_uniform'] < -3 * r['stderr']]
     reading = [r['name'] for r in rows if r['bits'] == 2.5 and r['name'].endswith(', text, mean')]
     text = ' '.join((ROOT/'README.md').read_text().split())
+    fed = [r for r in map(json.loads, (ROOT/'results/allocators/gptq-pocket.jsonl').read_text().splitlines()[1:]) if r['name'] == 'alphaq']
+    assert 'loses to uniform widths, with error feedback (GPTQ) too' in text and len(fed) > 3 and all(r['over_uniform'] > 3 * r['stderr'] for r in fed)
     assert 'Of ten methods that read text these two beat uniform here; at two bits nothing does.' in text and len(reading) == 10
     assert {n for b, n in beat if n in reading} == {'gemq, text, mean', 'mxmoe, text, mean'} and not [n for b, n in beat if b == 2]
