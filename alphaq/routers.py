@@ -7,11 +7,10 @@ __all__ = ['SHARE', 'ROUTERS', 'METHODS', 'ridge', 'by_choices', 'by_loss', 'rou
            'Method', 'aligned', 'noting', 'placing', 'Tuned', 'packed_source', 'tune', 'uniform_widths',
            'tuned_routers', 'router_rows', 'main']
 
-# %% ../nbs/60_routers.ipynb #79ad8f15
+# %% ../nbs/60_routers.ipynb #70212d06
 import argparse
 import hashlib
 import shutil
-import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +23,13 @@ from torch import Tensor, nn
 from .activations import check_device, layer_calls, lent, load_for_calibration, model_name, run_layer, skeleton, stored, streamed_logits
 from .allocators import Settings, allocate
 from .checkpoint import Checkpoint, open_checkpoint
-from .console import emit, table
-from .core import AlphaqError, atomic, files_in, provenance, read_json, read_rows, results_dir, track, write_json, write_rows, write_sums, write_text
+from .core import AlphaqError, atomic, check_known, files_in, one_line, provenance, read_json, results_dir, track, write_json, write_rows, write_text
 from .dequantize import dense_matrices, folder_parts
 from .evaluate import load_model, load_tokenizer, paired, sample, verdict
 from .folder import Folder, open_folder
+from .making import UNFINISHED, making
 from .pocket import corpus
-from .quantize import LOGITS, UNFINISHED, making
+from .quantize import LOGITS
 from .quantizers import drawn_windows
 from .score import Score
 from .search import RoundedModel
@@ -328,7 +327,6 @@ def _write(folder, original, model, partial, routers, said):
     if old.get('logits') is not None:
         logits = streamed_logits(model, packed_source(open_folder(partial), original), torch.tensor(old['tokens']))[..., torch.tensor(old['places'])]
         write_json(partial/LOGITS, old | dict(logits=[[[float(f'{x:.6g}') for x in row] for row in text] for text in logits.tolist()]))
-    write_sums(partial, leave_out=(UNFINISHED,))
 
 # %% ../nbs/60_routers.ipynb #920ae2fa
 def tune(
@@ -343,7 +341,7 @@ def tune(
     overwrite:bool=False,  # replace a finished folder, once its successor is complete
 )->Tuned:
     "Tune the routers of a quantized folder on some text, into another folder."
-    if method not in METHODS: raise AlphaqError(f'methods are {", ".join(METHODS)}, got {method!r}')
+    check_known(method, METHODS, 'methods')
     check_device(device)
     verify(folder, run=False)
     source, out = open_folder(folder), Path(out).absolute()
@@ -409,6 +407,7 @@ def router_rows(
     return rows
 
 # %% ../nbs/60_routers.ipynb #b28b7af6
+@one_line('alphaq.routers')
 def main(
     argv=None, # arguments, `None` takes the process's own
     count=10,  # calibration windows from each domain
@@ -418,18 +417,15 @@ def main(
     parser = argparse.ArgumentParser(prog='python -m alphaq.routers', description='Tune routers after rounding; writes rows in results.')
     parser.add_argument('--model', default='pocket', help='pocket or a local checkpoint folder')
     args = parser.parse_args(argv)
-    try:
-        checkpoint, (texts, held_out) = open_checkpoint(args.model), corpus()
-        tokenizer, name = load_tokenizer(checkpoint.path), checkpoint.path.resolve().name
-        samples = {d: sample(tokenizer, t, tokens=tokens) for d, t in held_out.items()}
-        def draw(seed): return drawn_windows(tokenizer, texts.values(), count, seed)
-        fields = dict(model=name, model_version=checkpoint.version, model_sha256=checkpoint.fingerprint(), window=256,
-                      held_out={d: s.text.sha256 for d, s in samples.items()}, calibration_tokens=draw(0).numel())
-        header, out = provenance(f'python -m alphaq.routers --model {name}', seed=0, **fields), results_dir()/'quantize'/f'routers-{name}.jsonl'
-        write_rows(out, header, router_rows(checkpoint, draw, torch.cat([s.rows for s in samples.values()])))
-        print(out)
-    except AlphaqError as e:
-        print(f'routers: {e}', file=sys.stderr); sys.exit(e.exit_code)
+    checkpoint, (texts, held_out) = open_checkpoint(args.model), corpus()
+    tokenizer, name = load_tokenizer(checkpoint.path), checkpoint.name
+    samples = {d: sample(tokenizer, t, tokens=tokens) for d, t in held_out.items()}
+    def draw(seed): return drawn_windows(tokenizer, texts.values(), count, seed)
+    header = provenance(f'python -m alphaq.routers --model {name}', seed=0, **checkpoint.identity(), window=256,
+                        held_out={d: s.text.sha256 for d, s in samples.items()}, calibration_tokens=draw(0).numel())
+    out = results_dir()/'quantize'/f'routers-{name}.jsonl'
+    write_rows(out, header, router_rows(checkpoint, draw, torch.cat([s.rows for s in samples.values()])))
+    print(out)
 
 # %% ../nbs/60_routers.ipynb #829c1736
 #| eval: false
