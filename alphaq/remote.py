@@ -261,8 +261,9 @@ def on_hub(
     repo, _, revision = name.partition('@')
     try: info = HfApi(endpoint).model_info(repo, revision=revision or None, files_metadata=True, timeout=PATIENCE)
     except (OSError, HTTPError, ValueError, TypeError, KeyError) as e: raise _unknown(name, e) from None
+    if not re.fullmatch('[0-9a-f]{40,64}', str(info.sha)): raise _unknown(name, ValueError('no commit'))
     files = {s.rfilename: s.lfs and s.lfs.sha256 for s in info.siblings or ()}
-    base = hf_hub_url(repo, 'x', revision=str(info.sha), endpoint=endpoint).removesuffix('/x')
+    base = hf_hub_url(repo, 'x', revision=info.sha, endpoint=endpoint).removesuffix('/x')
     return There(Address(f'{repo}@{info.sha}'), base, frozenset(files), {n: digest for n, digest in files.items() if digest})
 
 def open_anywhere(
