@@ -13,7 +13,7 @@ __all__ = ['COUNTS', 'NOISES', 'SCOPES', 'GRANULARITIES', 'DATA', 'PER_CHANNEL',
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import cached_property, partial
 from os.path import commonprefix
 
 import numpy as np
@@ -120,7 +120,9 @@ def direct(scores, settings): # `[n, choices]` costs
 def _signal(scores, name):
     "One of the further columns of the scores, all of it."
     missing = [s.name for s in scores if getattr(s, name) is None]
-    if missing: raise AlphaqError(f'{missing[0]}: no {name} in the scores; {"add it with `alphaq collect`, this method reads text" if name in DATA else "score the checkpoint again, this method needs it"}')
+    if missing:
+        mend = 'add it with `alphaq collect`, this method reads text' if name in DATA else 'score the checkpoint again, this method needs it'
+        raise AlphaqError(f'{missing[0]}: no {name} in the scores; {mend}')
     return np.array([getattr(s, name) for s in scores], float)
 
 DATA = ('frequency', 'routing', 'corpora', 'similarity', 'trace', 'expert_error', 'expert_loss', 'layer_error', 'gradient', 'fisher')  # columns that text fills
@@ -140,7 +142,8 @@ def units(
 )->np.ndarray:       # `[n]` number of the unit of each projection, from 0, in order of first appearance
     "What shares a width."
     if granularity == 'projection': return np.arange(len(scores))
-    if any(s.layer < 0 or (granularity == 'expert' and s.expert < 0) or (granularity == 'role' and not s.role) for s in scores): raise AlphaqError(f'these scores do not say which {granularity} a row belongs to')
+    if any(s.layer < 0 or (granularity == 'expert' and s.expert < 0) or (granularity == 'role' and not s.role) for s in scores):
+        raise AlphaqError(f'these scores do not say which {granularity} a row belongs to')
     within, number = {'expert': lambda s: s.expert, 'role': lambda s: s.role, 'layer': lambda s: 0}[granularity], {}
     return np.array([number.setdefault((s.layer, within(s)), len(number)) for s in scores])
 
@@ -148,7 +151,8 @@ def mopeq(scores, settings): # `[n, choices]` costs
     "Inverse norms summed over an expert, in three clusters worth a bit each (MoPEQ, ICCV-W 2025)."
     of, norm = units(scores, 'expert'), _signal(scores, 'norm')
     sensitivity = np.log(np.bincount(of, (_numel(scores)[:, 0] - 1) / norm))
-    centres, cluster = kmeans2(sensitivity, 3, minit='++', rng=settings.seed, missing='warn') if len(np.unique(sensitivity)) > 2 else (np.zeros(3), np.zeros(len(sensitivity), int))
+    if len(np.unique(sensitivity)) > 2: centres, cluster = kmeans2(sensitivity, 3, minit='++', rng=settings.seed, missing='warn')
+    else: centres, cluster = np.zeros(3), np.zeros(len(sensitivity), int)
     return 4. ** centres.argsort().argsort()[cluster][of][:, None] * analytic_noise(np.ones(len(scores)), settings.choices)
 
 # %% ../nbs/24_allocators.ipynb #8146160c
@@ -183,7 +187,8 @@ def _by_layer(scores, values):
     "Layer to `(experts, value of each, rows of each)`, values averaged over an expert's projections."
     layers = {}
     for i, s in enumerate(scores): layers.setdefault(s.layer, {}).setdefault(s.expert, []).append(i)
-    if any(s.layer < 0 or s.expert < 0 for s in scores): raise AlphaqError('these scores do not say which layer and expert a row belongs to; this method ranks experts in a layer')
+    if any(s.layer < 0 or s.expert < 0 for s in scores):
+        raise AlphaqError('these scores do not say which layer and expert a row belongs to; this method ranks experts in a layer')
     return {layer: (np.array([values[rows].mean() for rows in experts.values()]), list(experts.values())) for layer, experts in layers.items()}
 
 def ratio(scores, settings, sizes, budget): # `[n]` widths
@@ -224,7 +229,8 @@ def router_variance(scores, settings, sizes, budget, signal='router_norm', level
     norms, spread = _by_layer(scores, _signal(scores, signal)), _by_layer(scores, _signal(scores, 'row_variance'))
     for i, (layer, (norm, rows)) in enumerate(norms.items()):
         order, n = _moved_ahead(np.argsort(norm, kind='stable'), spread[layer][0]), len(norm)
-        high = int((i + 1) * n * (settings.bits - low) / 2 + 1e-9) - int(i * n * (settings.bits - low) / 2 + 1e-9)  # a fraction is carried to the next layer
+        highs = [int(layers * n * (settings.bits - low) / 2 + 1e-9) for layers in (i, i + 1)]  # a fraction is carried to the next layer
+        high = highs[1] - highs[0]
         counts = [n - high, 0, high] if levels == 2 else _level_counts(settings.bits, (low, low + 1, low + 2), n)
         for e, b in zip(order, np.repeat((low + 2, low + 1, low), counts[::-1])): bits[rows[e]] = b
     return bits
@@ -300,8 +306,24 @@ def _way_back(trail, sizes, total):
         total -= int(sizes[i, choice[i]])
     return choice
 
+@dataclass(frozen=True)
+class _Block:
+    "The experts of one layer, each to be given one of three widths."
+    rows:np.ndarray    # `[n]` the layer's projections among all
+    place:np.ndarray   # `[n]` expert of each
+    costs:np.ndarray   # `[experts, 3]`
+    steps:np.ndarray   # `[experts, 3]` sizes above the expert's smallest, in steps
+    least:int          # smallest size of the layer
+    step:int           # size of a step
+
+    @cached_property
+    def table(self): return _block_table(self.costs, self.steps)
+
+    def choice(self, total): # `[n]` of each projection, at a total of steps
+        return _way_back(self.table[1], self.steps, int(total))[self.place]
+
 def _expert_blocks(costs, scores, settings, sizes, budget):
-    "The three widths offered, and per layer its rows' places, its experts' costs and sizes in steps, its smallest size and the step."
+    "The three widths offered, and a block for each layer."
     if len(settings.choices) < 3: raise AlphaqError(f'{settings.method} chooses among three widths, {settings.choices} are offered')
     first = next((k for k in range(len(settings.choices) - 3) if sizes[:, k + 2].sum() > budget), len(settings.choices) - 3)
     three, blocks, layer = slice(first, first + 3), [], units(scores, 'layer')
@@ -313,7 +335,7 @@ def _expert_blocks(costs, scores, settings, sizes, budget):
         c = np.zeros((len(here), 3)); c[place] = costs[rows, three]
         if len(here) < 2: raise AlphaqError(f'{settings.method} needs two experts in every layer')
         step = int(np.gcd.reduce((z - z[:, :1]).ravel()))
-        blocks.append((rows, place, c, (z - z[:, :1]) // step, int(z[:, 0].sum()), step))
+        blocks.append(_Block(rows, place, c, (z - z[:, :1]) // step, int(z[:, 0].sum()), step))
     return np.array(settings.choices)[three], blocks
 
 def pmq(scores, settings, sizes, budget): # `[n]` widths
@@ -321,23 +343,24 @@ def pmq(scores, settings, sizes, budget): # `[n]` widths
     costs = (_signal(scores, 'frequency') * _signal(scores, 'routing') ** 1.5)[:, None] * _wide(scores, settings, 'expert_error')
     widths, blocks = _expert_blocks(costs, scores, settings, sizes, budget)
     bits, whole = np.empty(len(scores), np.int64), int(sizes[:, -1].sum())
-    for rows, place, c, z, least, step in blocks:
-        (table, trail), room = _block_table(c, z), (budget * int(sizes[rows, -1].sum()) // whole - least) // step
-        if not np.isfinite(table[:room + 1]).any(): raise BudgetError(f'PMQ wants an expert at {widths[2]} and one at {widths[1]} bits in every layer; {settings.bits:g} bits are too few')
-        bits[rows] = widths[_way_back(trail, z, int(table[:room + 1].argmin()))[place]]
+    for b in blocks:
+        room = (budget * int(sizes[b.rows, -1].sum()) // whole - b.least) // b.step
+        within = b.table[0][:room + 1]
+        if not np.isfinite(within).any():
+            raise BudgetError(f'PMQ wants an expert at {widths[2]} and one at {widths[1]} bits in every layer; {settings.bits:g} bits are too few')
+        bits[b.rows] = widths[b.choice(within.argmin())]
     return bits
 
 def gemq(scores, settings, sizes, budget): # `[n]` widths
     "Gradient-weighted output error in one program for all blocks (GEMQ, ICML 2026)."
     widths, blocks = _expert_blocks(_wide(scores, settings, 'expert_loss'), scores, settings, sizes, budget)
-    tables = [_block_table(c, z) for _, _, c, z, _, _ in blocks]
-    open_ = [np.flatnonzero(np.isfinite(t)) for t, _ in tables]
-    most = max(map(len, open_))
-    totals = np.array([np.pad(o, (0, most - len(o)), 'edge') for o in open_])  # a shorter row repeats its last choice
-    weights = totals * np.array([[b[5]] for b in blocks]) + np.array([[b[4]] for b in blocks])
-    chosen = solve(np.array([t[o] for (t, _), o in zip(tables, totals)]), weights, budget).choice
+    reached = [np.flatnonzero(np.isfinite(b.table[0])) for b in blocks]
+    most = max(map(len, reached))
+    totals = [np.pad(r, (0, most - len(r)), 'edge') for r in reached]  # a shorter row repeats its last choice
+    costs = np.array([b.table[0][t] for b, t in zip(blocks, totals)])
+    weights = np.array([b.least + b.step * t for b, t in zip(blocks, totals)])
     bits = np.empty(len(scores), np.int64)
-    for (rows, place, c, z, _, _), (_, trail), total in zip(blocks, tables, totals[np.arange(len(totals)), chosen]): bits[rows] = widths[_way_back(trail, z, int(total))[place]]
+    for b, t, k in zip(blocks, totals, solve(costs, weights, budget).choice): bits[b.rows] = widths[b.choice(t[k])]
     return bits
 
 # %% ../nbs/24_allocators.ipynb #64b2fa2f
@@ -419,7 +442,8 @@ def _completed(scores, settings):
     if settings.method in WITH_ALPHA:
         gamma = default_gamma(_alphas(scores)) if settings.gamma is None else float(settings.gamma)
         if settings.cap is not None: gamma = capped_gamma(_alphas(scores), gamma, settings.cap)
-    return replace(settings, noise=noise, choices=choices, gamma=gamma, granularity=granularity, scope=scope, group_size=method.group_size or settings.group_size)
+    return replace(settings, noise=noise, choices=choices, gamma=gamma, granularity=granularity, scope=scope,
+                   group_size=method.group_size or settings.group_size)
 
 def _bounded(scores, settings):
     "`[n, choices]` the choice that stands in for each choice under the bounds."
@@ -438,7 +462,8 @@ def _one_solution(parts):
     choice = np.empty(sum(len(rows) for rows, _ in parts), np.int64)
     for rows, found in parts: choice[rows] = found.choice
     total = {k: sum(getattr(found, k) for _, found in parts) for k in ('cost', 'size', 'lower_bound')}
-    return Solution(choice, **total, solver=' | '.join(sorted({found.solver for _, found in parts})), optimal=all(found.optimal for _, found in parts))
+    solvers = sorted({found.solver for _, found in parts})
+    return Solution(choice, **total, solver=' | '.join(solvers), optimal=all(found.optimal for _, found in parts))
 
 def _budget(bits, parts):
     "Largest total size whose average is not above `bits`, up to rounding of the product."
@@ -463,7 +488,8 @@ def _prepared(scores, settings):
     if not scores: raise AlphaqError('no scores to allocate; score a checkpoint first')
     settings = _completed(scores, settings)
     stand_in = _bounded(scores, settings)
-    parts = np.array([1 if settings.count == 'modules' else s.numel for s in scores], np.int64) * (visits(scores) if settings.count == 'active' else 1)
+    parts = np.array([1 if settings.count == 'modules' else s.numel for s in scores], np.int64)
+    if settings.count == 'active': parts *= visits(scores)
     return method_named(settings.method), settings, stand_in, np.take_along_axis(choice_sizes(scores, settings), stand_in, 1), parts
 
 def allocate(
@@ -477,8 +503,10 @@ def allocate(
         raise BudgetError(f'{settings.bits:g} bits by {settings.count} is out of reach; widths {settings.choices} reach {low:.4g} to {high:.4g}')
     if method.widths: return Allocation(_dealt(method, scores, settings, sizes, _budget(settings.bits, parts)), settings, None)
     costs = np.take_along_axis(method.costs(scores, settings), stand_in, 1)
-    found = [(rows, place, solve(*_added(place, costs[rows], sizes[rows]), _budget(settings.bits, parts[rows]))) for rows, _, place in _knapsacks(scores, settings)]
-    solution = _one_solution([(rows, replace(one, choice=one.choice[place])) for rows, place, one in found])
+    def solved(rows, place):
+        one = solve(*_added(place, costs[rows], sizes[rows]), _budget(settings.bits, parts[rows]))
+        return rows, replace(one, choice=one.choice[place])
+    solution = _one_solution([solved(rows, place) for rows, _, place in _knapsacks(scores, settings)])
     return Allocation(np.array(settings.choices)[np.take_along_axis(stand_in, solution.choice[:, None], 1)[:, 0]], settings, solution)
 
 def _dealt(method, scores, settings, sizes, budget):

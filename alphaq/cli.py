@@ -462,11 +462,10 @@ def _feasible(checkpoint, settings):
     from dataclasses import replace
     from alphaq.allocators import allocate, method_named
     from alphaq.quantize import check_groups
-    from alphaq.score import Score
+    from alphaq.score import unscored
     method_named(settings.method)
     check_groups(checkpoint, settings.group_size)
-    blank = [Score(p.name, p.layer, p.expert, p.role, *p.shape, p.numel, 2., 0., 0, 0, 1., (), None) for p in checkpoint.projections]
-    allocate(blank, replace(settings, method='noise-only', noise='analytic', gamma=None))
+    allocate(unscored(checkpoint), replace(settings, method='noise-only', noise='analytic', gamma=None))
 
 @verb
 def quantize(model:Model='pocket', bits:Bits=None, size_:Size=None, out:Annotated[Optional[Path], typer.Option('-o', '--out', help='folder to make; must be given')]=None,

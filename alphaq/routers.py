@@ -31,7 +31,7 @@ from .making import UNFINISHED, making
 from .pocket import corpus
 from .quantize import LOGITS
 from .quantizers import drawn_windows
-from .score import Score
+from .score import unscored
 from .search import RoundedModel
 from .verify import check_source, verify
 
@@ -363,8 +363,7 @@ def uniform_widths(
     bits:float,        # average of the experts
 )->list:               # in the order of the checkpoint's projections
     "Widths of the uniform plan; the first layers are wider where the average is no whole number."
-    blank = [Score(p.name, p.layer, p.expert, p.role, *p.shape, p.numel, 2., 0., 0, 0, 1., (), None) for p in checkpoint.projections]
-    return [16] * len(blank) if bits == 16 else allocate(blank, Settings(bits, 'uniform')).bits.tolist()
+    return [16] * len(checkpoint.projections) if bits == 16 else allocate(unscored(checkpoint), Settings(bits, 'uniform')).bits.tolist()
 
 def tuned_routers(
     name:str,          # key of `METHODS`

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NULL_TILES', 'SIGNALS', 'SIGNED', 'WIDE', 'COLUMNS', 'PART', 'Score', 'centre_spread', 'gaussian_null',
-           'score_matrix', 'naming', 'score_projection', 'score', 'write_scores', 'read_scores']
+           'score_matrix', 'naming', 'score_projection', 'score', 'unscored', 'write_scores', 'read_scores']
 
 # %% ../nbs/14_score.ipynb #b76c4ec9
 import csv
@@ -172,6 +172,12 @@ def score(
 )->list:                           # `[projections]` `Score`, in the checkpoint's order
     "Score every routed expert projection of a checkpoint (FARMS tiles, Hill estimator), one after the other."
     return [score_projection(checkpoint, p, rule, tile, stride, measure, describe) for p in track(checkpoint.projections, 'scoring')]
+
+def unscored(
+    checkpoint:Checkpoint,
+)->list:   # `[projections]` `Score`
+    "Rows that know names and shapes alone, for what can be decided without reading a weight."
+    return [Score(p.name, p.layer, p.expert, p.role, *p.shape, p.numel, 2., 0., 0, 0, 1., (), None) for p in checkpoint.projections]
 
 # %% ../nbs/14_score.ipynb #d00ed44a
 SIGNALS = ('norm', 'kurtosis', 'outlier', 'row_variance', 'router_norm', 'router_change', 'frequency', 'routing', 'corpora', 'similarity', 'trace')
