@@ -28,10 +28,23 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=N
                   help='Smaller mixture-of-experts models: a width for every expert matrix, chosen from the weights alone.',
                   epilog='Begin with: alphaq quantize pocket --bits 2.5 -o OUT')
 
-EXAMPLES = dict(info='pocket', score='pocket -o scores.csv', merge='part1.csv part2.csv -o whole.csv', doctor='scores.csv', allocate='scores.csv --bits 2.5 -o plan.json',
-                frontier='scores.csv -o frontier.html', diff='plan.json plan.json', export='plan.json --to hqq -o recipe.json',
-                collect='scores.csv pocket --samples 8 -o informed.csv', quantize='pocket --plan plan.json -o OUT', tune='OUT pocket --samples 24 -o TUNED', verify='OUT --against pocket',
-                dequantize='OUT -o PLAIN', eval='OUT --text pydoc --tokens 2000', generate='OUT "Once upon a time"')
+EXAMPLES = dict(
+    info='pocket',
+    score='pocket -o scores.csv',
+    merge='part1.csv part2.csv -o whole.csv',
+    doctor='scores.csv',
+    allocate='scores.csv --bits 2.5 -o plan.json',
+    frontier='scores.csv -o frontier.html',
+    diff='plan.json plan.json',
+    export='plan.json --to hqq -o recipe.json',
+    collect='scores.csv pocket --samples 8 -o informed.csv',
+    quantize='pocket --plan plan.json -o OUT',
+    tune='OUT pocket --samples 24 -o TUNED',
+    verify='OUT --against pocket',
+    dequantize='OUT -o PLAIN',
+    eval='OUT --text pydoc --tokens 2000',
+    generate='OUT "Once upon a time"',
+)
 
 def _say(line):
     "One line on stderr, for people."
@@ -74,8 +87,12 @@ def _opened(model, kind='checkpoint'):
     return getattr(checkpoint, f'open_{kind}')(open_anywhere(model))
 
 @verb
-def info(model:Anywhere='pocket', plan:Annotated[Optional[Path], typer.Option(help='say what this plan would weigh')]=None,
-         group_size:Annotated[int, typer.Option(help='weights that share a scale', min=1)]=128, json_:Json=False, quiet:Quiet=False):
+def info(
+    model:Anywhere='pocket',
+    plan:Annotated[Optional[Path], typer.Option(help='say what this plan would weigh')]=None,
+    group_size:Annotated[int, typer.Option(help='weights that share a scale', min=1)]=128,
+    json_:Json=False, quiet:Quiet=False,
+):
     "Layout, counts and exact sizes; what each budget would weigh. From headers alone."
     from alphaq.grid import WIDTHS, stored_bytes
     from alphaq.plan import predicted_bytes, read_plan
@@ -85,15 +102,18 @@ def info(model:Anywhere='pocket', plan:Annotated[Optional[Path], typer.Option(he
     total, numel = sum(t.nbytes for t in c.tensors.values()), sum(p.numel for p in c.projections)
     experts = {b: sum(stored_bytes(p.shape, b, group_size) for p in c.projections) for b in WIDTHS}
     stored = sum(c.tensors[k].nbytes for k in {k for p in c.projections for k in (p.key, p.scales, *c.beside(p.key))} - {None})
-    data = dict(model=str(c.path), family=_family(c), layout=c.layout, stored_as=', '.join(c.stored_types), coverage=c.coverage(p.name for p in c.projections), layers=len({p.layer for p in c.projections}), projections=len(c.projections), shapes=[list(s) for s in shapes],
-                expert_parameters=numel, bytes=total, expert_bytes=stored, other_bytes=total - stored, experts_at={b: n for b, n in experts.items()})
+    data = dict(model=str(c.path), family=_family(c), layout=c.layout, stored_as=', '.join(c.stored_types), coverage=c.coverage(p.name for p in c.projections),
+                layers=len({p.layer for p in c.projections}), projections=len(c.projections), shapes=[list(s) for s in shapes],
+                expert_parameters=numel, bytes=total, expert_bytes=stored, other_bytes=total - stored, experts_at=experts)
     if plan:
         p = read_plan(plan)
         data['plan'] = predicted_bytes(p, c) | dict(files=sum(predicted_files(Job(c, p)).values()))
     rows = [['family', data['family']], ['layout', f'{c.layout}, {data["stored_as"]}'], ['found', data['coverage']],
-            ['layers with experts', data['layers']], ['expert projections', f'{len(c.projections)} of shapes {", ".join("x".join(map(str, s)) for s in shapes)}'],
+            ['layers with experts', data['layers']],
+            ['expert projections', f'{len(c.projections)} of shapes {", ".join("x".join(map(str, s)) for s in shapes)}'],
             ['expert parameters', f'{numel:,}'], ['stored', f'{size(total)}, experts {size(stored)}'],
-            *[[f'experts at {b} bit{"s" * (b > 1)}', size(n)] for b, n in experts.items()], *([[f'plan: {k}', size(v)] for k, v in data['plan'].items()] if plan else [])]
+            *[[f'experts at {b} bit{"s" * (b > 1)}', size(n)] for b, n in experts.items()],
+            *[[f'plan: {k}', size(v)] for k, v in data.get('plan', {}).items()]]
     emit(data, json_, facts(rows, str(c.path)))
 
 def _family(c):
@@ -101,7 +121,8 @@ def _family(c):
     from alphaq.families import FAMILIES, OTHER_FAMILIES
     inner = c.config.get('text_config')
     kinds = [c.family, *([str(inner.get('model_type'))] if isinstance(inner, dict) else [])]
-    return c.family if {*kinds} & (FAMILIES | OTHER_FAMILIES).keys() else f'{c.family} (unknown; recognised by {"shape" if c.guessed else "names and shapes"})'
+    if {*kinds} & (FAMILIES | OTHER_FAMILIES).keys(): return c.family
+    return f'{c.family} (unknown; recognised by {"shape" if c.guessed else "names and shapes"})'
 
 def _still():
     "Keep transformers from writing over the progress bars."
@@ -144,15 +165,18 @@ def _job(model, tail, tile, stride, group_size, **more):
     return Job(model, tail, tile, stride, measure, describer(model), dict(group_size=group_size, others=others), **more)
 
 @verb
-def score(model:Anywhere='pocket', out:Annotated[Path, typer.Option('-o', '--out', help='table to write')]=Path('scores.csv'),
-          tail:Annotated[str, typer.Option(help='where the tail begins: peak, peak_linear, peak_ks, peak_ks_compat, median or top_frac')]='peak', tile:Annotated[int, typer.Option(help='largest side of a tile, weights', min=2)]=256,
-          stride:Annotated[Optional[int], typer.Option(help='step between tiles; the side unless said', min=1)]=None,
-          group_size:Annotated[int, typer.Option(help='weights that share a scale when errors are measured', min=1)]=128,
-          include:Annotated[Optional[str], typer.Option(help='score these too: attention, shared, router; joined by commas')]=None,
-          dense:Annotated[bool, typer.Option('--dense', help='a model without experts: score every matrix of its layers')]=False,
-          shard:Annotated[str, typer.Option(help='i/n: only the i-th of n parts, for `alphaq merge`')]='1/1', engine:Engine='local',
-          device:Device='auto',
-          overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False):
+def score(
+    model:Anywhere='pocket',
+    out:Annotated[Path, typer.Option('-o', '--out', help='table to write')]=Path('scores.csv'),
+    tail:Annotated[str, typer.Option(help='where the tail begins: peak, peak_linear, peak_ks, peak_ks_compat, median or top_frac')]='peak',
+    tile:Annotated[int, typer.Option(help='largest side of a tile, weights', min=2)]=256,
+    stride:Annotated[Optional[int], typer.Option(help='step between tiles; the side unless said', min=1)]=None,
+    group_size:Annotated[int, typer.Option(help='weights that share a scale when errors are measured', min=1)]=128,
+    include:Annotated[Optional[str], typer.Option(help='score these too: attention, shared, router; joined by commas')]=None,
+    dense:Annotated[bool, typer.Option('--dense', help='a model without experts: score every matrix of its layers')]=False,
+    shard:Annotated[str, typer.Option(help='i/n: only the i-th of n parts, for `alphaq merge`')]='1/1',
+    engine:Engine='local', device:Device='auto', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,
+):
     "Alpha, variance and rounding error of every expert matrix. From the weights alone; run again after a crash, it continues."
     from alphaq.checkpoint import including
     from alphaq.jobs import part_named, score_to
@@ -167,8 +191,11 @@ def score(model:Anywhere='pocket', out:Annotated[Path, typer.Option('-o', '--out
     _show(summary, json_, None if dense else f'allocate {_q(out)} --bits 2.5 -o plan.json' if shard == '1/1' else 'merge ALL PARTS -o scores.csv')
 
 @verb
-def merge(parts:Annotated[list[Path], typer.Argument(help='all parts of a table, in any order')],
-          out:Annotated[Path, typer.Option('-o', '--out', help='table to write')]=Path('scores.csv'), overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False):
+def merge(
+    parts:Annotated[list[Path], typer.Argument(help='all parts of a table, in any order')],
+    out:Annotated[Path, typer.Option('-o', '--out', help='table to write')]=Path('scores.csv'),
+    overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,
+):
     "Join the parts that score --shard made into one table."
     from alphaq.jobs import merge as join
     data = dict(out=str(out), parts=len(parts), projections=join(parts, out, overwrite))
@@ -178,10 +205,14 @@ def _alphas(scores):
     "Alpha over a checkpoint, and whether noise would look like it."
     from alphaq.untrained import judge
     alphas = sorted(s.alpha for s in scores)
-    return dict(projections=len(scores), alpha_min=alphas[0], alpha_median=alphas[len(alphas) // 2], alpha_max=alphas[-1], against_noise=judge(scores).text)
+    return dict(projections=len(scores), alpha_min=alphas[0], alpha_median=alphas[len(alphas) // 2], alpha_max=alphas[-1],
+                against_noise=judge(scores).text)
 
 @verb
-def doctor(what:Annotated[str, typer.Argument(help='a model wherever it lies, a quantized folder or scores.csv')]='pocket', json_:Json=False, quiet:Quiet=False):
+def doctor(
+    what:Annotated[str, typer.Argument(help='a model wherever it lies, a quantized folder or scores.csv')]='pocket',
+    json_:Json=False, quiet:Quiet=False,
+):
     "What looks wrong: damage, untrained spectra, the environment."
     from alphaq.checkpoint import open_checkpoint
     from alphaq.remote import open_anywhere
@@ -321,11 +352,16 @@ def _experts_only(scores, left_out):
     return experts or scores
 
 @verb
-def allocate(scores:Annotated[Path, typer.Argument(help='table from `alphaq score`, or the authors\' own')], bits:Bits=None, size_:Size=None,
-             out:Annotated[Path, typer.Option('-o', '--out', help='plan to write')]=Path('plan.json'), preset:Preset='best', method:Method=None, gamma:Gamma=None,
-             cap:Cap=None, noise:Noise=None, choices:Choices=None, count:Count=None, group_size:Group=None, scope:Scope=None,
-             granularity:Granularity=None, bound:Bound=None, target:Target=None, measure:Measure=None, other_bits:Other=None, also:Also=None,
-             model:Annotated[Optional[str], typer.Option(help='the checkpoint the scores came from, or just its name')]=None, overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False):
+def allocate(
+    scores:Annotated[Path, typer.Argument(help='table from `alphaq score`, or the authors\' own')],
+    bits:Bits=None, size_:Size=None,
+    out:Annotated[Path, typer.Option('-o', '--out', help='plan to write')]=Path('plan.json'),
+    preset:Preset='best', method:Method=None, gamma:Gamma=None, cap:Cap=None, noise:Noise=None, choices:Choices=None,
+    count:Count=None, group_size:Group=None, scope:Scope=None, granularity:Granularity=None, bound:Bound=None,
+    target:Target=None, measure:Measure=None, other_bits:Other=None, also:Also=None,
+    model:Annotated[Optional[str], typer.Option(help='the checkpoint the scores came from, or just its name')]=None,
+    overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,
+):
     "Choose a width for every projection under a budget. Says in how many it differs from uniform, and what a target costs."
     from dataclasses import replace
     from alphaq.gamma import voice
@@ -349,7 +385,9 @@ def allocate(scores:Annotated[Path, typer.Argument(help='table from `alphaq scor
     if c: check_plan(replace(plan, model=scores.name), c)
     write_plan(out, plan)
     verdict = judge(table_)
-    data = _summary(plan) | (dict(file_bytes=sum(predicted_files(Job(c, plan)).values())) if c else {}) | dict(out=str(out), left_out=skipped, untrained=verdict.untrained)
+    data = _summary(plan)
+    if c: data['file_bytes'] = sum(predicted_files(Job(c, plan)).values())
+    data |= dict(out=str(out), left_out=skipped, untrained=verdict.untrained)
     if plan.gamma is not None: data['alpha'] = voice([s.alpha for s in table_], plan.gamma)
     if measure: data['measured'] = _measured(c, table_, settings, target, measure)
     native = f'quantize {_q(c.path) if c and model != "pocket" else model or "MODEL"} --plan {_q(out)} -o OUT'
@@ -372,10 +410,13 @@ def _measured(checkpoint, scores, settings, target, name):
     return f'{found["over_free"]:+.4f} ± {found["stderr"]:.4f} nats per token of {name} above the free plan of the same stored size{predicted}'
 
 @verb
-def frontier(scores:Annotated[Path, typer.Argument(help='table from `alphaq score`, or the authors\' own')],
-             out:Annotated[Path, typer.Option('-o', '--out', help='table to write, or a page with a slider if it ends in .html')]=Path('frontier.csv'), preset:Preset='best', method:Method=None, gamma:Gamma=None,
-             cap:Cap=None, noise:Noise=None, choices:Choices=None, count:Count=None, group_size:Group=None, scope:Scope=None, granularity:Granularity=None, bound:Bound=None,
-             overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False):
+def frontier(
+    scores:Annotated[Path, typer.Argument(help='table from `alphaq score`, or the authors\' own')],
+    out:Annotated[Path, typer.Option('-o', '--out', help='table to write, or a page with a slider if it ends in .html')]=Path('frontier.csv'),
+    preset:Preset='best', method:Method=None, gamma:Gamma=None, cap:Cap=None, noise:Noise=None, choices:Choices=None,
+    count:Count=None, group_size:Group=None, scope:Scope=None, granularity:Granularity=None, bound:Bound=None,
+    overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,
+):
     "Every budget at once: what it costs, and what moves next. A row for each projection that moves."
     import csv, io
     from alphaq.allocators import frontier as every
@@ -391,24 +432,33 @@ def frontier(scores:Annotated[Path, typer.Argument(help='table from `alphaq scor
     table_.writeheader(); table_.writerows(rows)
     write_text(out, dial_page(experts, settings, f'{scores.stem}: {settings.method}') if out.suffix == '.html' else text.getvalue())
     shown = at_round_budgets(rows)
-    data = dict(method=settings.method, count=settings.count, moves=len(rows) - 1, reach=[rows[0]['bits'], rows[-1]['bits']], out=str(out), left_out=skipped, at=shown)
+    data = dict(method=settings.method, count=settings.count, moves=len(rows) - 1, reach=[rows[0]['bits'], rows[-1]['bits']],
+                out=str(out), left_out=skipped, at=shown)
     emit(data, json_, table([f'>bits by {settings.count}', '>objective', '>lower bound', '>gap at most'],
-                            [[f'{r["bits"]:g}', f'{r["objective"]:.6g}', f'{r["lower_bound"]:.6g}', f'{r["gap"]:.1e}'] for r in shown], f'{settings.method}, {len(rows) - 1} moves in {out}'))
+                            [[f'{r["bits"]:g}', f'{r["objective"]:.6g}', f'{r["lower_bound"]:.6g}', f'{r["gap"]:.1e}'] for r in shown],
+                            f'{settings.method}, {len(rows) - 1} moves in {out}'))
 
 @verb
-def diff(a:Annotated[Path, typer.Argument(help='a plan')], b:Annotated[Path, typer.Argument(help='another, for the same model')], json_:Json=False, quiet:Quiet=False):
+def diff(
+    a:Annotated[Path, typer.Argument(help='a plan')],
+    b:Annotated[Path, typer.Argument(help='another, for the same model')],
+    json_:Json=False, quiet:Quiet=False,
+):
     "What changed between two plans."
     from alphaq.plan import diff as compare, read_plan
     d = compare(read_plan(a), read_plan(b))
     emit(d, json_, f'{d["differ"]} of {d["projections"]} projections differ', table(['move', '>projections'], d['moves'].items()),
-         table(['layer', '>projections'], d['layers'].items()), table(['field', 'a', 'b'], [[k, *v] for k, v in d['settings'].items()]), '\n'.join(d['lines']))
+         table(['layer', '>projections'], d['layers'].items()), table(['field', 'a', 'b'], [[k, *v] for k, v in d['settings'].items()]),
+         '\n'.join(d['lines']))
 
 @verb
-def export(plan:Annotated[Path, typer.Argument(help='plan from `alphaq allocate`')],
-           to:Annotated[str, typer.Option(help='gptqmodel, autoround, llm-compressor, hqq, llama.cpp or mlx')],
-           out:Annotated[Path, typer.Option('-o', '--out', help='file to write')],
-           model:Annotated[Optional[str], typer.Option(help='the checkpoint of the plan; mlx has names of its own for some families')]=None,
-           overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False):
+def export(
+    plan:Annotated[Path, typer.Argument(help='plan from `alphaq allocate`')],
+    to:Annotated[str, typer.Option(help='gptqmodel, autoround, llm-compressor, hqq, llama.cpp or mlx')],
+    out:Annotated[Path, typer.Option('-o', '--out', help='file to write')],
+    model:Annotated[Optional[str], typer.Option(help='the checkpoint of the plan; mlx has names of its own for some families')]=None,
+    overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,
+):
     "The plan in another tool's words. Refuses what the tool cannot load."
     from alphaq.core import write_text
     from alphaq.export import EXPORTERS, export as written
@@ -438,12 +488,16 @@ Window = Annotated[int, typer.Option(help='tokens in a window', min=2)]
 Quantized = Annotated[Path, typer.Argument(help='folder that `alphaq quantize` made')]
 
 @verb
-def collect(scores:Annotated[Path, typer.Argument(help='table from `alphaq score`')], model:Model='pocket',
-            calibration:Annotated[str, typer.Option(help='texts to read: names joined by +, a file, or balanced: written by the model itself')]='pydoc+pycode+arithmetic',
-            out:Annotated[Path, typer.Option('-o', '--out', help='table to write')]=Path('informed.csv'), samples:Samples=32, window:Window=256,
-            probes:Annotated[int, typer.Option(help='random vectors for the curvature, which needs the whole model in memory', min=0)]=0,
-            group_size:Annotated[int, typer.Option(help='weights that share a scale when rounding is measured', min=1)]=128,
-            device:Device='cpu', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False):
+def collect(
+    scores:Annotated[Path, typer.Argument(help='table from `alphaq score`')],
+    model:Model='pocket',
+    calibration:Annotated[str, typer.Option(help='texts to read: names joined by +, a file, or balanced: written by the model itself')]='pydoc+pycode+arithmetic',
+    out:Annotated[Path, typer.Option('-o', '--out', help='table to write')]=Path('informed.csv'),
+    samples:Samples=32, window:Window=256,
+    probes:Annotated[int, typer.Option(help='random vectors for the curvature, which needs the whole model in memory', min=0)]=0,
+    group_size:Annotated[int, typer.Option(help='weights that share a scale when rounding is measured', min=1)]=128,
+    device:Device='cpu', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,
+):
     "Add what calibration text says to a table of scores. For the methods that read text."
     from alphaq.checkpoint import open_checkpoint
     from alphaq.evaluate import calibration_windows
@@ -451,7 +505,8 @@ def collect(scores:Annotated[Path, typer.Argument(help='table from `alphaq score
     _still()
     check_free(out, overwrite)
     given, c = read_scores(scores), open_checkpoint(model)
-    if lacking := {p.name for p in c.projections} - {s.name for s in given}: raise AlphaqError(f'{scores}: a table of another model, it lacks {min(lacking)}')
+    if lacking := {p.name for p in c.projections} - {s.name for s in given}:
+        raise AlphaqError(f'{scores}: a table of another model, it lacks {min(lacking)}')
     windows, described, texts = calibration_windows(c.path, calibration.split('+'), window, samples)
     write_scores(out, _informed(c, given, windows, texts, group_size, probes, _device(device)))
     data = dict(out=str(out), read=described, curvature=f'{probes} vectors for each window' if probes else 'not asked for')
@@ -468,15 +523,20 @@ def _feasible(checkpoint, settings):
     allocate(unscored(checkpoint), replace(settings, method='noise-only', noise='analytic', gamma=None))
 
 @verb
-def quantize(model:Model='pocket', bits:Bits=None, size_:Size=None, out:Annotated[Optional[Path], typer.Option('-o', '--out', help='folder to make; must be given')]=None,
-             plan:Annotated[Optional[Path], typer.Option(help='instead of a budget: the plan of `alphaq allocate`')]=None, preset:Preset='best', method:Method=None, gamma:Gamma=None, cap:Cap=None,
-             noise:Noise=None, choices:Choices=None, count:Count=None, group_size:Group=None, scope:Scope=None, granularity:Granularity=None, bound:Bound=None,
-             quantizer:Annotated[str, typer.Option(help='rounding: mse (searched), rtn (nearest), hqq, or gptq, which reads text')]='mse',
-             calibration:Annotated[Optional[str], typer.Option(help='text for gptq and for methods that read it: a file, names joined by + (pydoc+pycode+arithmetic), or balanced: written by the model itself')]=None,
-             samples:Samples=128, window:Window=256,
-             routing:Annotated[str, typer.Option(help='which calibration tokens count for an expert: routed, weighted (by the router) or all')]='routed',
-             other_bits:Other=None, also:Also=None, head_bits:Annotated[int, typer.Option(help='bits of the output head; 16 leaves it alone')]=16,
-             device:Device='auto', engine:Engine='local', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False):
+def quantize(
+    model:Model='pocket', bits:Bits=None, size_:Size=None,
+    out:Annotated[Optional[Path], typer.Option('-o', '--out', help='folder to make; must be given')]=None,
+    plan:Annotated[Optional[Path], typer.Option(help='instead of a budget: the plan of `alphaq allocate`')]=None,
+    preset:Preset='best', method:Method=None, gamma:Gamma=None, cap:Cap=None, noise:Noise=None, choices:Choices=None,
+    count:Count=None, group_size:Group=None, scope:Scope=None, granularity:Granularity=None, bound:Bound=None,
+    quantizer:Annotated[str, typer.Option(help='rounding: mse (searched), rtn (nearest), hqq, or gptq, which reads text')]='mse',
+    calibration:Annotated[Optional[str], typer.Option(help='text for gptq and for methods that read it: a file, names joined by + (pydoc+pycode+arithmetic), or balanced: written by the model itself')]=None,
+    samples:Samples=128, window:Window=256,
+    routing:Annotated[str, typer.Option(help='which calibration tokens count for an expert: routed, weighted (by the router) or all')]='routed',
+    other_bits:Other=None, also:Also=None,
+    head_bits:Annotated[int, typer.Option(help='bits of the output head; 16 leaves it alone')]=16,
+    device:Device='auto', engine:Engine='local', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,
+):
     "Score, allocate, round and pack a checkpoint. Or take a plan; the folder opens in transformers."
     from alphaq.allocators import method_named, preset_named
     from alphaq.checkpoint import open_checkpoint
@@ -486,9 +546,10 @@ def quantize(model:Model='pocket', bits:Bits=None, size_:Size=None, out:Annotate
     from alphaq.quantize import Job, check_head, check_quantizer, quantize as run
     _still()
     changes = (method, gamma, cap, noise, choices, count, group_size, scope, granularity, bound or None)
+    changed = preset != 'best' or _label('', *changes, other_bits, also or None) is None
     _one_budget(bits, size_, count, None)
     if (bits is None and size_ is None) == (plan is None): raise typer.BadParameter('give --bits, --size or --plan, one of them')
-    if plan and (_label('', *changes, other_bits, also or None) is None or preset != 'best'): raise typer.BadParameter('a plan says everything already; options of the allocation go with --bits')
+    if plan and changed: raise typer.BadParameter('a plan says everything already; options of the allocation go with --bits')
     if out is None: raise typer.BadParameter('give -o, the folder to make')
     check_free(out, overwrite, 'folder')
     settings = None if plan else _settings(preset, bits, *changes)
@@ -509,17 +570,24 @@ def quantize(model:Model='pocket', bits:Bits=None, size_:Size=None, out:Annotate
         scores = score_all(_job(c, p.tail, p.tile, None, settings.group_size), work)
         if reads: scores = _informed(c, scores, tokens, texts, settings.group_size, 2 if 'trace' in reads else 0, device)
         chosen = _plan(scores, c.name, _label(preset, *changes), other_bits, settings, modules=modules)
-    made = run(Job(c, chosen, quantizer, tokens if quantizer == 'gptq' else None, described, routing, device, head_bits), out, overwrite, work if engine != 'local' else None)
-    data = _summary(chosen) | dict(out=str(made.path), source_bytes=sum(t.nbytes for t in c.tensors.values()), file_bytes=made.file_bytes, tensor_bytes=made.tensor_bytes, predicted_bytes=made.predicted, predicted_file_bytes=made.predicted_files,
-                                   quantizer=quantizer, starved=len(made.starved), seconds=round(made.seconds, 2))
+    job = Job(c, chosen, quantizer, tokens if quantizer == 'gptq' else None, described, routing, device, head_bits)
+    made = run(job, out, overwrite, work if engine != 'local' else None)
+    data = _summary(chosen) | dict(
+        out=str(made.path), source_bytes=sum(t.nbytes for t in c.tensors.values()), file_bytes=made.file_bytes, tensor_bytes=made.tensor_bytes,
+        predicted_bytes=made.predicted, predicted_file_bytes=made.predicted_files, quantizer=quantizer, starved=len(made.starved), seconds=round(made.seconds, 2))
     _show(data, json_, f'eval {_q(out)}')
 
 @verb
-def tune(folder:Quantized, model:Annotated[str, typer.Argument(help='the model it was made from')], out:Annotated[Path, typer.Option('-o', '--out', help='folder to make')],
-         method:Annotated[str, typer.Option(help='loss, or gemq with its small steps: of the language model; ridge or choices: to choose as the original does')]='loss',
-         calibration:Annotated[str, typer.Option(help='texts to learn from: names joined by +, a file, or balanced: written by the model itself')]='pydoc+pycode+arithmetic',
-         samples:Samples=128, window:Window=256, seed:Annotated[int, typer.Option(help='of the tokens that choices draws')]=0,
-         device:Device='cpu', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False):
+def tune(
+    folder:Quantized,
+    model:Annotated[str, typer.Argument(help='the model it was made from')],
+    out:Annotated[Path, typer.Option('-o', '--out', help='folder to make')],
+    method:Annotated[str, typer.Option(help='loss, or gemq with its small steps: of the language model; ridge or choices: to choose as the original does')]='loss',
+    calibration:Annotated[str, typer.Option(help='texts to learn from: names joined by +, a file, or balanced: written by the model itself')]='pydoc+pycode+arithmetic',
+    samples:Samples=128, window:Window=256,
+    seed:Annotated[int, typer.Option(help='of the tokens that choices draws')]=0,
+    device:Device='cpu', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,
+):
     "Tune the routers of a quantized folder on text, into another folder. Says what it gained on text kept back."
     from alphaq.checkpoint import open_checkpoint
     from alphaq.evaluate import calibration_windows
@@ -532,13 +600,20 @@ def tune(folder:Quantized, model:Annotated[str, typer.Argument(help='the model i
     data = vars(made) | dict(path=str(made.path), read=described)
     (before, after), (had, has), (mean, stderr) = made.changed, made.lost, made.gained
     emit(data, json_, facts([
-        ['out', data['path']], ['read', described], ['tuned on', f'{made.tuned_on} windows, {made.kept_back} kept back'], ['other experts than the original', f'{before:.1%} before, {after:.1%} after'],
-        ['loss above the original', f'{had:+.4f} before, {has:+.4f} after, nats per token kept back'], ['change of the loss', f'{mean:+.4f} ± {stderr:.4f}: {made.verdict}']]))
-    if made.verdict != 'better': _say(f'alphaq tune: warning: on the text kept back the tuned folder is {"worse" if made.verdict == "worse" else "not shown to be better"} ({mean:+.4f} ± {stderr:.4f} nats per token)')
+        ['out', data['path']], ['read', described], ['tuned on', f'{made.tuned_on} windows, {made.kept_back} kept back'],
+        ['other experts than the original', f'{before:.1%} before, {after:.1%} after'],
+        ['loss above the original', f'{had:+.4f} before, {has:+.4f} after, nats per token kept back'],
+        ['change of the loss', f'{mean:+.4f} ± {stderr:.4f}: {made.verdict}']]))
+    if made.verdict != 'better':
+        word = 'worse' if made.verdict == 'worse' else 'not shown to be better'
+        _say(f'alphaq tune: warning: on the text kept back the tuned folder is {word} ({mean:+.4f} ± {stderr:.4f} nats per token)')
 
 @verb
-def verify(folder:Quantized, against:Annotated[Optional[str], typer.Option(help='the model it was made from: every error is computed again')]=None,
-           json_:Json=False, quiet:Quiet=False):
+def verify(
+    folder:Quantized,
+    against:Annotated[Optional[str], typer.Option(help='the model it was made from: every error is computed again')]=None,
+    json_:Json=False, quiet:Quiet=False,
+):
     "Is this folder what it says it is? Exit code 4 when not."
     from alphaq.verify import verify as check
     _still()
@@ -548,8 +623,13 @@ def verify(folder:Quantized, against:Annotated[Optional[str], typer.Option(help=
     emit(data, json_, shown)
 
 @verb
-def dequantize(folder:Quantized, out:Annotated[Path, typer.Option('-o', '--out', help='folder to make')], overwrite:Overwrite=False,
-               dtype:Annotated[str, typer.Option(help='of what was packed: bfloat16 or float32')]='bfloat16', json_:Json=False, quiet:Quiet=False):
+def dequantize(
+    folder:Quantized,
+    out:Annotated[Path, typer.Option('-o', '--out', help='folder to make')],
+    overwrite:Overwrite=False,
+    dtype:Annotated[str, typer.Option(help='of what was packed: bfloat16 or float32')]='bfloat16',
+    json_:Json=False, quiet:Quiet=False,
+):
     "Write a quantized folder as plain weights for any tool."
     from alphaq.dequantize import dequantize as write
     made = write(folder, out, dtype, overwrite)
@@ -558,11 +638,15 @@ def dequantize(folder:Quantized, out:Annotated[Path, typer.Option('-o', '--out',
 
 # %% ../nbs/69_cli.ipynb #822bc13e
 @verb
-def eval(model:Loadable='pocket', text:Annotated[Optional[list[str]], typer.Option(help='a file, or a named text: pydoc, pycode, arithmetic, more with ALPHAQ_DATA; may be repeated; unless said these three')]=None,
-         tasks:Annotated[Optional[list[str]], typer.Option(help='questions with four answers, by name or all; may be repeated; needs lm-eval')]=None,
-         tokens:Annotated[int, typer.Option(help='tokens of each text at most', min=2)]=20_000, window:Annotated[int, typer.Option(help='tokens in a window', min=2)]=256,
-         questions:Annotated[Optional[int], typer.Option(help='questions of each task at most, all unless said', min=1)]=None,
-         device:Device='cpu', json_:Json=False, quiet:Quiet=False):
+def eval(
+    model:Loadable='pocket',
+    text:Annotated[Optional[list[str]], typer.Option(help='a file, or a named text: pydoc, pycode, arithmetic, more with ALPHAQ_DATA; may be repeated; unless said these three')]=None,
+    tasks:Annotated[Optional[list[str]], typer.Option(help='questions with four answers, by name or all; may be repeated; needs lm-eval')]=None,
+    tokens:Annotated[int, typer.Option(help='tokens of each text at most', min=2)]=20_000,
+    window:Annotated[int, typer.Option(help='tokens in a window', min=2)]=256,
+    questions:Annotated[Optional[int], typer.Option(help='questions of each task at most, all unless said', min=1)]=None,
+    device:Device='cpu', json_:Json=False, quiet:Quiet=False,
+):
     "Perplexity and bits per byte on texts, accuracy on tasks. Of tasks alone when only tasks are named."
     from alphaq.evaluate import load_model, perplexity, sample
     from alphaq.tasks import CHANCE, check_lm_eval, run_tasks, task_names
@@ -583,9 +667,14 @@ def eval(model:Loadable='pocket', text:Annotated[Optional[list[str]], typer.Opti
     emit(dict(model=model, rows=rows, tasks=scores), json_, *([shown] if rows else []), *([answered] if scores else []))
 
 @verb
-def generate(model:Annotated[str, typer.Argument(help='pocket, a local checkpoint folder, or one that `alphaq quantize` made; may be left out', metavar='MODEL')],
-             prompt:Annotated[Optional[str], typer.Argument(help='text to continue', metavar='PROMPT')]=None, tokens:Annotated[int, typer.Option(help='tokens to write', min=1)]=64,
-             temperature:Annotated[float, typer.Option(help='of the draws; 0 takes the likeliest token', min=0)]=0., seed:Annotated[int, typer.Option(help='of the draws, when --temperature is above 0')]=0, device:Device='cpu', json_:Json=False, quiet:Quiet=False):
+def generate(
+    model:Annotated[str, typer.Argument(help='pocket, a local checkpoint folder, or one that `alphaq quantize` made; may be left out', metavar='MODEL')],
+    prompt:Annotated[Optional[str], typer.Argument(help='text to continue', metavar='PROMPT')]=None,
+    tokens:Annotated[int, typer.Option(help='tokens to write', min=1)]=64,
+    temperature:Annotated[float, typer.Option(help='of the draws; 0 takes the likeliest token', min=0)]=0.,
+    seed:Annotated[int, typer.Option(help='of the draws, when --temperature is above 0')]=0,
+    device:Device='cpu', json_:Json=False, quiet:Quiet=False,
+):
     "Continue a prompt. With one argument, that is the prompt and the model is pocket."
     import torch
     from alphaq.evaluate import load_model

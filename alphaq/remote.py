@@ -6,9 +6,8 @@
 __all__ = ['TYPES', 'WAITS', 'PATIENCE', 'LONGEST', 'REDIRECTS', 'span', 'from_bytes', 'MissingError', 'answer', 'check_status',
            'check_range', 'Address', 'There', 'Ranges', 'at_address', 'on_hub', 'open_anywhere']
 
-# %% ../nbs/61_remote.ipynb #9a476959
+# %% ../nbs/61_remote.ipynb #f29ea2a3
 import hashlib
-import json
 import re
 import tempfile
 import time

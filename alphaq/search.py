@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from .activations import expert_weight
-from .allocators import units
 from .checkpoint import Checkpoint
 from .core import AlphaqError, track
 from .evaluate import Sample, window_nll
