@@ -214,7 +214,7 @@ METHODS = {
     'ridge': Method('least squares on the logits of the plain model\'s routers', 'ours', ridge),
     'choices': Method('EAC-MoE (arXiv 2508.01625), calibration of expert selection', 'inferred', by_choices),
     'gemq': Method('GEMQ (arXiv 2605.23078), router fine-tuning of the released code', 'faithful', rate=1e-4),
-    'loss': Method('the same, in steps of the size of the router', 'ours'),
+    'loss': Method('as GEMQ does, in steps of the size of the router', 'ours'),
 }
 
 def aligned(
@@ -309,7 +309,7 @@ def _compared(model, folder, original, back, routers):
 
 def _card(tuned, calibration):
     "What the model card says of it."
-    how = f'The routers were tuned after rounding (`{tuned.method}`: {METHODS[tuned.method].source}) on {calibration or "calibration text"}, three quarters of it.'
+    how = f'The routers were tuned after rounding (`{tuned.method}`: {METHODS[tuned.method].source}) on three quarters of {calibration or "some text"}.'
     (mean, stderr), (before, after) = tuned.gained, tuned.changed
     return (f'\n{how}\nOn the quarter kept back the model loses {mean:+.4f} ± {stderr:.4f} nats per token against untuned routers ({tuned.verdict} by three standard errors); '
             f'{before:.1%} of choices of experts differed from the original model\'s before, {after:.1%} after.\n')
