@@ -18,7 +18,7 @@ import torch
 
 from .allocators import PRESETS, allocate
 from .checkpoint import open_checkpoint
-from .console import emit, size, table
+from .console import emit, table
 from .core import AlphaqError, one_line, provenance, read_rows, results_dir, track, write_json, write_rows
 from .evaluate import calibration_windows, load_model, load_tokenizer, paired, perplexity_of, sample, verdict, window_nll
 from .esd import eigenvalues
@@ -126,13 +126,13 @@ def show_demo(
 ):
     "Print the demonstration's table, verdicts and where everything lies."
     rows, names = result['rows'], list(result['rows'][0]['texts'])
-    cells = [[f'{r["bits"]:g}', r['method'], r['quantizer'] or '-', size(r['file_bytes']), f'{r["stored_bits"]:.3f}',
-              *(f'{r["texts"][n]["ppl"]:.2f}' for n in names), r.get('seconds', '')] for r in rows]
-    heading = ['>bits', 'method', 'quantizer', '>files', '>stored bits', *(f'>{n}' for n in names), '>seconds']
+    cells = [[f'{r["bits"]:g}', r['method'], r['quantizer'] or '-', f'{r["file_bytes"] / 2**20:.2f}', f'{r["stored_bits"]:.2f}',
+              *(f'{r["texts"][n]["ppl"]:.2f}' for n in names), f'{r["seconds"]:.0f}' if 'seconds' in r else ''] for r in rows]
+    heading = ['>bits', 'method', 'rounding', '>MiB', '>stored', *(f'>{n}' for n in names), '>seconds']
     window, header = rows[0]['texts'][names[0]]['window'], result['header']
     unlearned = [f'{n}: not learned (the model needs {rows[0]["texts"][n]["bits_per_byte"]:.2f} bits per byte, gzip -9 {header["gzip_bits_per_byte"][n]:.2f}), so it does not count'
                  for n in names if n not in header['learned']]
-    emit(result, as_json, table(heading, cells, f'{header["model"]}: perplexity per token, windows of {window} tokens'), *unlearned, *verdicts(rows),
+    emit(result, as_json, table(heading, cells, f'{header["model"]}: perplexity per token, windows of {window} tokens; bits per expert weight, stored ones with scales'), *unlearned, *verdicts(rows),
          f'scored in {result["seconds"]["score"]} s, all in {result["seconds"]["total"]} s; standard errors are over windows of text, of one model and one draw of calibration text',
          f'folders, each with its plan.json: {result["home"]}/', f'table: {result["home"]}/demo.json')
 
