@@ -582,7 +582,7 @@ def tune(
     folder:Quantized,
     model:Annotated[str, typer.Argument(help='the model it was made from')],
     out:Annotated[Path, typer.Option('-o', '--out', help='folder to make')],
-    method:Annotated[str, typer.Option(help='loss, or gemq with its small steps: of the language model; ridge or choices: to choose as the original does')]='loss',
+    method:Annotated[str, typer.Option(help='gemq: by the loss, in small steps; loss: in larger ones, for below two bits; ridge or choices: to choose as the original does')]='gemq',
     calibration:Annotated[str, typer.Option(help='texts to learn from: names joined by +, a file, or balanced: written by the model itself')]='pydoc+pycode+arithmetic',
     samples:Samples=128, window:Window=256,
     seed:Annotated[int, typer.Option(help='of the tokens that choices draws')]=0,
@@ -603,7 +603,7 @@ def tune(
         ['out', data['path']], ['read', described], ['tuned on', f'{made.tuned_on} windows, {made.kept_back} kept back'],
         ['other experts than the original', f'{before:.1%} before, {after:.1%} after'],
         ['loss above the original', f'{had:+.4f} before, {has:+.4f} after, nats per token kept back'],
-        ['change of the loss', f'{mean:+.4f} ± {stderr:.4f}: {made.verdict}']]))
+        ['change of the loss', f'{mean:+.4f} ± {stderr:.4f}: {made.verdict}'], ['next', f'alphaq eval {out}']]))
     if made.verdict != 'better':
         word = 'worse' if made.verdict == 'worse' else 'not shown to be better'
         _say(f'alphaq tune: warning: on the text kept back the tuned folder is {word} ({mean:+.4f} ± {stderr:.4f} nats per token)')
