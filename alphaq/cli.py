@@ -588,7 +588,7 @@ def tune(
     seed:Annotated[int, typer.Option(help='of the tokens that choices draws')]=0,
     device:Device='cpu', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,
 ):
-    "Tune the routers of a quantized folder on text, into another folder. Says what it gained on text kept back."
+    "Tune the routers of a quantized folder on text. Into another folder; says what it gained on text kept back."
     from alphaq.checkpoint import open_checkpoint
     from alphaq.evaluate import calibration_windows
     from alphaq.routers import tune as run
