@@ -20,10 +20,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .activations import check_device, layer_calls, lent, load_for_calibration, model_name, run_layer, skeleton, stored, streamed_logits
+from .activations import (check_device, layer_calls, lent, load_for_calibration, model_name, run_layer,
+                                skeleton, stored, streamed_logits)
 from .allocators import Settings, allocate
 from .checkpoint import Checkpoint, open_checkpoint
-from .core import AlphaqError, atomic, check_known, files_in, one_line, provenance, read_json, results_dir, track, write_json, write_rows, write_text
+from .core import (AlphaqError, atomic, check_known, files_in, one_line, provenance, read_json, results_dir,
+                         track, write_json, write_rows, write_text)
 from .dequantize import dense_matrices, folder_parts
 from .evaluate import load_model, load_tokenizer, paired, sample, verdict
 from .folder import Folder, open_folder
@@ -85,9 +87,10 @@ def by_loss(
 )->dict:               # layer to router `[E, d]`
     "Routers taught by the loss, all at once (after GEMQ, released code: AdamW, one window a step, one epoch)."
     model.requires_grad_(False)
-    routers = {i: router.weight.requires_grad_() for i, layer in enumerate(model.model.layers) for _, router in [router_of(layer)] if router is not None}
+    routers = {i: W.requires_grad_() for i, W in _weights(model).items()}
     before = {i: W.detach().clone() for i, W in routers.items()}
-    adam = torch.optim.AdamW([dict(params=[W], lr=rate or SHARE * before[i].float().square().mean().sqrt().item()) for i, W in routers.items()], weight_decay=decay)
+    def own(W): return SHARE * W.float().square().mean().sqrt().item()
+    adam = torch.optim.AdamW([dict(params=[W], lr=rate or own(before[i])) for i, W in routers.items()], weight_decay=decay)
     try:
         for row in track(windows, 'tuning'):
             adam.zero_grad()
@@ -111,6 +114,11 @@ def router_of(
         W = getattr(getattr(block, name, None), 'weight', None)
         if isinstance(W, Tensor) and W.ndim == 2: return f'mlp.{name}', getattr(block, name)
     raise AlphaqError(f'{type(block).__name__} has no router called {" or ".join(ROUTERS)}; this architecture cannot be tuned yet')
+
+def _weights(model):
+    "Layer to the matrix of its router."
+    found = {i: router_of(layer)[1] for i, layer in enumerate(model.model.layers)}
+    return {i: router.weight for i, router in found.items() if router is not None}
 
 # %% ../nbs/60_routers.ipynb #65751b8e
 @dataclass(frozen=True)
@@ -285,7 +293,8 @@ def _keys(model, folder, original):
 def _parted(windows):
     "Windows to learn from, and every fourth, kept back."
     if windows.ndim != 2 or len(windows) < 8 or windows.shape[1] < 2:
-        raise AlphaqError(f'tuning needs at least 8 windows of 2 tokens, a quarter of them kept back, got {list(windows.shape)}; use a longer text or a smaller --window')
+        wants = 'tuning needs at least 8 windows of 2 tokens, a quarter of them kept back'
+        raise AlphaqError(f'{wants}, got {list(windows.shape)}; use a longer text or a smaller --window')
     back = torch.arange(len(windows)) % 4 == 3
     return windows[~back], windows[back]
 
@@ -296,36 +305,39 @@ def _fitted(method, model, folder, original, learn, seed, dtype):
         return {i: R.to(dtype) for i, R in by_loss(load_model(folder.path, str(learn.device))[0], learn, METHODS[method].rate).items()}
     wanted, found = {}, {}
     plain = passage(model, learn, noting(wanted), source=lambda i: stored(original, i))
-    passage(model, learn, aligned(plain, wanted, METHODS[method].fit, learn.numel(), found, dtype, seed), source=packed_source(folder, original))
+    turn = aligned(plain, wanted, METHODS[method].fit, learn.numel(), found, dtype, seed)
+    passage(model, learn, turn, source=packed_source(folder, original))
     return found
 
 def _compared(model, folder, original, back, routers):
     "The plain, the rounded and the tuned model on windows kept back."
     plain = passage(model, back, source=lambda i: stored(original, i))
     before, after = (passage(model, back, turn, source=packed_source(folder, original)) for turn in (None, placing(routers)))
-    gained, zero = paired({'': after.losses}, {'': before.losses}), plain.losses.mean()
-    return dict(changed=(shifted(before, plain), shifted(after, plain)), lost=((before.losses.mean() - zero).item(), (after.losses.mean() - zero).item()),
-                gained=gained, verdict=verdict(gained))
+    gained, lost = paired({'': after.losses}, {'': before.losses}), tuple((p.losses - plain.losses).mean().item() for p in (before, after))
+    return dict(changed=(shifted(before, plain), shifted(after, plain)), lost=lost, gained=gained, verdict=verdict(gained))
 
 def _card(tuned, calibration):
     "What the model card says of it."
-    how = f'The routers were tuned after rounding (`{tuned.method}`: {METHODS[tuned.method].source}) on three quarters of {calibration or "some text"}.'
-    (mean, stderr), (before, after) = tuned.gained, tuned.changed
-    return (f'\n{how}\nOn the quarter kept back the model loses {mean:+.4f} ± {stderr:.4f} nats per token against untuned routers ({tuned.verdict} by three standard errors); '
-            f'{before:.1%} of choices of experts differed from the original model\'s before, {after:.1%} after.\n')
+    (mean, stderr), (before, after), text = tuned.gained, tuned.changed, calibration or 'some text'
+    return f"""
+The routers were tuned after rounding (`{tuned.method}`: {METHODS[tuned.method].source}) on three quarters of {text}.
+On the quarter kept back the model loses {mean:+.4f} ± {stderr:.4f} nats per token against untuned routers ({tuned.verdict} by three
+standard errors); {before:.1%} of choices of experts differed from the original model's before, {after:.1%} after.
+"""
 
 def _write(folder, original, model, partial, routers, said):
     "The files of a folder with other routers."
-    files = {folder.tensors[key].file for key in routers}
     for name in files_in(folder.path):
         if name in ('job.json', UNFINISHED): continue
         with atomic(partial/name) as temporary:
-            if name in files: save_file(load_file(folder.path/name) | {k: R for k, R in routers.items() if folder.tensors[k].file == name}, temporary, metadata={'format': 'pt'})
+            own = {key: R for key, R in routers.items() if folder.tensors[key].file == name}
+            if own: save_file(load_file(folder.path/name) | own, temporary, metadata={'format': 'pt'})
             else: shutil.copyfile(folder.path/name, temporary)
     write_text(partial/'README.md', (folder.path/'README.md').read_text(encoding='utf-8') + said)
     old = read_json(partial/LOGITS) if (partial/LOGITS).is_file() else {}
     if old.get('logits') is not None:
-        logits = streamed_logits(model, packed_source(open_folder(partial), original), torch.tensor(old['tokens']))[..., torch.tensor(old['places'])]
+        tokens, places = (torch.tensor(old[k]) for k in ('tokens', 'places'))
+        logits = streamed_logits(model, packed_source(open_folder(partial), original), tokens)[..., places]
         write_json(partial/LOGITS, old | dict(logits=[[[float(f'{x:.6g}') for x in row] for row in text] for text in logits.tolist()]))
 
 # %% ../nbs/60_routers.ipynb #920ae2fa
@@ -349,8 +361,9 @@ def tune(
     learn, back = (part.to(device) for part in _parted(windows))
     model = skeleton(original, device)
     keys = _keys(model, source, original)
-    manifest = read_json(source.path/'job.json') | dict(tuned=dict(folder=source.fingerprint(), method=method, calibration=calibration, seed=seed, device=device,
-                                      tokens=hashlib.sha256(windows.numpy().tobytes()).hexdigest()))
+    tokens = hashlib.sha256(windows.numpy().tobytes()).hexdigest()
+    how = dict(method=method, calibration=calibration, tokens=tokens, seed=seed, device=device)
+    manifest = read_json(source.path/'job.json') | dict(tuned=dict(folder=source.fingerprint(), **how))
     with making(out, source.path, manifest, sum((source.path/f).stat().st_size for f in source.files), overwrite) as partial:
         routers = _fitted(method, model, source, original, learn, seed, source.tensor(keys[min(keys)]).dtype)
         found = Tuned(out, method, len(learn), len(back), **_compared(model, source, original, back, routers))
@@ -385,13 +398,15 @@ def router_rows(
     held_out:Tensor,         # `[n, length]` token ids
     budgets=(1.5, 2., 2.5, 16), # average widths of the experts; at 16 bits nothing is rounded, and only tuning is left
     seeds=range(3),          # of the draws
-)->list:                     # per budget: rounded, rounded on the plain model's routes, on its weights alone, and a row for each method and draw
+)->list:                     # per budget: rounded, on the plain model's routes, on its weights alone; each method and draw
     "What tuning routers is worth on held-out text."
     plain, worn = load_for_calibration(checkpoint), RoundedModel(load_for_calibration(checkpoint).requires_grad_(False), checkpoint)
-    own, truth, rows = {i: r.weight.clone() for i, l in enumerate(plain.model.layers) for _, r in [router_of(l)] if r is not None}, passage(plain, held_out), []
+    own, truth, rows = {i: W.clone() for i, W in _weights(plain).items()}, passage(plain, held_out), []
     texts = {s: (draw(s), {}) for s in seeds}
     learnt = {s: passage(plain, windows, noting(wanted)) for s, (windows, wanted) in texts.items()}
-    def row(p, base, **more): return dict(**more, changed=shifted(p, truth), mass=mass(p), **dict(zip(('over', 'stderr'), paired({'': p.losses}, {'': base.losses}))))
+    def row(p, base, **more):
+        over, stderr = paired({'': p.losses}, {'': base.losses})
+        return dict(**more, changed=shifted(p, truth), mass=mass(p), over=over, stderr=stderr)
     for bits in budgets:
         model = worn.wear(uniform_widths(checkpoint, bits))
         raw = passage(model, held_out, placing(own))
