@@ -636,7 +636,19 @@ def dequantize(
     data = dict(out=str(made.path), matrices=made.matrices, tensor_bytes=made.tensor_bytes)
     _show(data, json_)
 
-# %% ../nbs/69_cli.ipynb #822bc13e
+# %% ../nbs/69_cli.ipynb #1c4aa9a7
+def _beside(against, device, samples, losses):
+    "How losses on samples differ from those of another model on the same windows: a row for each text and one for all."
+    from alphaq.evaluate import load_model, paired, sample, sample_nll, verdict
+    other, tokenizer = load_model(against, device)
+    for name, s in samples.items():
+        if len(s.rows) < 2: raise AlphaqError(f'{name} fills one window; models are compared over several: a longer text, or a smaller --window')
+        same = sample(tokenizer, s.text, s.rows.shape[1], s.rows.numel()).rows
+        if not same.equal(s.rows): raise AlphaqError(f'{against}: its tokenizer cuts {name} into other tokens; models are compared on the same ones')
+    plain = {name: sample_nll(other, s) for name, s in samples.items()}
+    pairs = {name: paired({name: losses[name]}, {name: plain[name]}) for name in samples} | {'all of them': paired(losses, plain)}
+    return [dict(text=name, difference=m, stderr=s, verdict=verdict((m, s))) for name, (m, s) in pairs.items()]
+
 @verb
 def eval(
     model:Loadable='pocket',
@@ -645,26 +657,34 @@ def eval(
     tokens:Annotated[int, typer.Option(help='tokens of each text at most', min=2)]=20_000,
     window:Annotated[int, typer.Option(help='tokens in a window', min=2)]=256,
     questions:Annotated[Optional[int], typer.Option(help='questions of each task at most, all unless said', min=1)]=None,
+    against:Annotated[Optional[str], typer.Option(help='another model, read on the same windows, such as the unquantized one', metavar='MODEL')]=None,
     device:Device='cpu', json_:Json=False, quiet:Quiet=False,
 ):
     "Perplexity and bits per byte on texts, accuracy on tasks. Of tasks alone when only tasks are named."
-    from alphaq.evaluate import load_model, perplexity, sample
+    from alphaq.evaluate import load_model, perplexity_of, sample, sample_nll
     from alphaq.tasks import CHANCE, check_lm_eval, run_tasks, task_names
     from alphaq.texts import load_text, texts_at_hand
     _still()
     asked = task_names(tasks or [])
     if asked: check_lm_eval()
     names = text or ([] if asked else texts_at_hand())
+    if against and not names: raise AlphaqError('--against compares losses on text; name one with --text')
     texts = [load_text(n) for n in names]
     loaded, tokenizer = load_model(model, _device(device))
-    rows = [vars(perplexity(loaded, sample(tokenizer, t, window, tokens))) for t in texts]
+    samples = {t.name: sample(tokenizer, t, window, tokens) for t in texts}
+    losses = {name: sample_nll(loaded, s) for name, s in samples.items()}
+    rows = [vars(perplexity_of(samples[name], x)) for name, x in losses.items()]
     scores = [vars(s) | dict(chance=CHANCE) for s in run_tasks(loaded, tokenizer, asked, limit=questions)]
     shown = table(['text', '>perplexity per token', '>bits per byte', '>tokens', '>window'],
                   [[r['text'], f'{r["ppl"]:.3f}', f'{r["bits_per_byte"]:.4f}', r['tokens'], r['window']] for r in rows], model)
     answered = table(['task', '>accuracy', '>s.e.', '>chance', '>s.e. from chance', '>accuracy by bytes', '>questions'],
                      [[s['task'], f'{s["acc"]:.3f}', f'{s["stderr"]:.3f}', s['chance'], f'{s["z"]:+.1f}', f'{s["acc_bytes"]:.3f}', s['questions']]
                       for s in scores], model)
-    emit(dict(model=model, rows=rows, tasks=scores), json_, *([shown] if rows else []), *([answered] if scores else []))
+    beside = _beside(against, _device(device), samples, losses) if against else []
+    apart = table(['text', f'>nats per token above {against}', '>s.e.', 'verdict'],
+                  [[b['text'], f'{b["difference"]:+.4f}', f'{b["stderr"]:.4f}', b['verdict']] for b in beside])
+    emit(dict(model=model, rows=rows, tasks=scores) | (dict(against=against, differences=beside) if against else {}), json_,
+         *([shown] if rows else []), *([apart] if beside else []), *([answered] if scores else []))
 
 @verb
 def generate(

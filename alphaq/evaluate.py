@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['load_tokenizer', 'load_model', 'windows', 'Sample', 'sample', 'calibration_windows', 'Perplexity', 'spec_nll',
-           'window_nll', 'perplexity_of', 'perplexity', 'paired', 'verdict']
+           'window_nll', 'perplexity_of', 'sample_nll', 'perplexity', 'paired', 'verdict']
 
 # %% ../nbs/42_evaluate.ipynb #c64a2d7d
 from dataclasses import dataclass
@@ -146,15 +146,23 @@ def perplexity_of(
     return Perplexity(text.name, text.split, exp(nll), nll, nll * count / log(2) / max(sample.bytes, 1), count, sample.bytes,
                       sample.rows.shape[1], text.sha256, text.python)
 
+def sample_nll(
+    model:nn.Module,  # causal language model
+    sample:Sample,    # windows made with its tokenizer
+    batch:int=32,     # windows at a time
+)->Tensor:            # `[n]` float64, nats per token
+    "Loss of a model on each window of a sample."
+    rows, vocabulary = sample.rows, model.config.vocab_size
+    if rows.max() >= vocabulary: raise AlphaqError(f'{sample.text.name}: token {int(rows.max())} is outside the model\'s vocabulary of {vocabulary}; the tokenizer belongs to another model')
+    return torch.cat([window_nll(model, part, batch) for part in track(rows.split(batch), 'perplexity')])
+
 def perplexity(
     model:nn.Module,  # causal language model
     sample:Sample,    # windows made with its tokenizer
     batch:int=32,     # windows at a time
 )->Perplexity:
     "Perplexity per token and bits per byte of a model on a sample ({eq}`eq-ppl`)."
-    rows, vocabulary = sample.rows, model.config.vocab_size
-    if rows.max() >= vocabulary: raise AlphaqError(f'{sample.text.name}: token {int(rows.max())} is outside the model\'s vocabulary of {vocabulary}; the tokenizer belongs to another model')
-    return perplexity_of(sample, torch.cat([window_nll(model, part, batch) for part in track(rows.split(batch), 'perplexity')]))
+    return perplexity_of(sample, sample_nll(model, sample, batch))
 
 # %% ../nbs/42_evaluate.ipynb #a48820a2
 def paired(
