@@ -86,6 +86,24 @@ def _opened(model, kind='checkpoint'):
     from alphaq.remote import open_anywhere
     return getattr(checkpoint, f'open_{kind}')(open_anywhere(model))
 
+def _packed(folder):
+    "What a quantized folder holds, by its configuration and headers."
+    from collections import Counter
+    held = folder.config['quantization_config']
+    roles = {}
+    for layer in held['layers'].values():
+        for role, digits in layer.items(): roles[role] = roles.get(role, '') + digits
+    counts = {role: dict(sorted(Counter(map(int, digits)).items())) for role, digits in roles.items()}
+    linears = dict(sorted(Counter(held['modules'].values()).items()))
+    total = sum(t.nbytes for t in folder.tensors.values())
+    data = dict(model=str(folder.path), format=held['format'], family=folder.config.get('model_type'), projections=sum(map(len, roles.values())),
+                experts_at=counts, linears_at=linears, group_size=held['group_size'], bytes=total)
+    def said(at): return ', '.join(f'{n} at {b} bit{"s" * (b > 1)}' for b, n in at.items())
+    rows = [['family', data['family']], ['quantized', data['format']], ['expert projections', data['projections']],
+            *[[role, said(at)] for role, at in counts.items()], *([['other matrices', said(linears)]] if linears else []),
+            ['weights that share a scale', held['group_size']], ['stored', size(total)], ['next', f'alphaq verify {folder.path}']]
+    return data, facts(rows, str(folder.path))
+
 @verb
 def info(
     model:Anywhere='pocket',
@@ -93,11 +111,17 @@ def info(
     group_size:Annotated[int, typer.Option(help='weights that share a scale', min=1)]=128,
     json_:Json=False, quiet:Quiet=False,
 ):
-    "Layout, counts and exact sizes; what each budget would weigh. From headers alone."
+    "Layout, counts and exact sizes; what each budget would weigh. From headers alone. Of a quantized folder: its widths."
+    from alphaq.checkpoint import open_checkpoint
     from alphaq.grid import WIDTHS, stored_bytes
     from alphaq.plan import predicted_bytes, read_plan
     from alphaq.quantize import Job, predicted_files
-    c = _opened(model)
+    from alphaq.remote import open_anywhere
+    folder = open_anywhere(model)
+    if (folder.config.get('quantization_config') or {}).get('quant_method') == 'alphaq' and not plan:
+        data, shown = _packed(folder)
+        return emit(data, json_, shown)
+    c = open_checkpoint(folder)
     shapes = sorted({p.shape for p in c.projections})
     total, numel = sum(t.nbytes for t in c.tensors.values()), sum(p.numel for p in c.projections)
     experts = {b: sum(stored_bytes(p.shape, b, group_size) for p in c.projections) for b in WIDTHS}
