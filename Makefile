@@ -37,7 +37,8 @@ results: $(VENV)/demo-stamp ## everything in results/ that needs neither a GPU n
 	$(BIN)/python -m alphaq.benchmarks results --model '$(MODEL)'
 	$(BIN)/python -m alphaq.card quality --model '$(MODEL)'
 	$(BIN)/python -m alphaq.rivals --model '$(MODEL)'
-	$(BIN)/python -m alphaq.rivals --model '$(MODEL)' --fusion
+	$(BIN)/python -m alphaq.rivals --model '$(MODEL)' --quantizer gptq --bits 1.5 2 2.5 3 3.5
+	$(BIN)/python -m alphaq.rivals --model '$(MODEL)' --fusion --bits 1.5 2 2.5 3 3.5
 	$(BIN)/python -m alphaq.solvers agreement
 	$(BIN)/python -m alphaq.solvers speed
 

@@ -20,7 +20,7 @@ from .allocators import PRESETS, allocate
 from .checkpoint import open_checkpoint
 from .console import emit, table
 from .core import AlphaqError, one_line, provenance, read_rows, results_dir, track, write_json, write_rows
-from .evaluate import calibration_windows, load_model, load_tokenizer, paired, perplexity_of, sample, verdict, window_nll
+from .evaluate import calibration_windows, load_model, load_tokenizer, paired, perplexity_of, sample, sample_nll, verdict
 from .esd import eigenvalues
 from .farms import farms_eigenvalues
 from .gptq import factor, gptq
@@ -50,7 +50,7 @@ TRIALS = (*(Trial(p, b, 'mse') for b in BUDGETS for p in METHODS),
 def _measured(path, probes):
     "Perplexity per token and bits per byte on each sample, and the losses of its windows."
     model, _ = load_model(path)
-    losses = {p.text.name: window_nll(model, p.rows) for p in probes}
+    losses = {p.text.name: sample_nll(model, p) for p in probes}
     found = [perplexity_of(p, losses[p.text.name]) for p in probes]
     return {f.text: dict(ppl=f.ppl, bits_per_byte=f.bits_per_byte, tokens=f.tokens, window=f.window, sha256=f.text_sha256) for f in found}, losses
 

@@ -314,8 +314,7 @@ def open_checkpoint(
 )->Checkpoint:    # headers only; weights are read by `read`
     "Open a mixture-of-experts checkpoint and list its routed expert projections, complete or not at all."
     folder = path if isinstance(path, Folder) else open_folder(path)
-    quantization = folder.config.get('quantization_config')
-    if isinstance(quantization, dict) and quantization.get('quant_method') == 'alphaq':
+    if folder.packed:
         raise AlphaqError(f'{folder.path}: already quantized by alphaq; name the original checkpoint')
     fits = fitting(folder.tensors, folder.config.get('model_type')) or fitting(folder.tensors, layouts=guess_layouts(folder.tensors, folder.config))
     is_head, found = _heads(folder.config), find_projections(folder.tensors, folder.config, fits)

@@ -89,19 +89,19 @@ def _opened(model, kind='checkpoint'):
 def _packed(folder):
     "What a quantized folder holds, by its configuration and headers."
     from collections import Counter
-    held = folder.config['quantization_config']
-    roles = {}
-    for layer in held['layers'].values():
+    from alphaq.runtime import AlphaqConfig
+    held, roles = AlphaqConfig(**dict(layers=None) | folder.packed), {}
+    for layer in held.layers.values():
         for role, digits in layer.items(): roles[role] = roles.get(role, '') + digits
     counts = {role: dict(sorted(Counter(map(int, digits)).items())) for role, digits in roles.items()}
-    linears = dict(sorted(Counter(held['modules'].values()).items()))
+    linears = dict(sorted(Counter(held.modules.values()).items()))
     total = sum(t.nbytes for t in folder.tensors.values())
-    data = dict(model=str(folder.path), format=held['format'], family=folder.config.get('model_type'), projections=sum(map(len, roles.values())),
-                experts_at=counts, linears_at=linears, group_size=held['group_size'], bytes=total)
+    data = dict(model=str(folder.path), format=held.format, family=folder.config.get('model_type'), projections=sum(map(len, roles.values())),
+                experts_at=counts, linears_at=linears, group_size=held.group_size, bytes=total)
     def said(at): return ', '.join(f'{n} at {b} bit{"s" * (b > 1)}' for b, n in at.items())
-    rows = [['family', data['family']], ['quantized', data['format']], ['expert projections', data['projections']],
+    rows = [['family', data['family']], ['quantized', held.format], ['expert projections', data['projections']],
             *[[role, said(at)] for role, at in counts.items()], *([['other matrices', said(linears)]] if linears else []),
-            ['weights that share a scale', held['group_size']], ['stored', size(total)], ['next', f'alphaq verify {folder.path}']]
+            ['weights that share a scale', held.group_size], ['stored', size(total)], ['next', f'alphaq verify {folder.path}']]
     return data, facts(rows, str(folder.path))
 
 @verb
@@ -118,7 +118,7 @@ def info(
     from alphaq.quantize import Job, predicted_files
     from alphaq.remote import open_anywhere
     folder = open_anywhere(model)
-    if (folder.config.get('quantization_config') or {}).get('quant_method') == 'alphaq' and not plan:
+    if folder.packed and not plan:
         data, shown = _packed(folder)
         return emit(data, json_, shown)
     c = open_checkpoint(folder)
@@ -247,7 +247,7 @@ def doctor(
     if what.endswith('.csv'):
         scores = read_scores(what, left_out := [])
         if left_out: findings.append(('warning', f'rows without a value: {len(left_out)}, the first is {left_out[0]}'))
-    elif ((folder := open_anywhere(what)).config.get('quantization_config') or {}).get('quant_method') == 'alphaq':
+    elif (folder := open_anywhere(what)).packed:
         from alphaq.verify import verify as check
         check(what)
         scores, findings = [], [*findings, ('ok', f'{what} is what it says it is')]

@@ -20,7 +20,7 @@ from .families import FAMILIES
 from .folder import Folder, open_folder
 from .hook import poison_tensors
 from .making import UNFINISHED, copy_companions, making, write_index
-from .pack import unpacked_layer
+from .pack import check_table, unpacked_layer
 
 # %% ../nbs/34_dequantize.ipynb #e71003c6
 def outputs(
@@ -78,11 +78,13 @@ class Dequantized:
 
 def _quantization(folder):
     "Section `quantization_config` of a folder that can be dequantized."
-    q, family = folder.config.get('quantization_config'), folder.config.get('model_type')
+    family = folder.config.get('model_type')
     if (folder.path/UNFINISHED).exists(): raise AlphaqError(f'{folder.path} is unfinished; run the same `alphaq quantize` again to resume it')
-    if not isinstance(q, dict) or q.get('quant_method') != 'alphaq':
+    if not folder.packed:
         raise AlphaqError(f'{folder.path}: config.json has no quantization_config of alphaq; only quantized folders can be dequantized')
     if family not in FAMILIES: raise AlphaqError(f'{folder.path}: how {family!r} stores its experts is not known; known are {", ".join(FAMILIES)}')
+    q = dict(layers=None, modules={}, group_size=128) | folder.packed
+    check_table(q['layers'], q['modules'], q['group_size'])
     return q
 
 def _prefix(name): return m[0] if (m := re.match(r'(?:\w+\.)*?layers\.\d+', name)) else ''

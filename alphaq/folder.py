@@ -152,6 +152,11 @@ class Folder:
     @property
     def name(self)->str: return self.place.name
 
+    @property
+    def packed(self): # `quantization_config` of a folder that alphaq quantized, else `None`
+        q = self.config.get('quantization_config')
+        return q if isinstance(q, dict) and q.get('quant_method') == 'alphaq' else None
+
     @cached_property
     def _readers(self): return {}
 

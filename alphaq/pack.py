@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TILE_ROWS', 'SLICE', 'BLOCK_WORDS', 'padded_inputs', 'slice_width', 'word_count', 'spec_places', 'spec_pack_codes',
            'spec_unpack_codes', 'pack_codes', 'unpack_codes', 'PackedWeight', 'pack', 'unpack', 'layer_tensors',
-           'unpacked_layer']
+           'unpacked_layer', 'check_table']
 
 # %% ../nbs/31_pack.ipynb #c64a2d7d
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from .checkpoint import split_name
+from .checkpoint import ROLES, split_name
 from .core import AlphaqError
 from .grid import FIELDS, WIDTHS, QuantizedWeight
 
@@ -208,3 +208,20 @@ def unpacked_layer(
         codes = unpack_codes(tensors[f'{key}.words'][start:start + count], bits[name], shapes[name])
         scale, zero = tensors[f'{key}.scale'][expert], tensors[f'{key}.zero'][expert]
         yield name, QuantizedWeight(codes, scale, zero, bits[name], shapes[name][1] // scale.shape[-1]).dequantize()
+
+# %% ../nbs/31_pack.ipynb #6da38ef4
+def check_table(
+    layers,      # experts module -> role -> one digit per expert
+    modules,     # other packed matrix -> width
+    group_size,  # weights per scale
+):
+    "Refuse a table of widths that cannot be one."
+    if not (isinstance(layers, dict) and isinstance(modules, dict)): raise AlphaqError('layers and modules must be tables of widths; config.json is damaged')
+    if not isinstance(group_size, int) or group_size < 1: raise AlphaqError(f'group_size must be a positive integer, got {group_size!r}; config.json is damaged')
+    for name, roles in layers.items():
+        if not isinstance(roles, dict) or set(roles) != set(ROLES) or not all(isinstance(w, str) for w in roles.values()):
+            raise AlphaqError(f'{name}: need one string of widths for each of {", ".join(ROLES)}, got {roles!r:.80}; config.json is damaged')
+        if len({len(w) for w in roles.values()}) != 1: raise AlphaqError(f'{name}: every role needs one width per expert, got {roles!r:.80}')
+    digits = ''.join(w for roles in layers.values() for w in roles.values())
+    if wrong := [*set(digits) - set(map(str, WIDTHS)), *(b for b in modules.values() if b not in WIDTHS)]:
+        raise AlphaqError(f'widths are {WIDTHS}, got {wrong[0]!r:.20}; config.json is damaged')

@@ -22,9 +22,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from .checkpoint import ROLES
 from .core import AlphaqError
 from .families import biases, check_experts, gated, matrices
-from .grid import WIDTHS, dequantize_codes, quantize
+from .grid import dequantize_codes, quantize
 from .hook import CURE, poison_tensors
-from .pack import PackedWeight, pack, unpack_codes, word_count
+from .pack import PackedWeight, check_table, pack, unpack_codes, word_count
 
 # %% ../nbs/41_runtime.ipynb #1939f247
 FORMAT = 'alphaq-packed/1'
@@ -42,19 +42,9 @@ class AlphaqConfig(QuantizationConfigMixin):
     ):
         if (quant_method, format, zero) != ('alphaq', FORMAT, 'sixteenths'):
             raise AlphaqError(f'this alphaq reads {FORMAT} with zero in sixteenths, the folder has {format!r} with {zero!r}; update alphaq')
-        if not isinstance(group_size, int) or group_size < 1: raise AlphaqError(f'group_size must be a positive integer, got {group_size!r}; config.json is damaged')
-        for name, roles in layers.items(): _check_widths(name, roles)
-        for name, bits in (modules or {}).items():
-            if bits not in WIDTHS: raise AlphaqError(f'{name}: widths are {WIDTHS}, got {bits!r}; config.json is damaged')
+        check_table(layers, modules or {}, group_size)
         vars(self).update(more, quant_method=quant_method, format=format, zero=zero, group_size=group_size,
                           layers=layers, modules=modules or {})
-
-def _check_widths(name, roles):
-    if not isinstance(roles, dict) or set(roles) != set(ROLES) or not all(isinstance(w, str) for w in roles.values()):
-        raise AlphaqError(f'{name}: need one string of widths for each of {", ".join(ROLES)}, got {roles!r:.80}')
-    if len({len(w) for w in roles.values()}) != 1: raise AlphaqError(f'{name}: every role needs one width per expert, got {dict(roles)}')
-    if wrong := set(''.join(roles.values())) - {str(b) for b in WIDTHS}:
-        raise AlphaqError(f'{name}: widths are {WIDTHS}, got {sorted(wrong)}')
 
 # %% ../nbs/41_runtime.ipynb #0dd77552
 class PackedMatrices(nn.Module):

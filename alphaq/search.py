@@ -84,7 +84,14 @@ def search(
     return Found(choice, curve[-1][1], tuple(curve))
 
 # %% ../nbs/44_search.ipynb #7a9b5c03
-def nearest(p, W, bits, group): return quantize(W, bits, group)
+def nearest(
+    p,        # `Projection`; any is rounded alike
+    W:Tensor, # `[out, in]` its weights
+    bits:int, # 1 .. 4
+    group:int # weights per scale
+):            # `QuantizedWeight`
+    "Rounded to nearest on the searched grid ({doc}`20_grid`)."
+    return quantize(W, bits, group)
 
 class RoundedModel:
     "A model whose experts take any widths, each rounded once and kept."

@@ -224,10 +224,9 @@ def examine(
     check('checksums', check_sums, folder)
     try:
         opened = open_folder(folder)
-        q = opened.config.get('quantization_config')
-        if not isinstance(q, dict) or q.get('quant_method') != 'alphaq' or not isinstance(q.get('layers'), dict):
+        if not opened.packed:
             raise AlphaqError('config.json has no quantization_config of alphaq; only quantized folders can be verified')
-        config = AlphaqConfig(**q)
+        config = AlphaqConfig(**dict(layers=None) | opened.packed)
     except AlphaqError as e: findings.append(('index', str(e)))
     else:
         check('index', check_index, opened)
