@@ -273,6 +273,11 @@ class Checkpoint(Folder):
         other = {p.key for p in self.projections} | scales | {*self.left_out}
         return tuple(name for name in self.tensors if name not in other)
 
+    @cached_property
+    def decoder(self)->str: # before the word `layers` in the names of the matrices, for example 'model.'
+        "Where the layers of the decoder lie; of two stacks with experts, the first."
+        return self.projections[0].name.split('layers.')[0]
+
     @property
     def family(self)->str: # as config.json has it
         kind = self.config.get('model_type')

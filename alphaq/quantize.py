@@ -28,8 +28,9 @@ from .activations import ROUTINGS, check_device, model_name, put, skeleton, stor
 from .allocators import METHODS
 from .checkpoint import ROLES, Checkpoint
 from .console import size
-from .core import AlphaqError, BudgetError, atomic, check_known, read_json, track, write_json, write_text
+from .core import AlphaqError, BudgetError, atomic, check_known, natural, read_json, track, write_json, write_text
 from .families import check_experts
+from .folder import read_header
 from .gptq import Basis, bases, factor, gptq, shrunk
 from .grid import WIDTHS, QuantizedWeight, group_of, quantize as round_matrix, stored_bytes
 from .hook import guarded, poison_tensors
@@ -161,19 +162,25 @@ class Shard:
     matrices:tuple   # names of matrices to round
     kept:tuple       # names of tensors kept as they are
 
-    @property
-    def layer(self)->int|None: return int(self.prefix.rsplit('.', 1)[1]) if self.prefix else None
+_STACK = re.compile(r'(?:\w+\.)*?(?:layers?|blocks?|h)\.\d+')
+
+def _by_prefix(names):
+    found = defaultdict(list)
+    for n in names: found[m[0] if (m := _STACK.match(n)) else ''].append(n)
+    return found
 
 def _shards(job):
     kept = [n for n in job.checkpoint.rest if n.removesuffix('.weight') not in job.linears]
-    def prefix(name): return m[0] if (m := re.match(r'(?:\w+\.)*?layers\.\d+', name)) else ''
-    def by_prefix(names):
-        found = defaultdict(list)
-        for n in names: found[prefix(n)].append(n)
-        return found
-    matrices, rest = by_prefix(job.shapes), by_prefix(kept)
-    layers = sorted((matrices.keys() | rest.keys()) - {''}, key=lambda p: int(p.rsplit('.', 1)[1]))
-    return tuple(Shard(f'model-{i:05d}-of-{len(layers) + 1:05d}.safetensors', p, tuple(matrices[p]), tuple(rest[p])) for i, p in enumerate([*layers, ''], 1))
+    matrices, rest = _by_prefix(job.shapes), _by_prefix(kept)
+    layers = sorted((matrices.keys() | rest.keys()) - {''}, key=natural)
+    files = (f'model-{i:05d}-of-{len(layers) + 1:05d}.safetensors' for i in range(1, len(layers) + 2))
+    return tuple(Shard(file, p, tuple(matrices[p]), tuple(rest[p])) for file, p in zip(files, [*layers, '']))
+
+def _decoder(job):
+    "Index of a decoder layer, `None` for the rest -> its shard."
+    stem = job.checkpoint.decoder
+    found = {shard.prefix: shard for shard in job.shards}
+    return lambda index: found['' if index is None else f'{stem}layers.{index}']
 
 # %% ../nbs/32_quantize.ipynb #4cf03a01
 @dataclass(frozen=True)
@@ -269,17 +276,17 @@ def _from_shard(job, folder, shard, kept=True):
 
 def _calibrated(job, folder):
     "The walk of the calibration text through the model: finished layers from their shards, the others from the source."
-    shards = {shard.layer: shard for shard in job.shards}
-    def finished(index): return (folder/shards[index].file).exists()
-    def source(index): return stored(job.checkpoint, index) if index is None or not finished(index) else _from_shard(job, folder, shards[index])
+    shard_of = _decoder(job)
+    def finished(index): return _written(job, folder, shard_of(index))
+    def source(index): return stored(job.checkpoint, index) if index is None or not finished(index) else _from_shard(job, folder, shard_of(index))
     model = skeleton(job.checkpoint, job.device)
     for index, _, seen in walk(model, job.windows.to(job.device), source=source, record=lambda i: not finished(i),
                                routing=job.routing, spill=folder):
         fresh = seen is not None
-        yield seen
+        yield shard_of(index), seen
         seen = None  # one layer's statistics at a time
         if fresh:
-            for name, W in _from_shard(job, folder, shards[index], kept=False): put(model, name, W)
+            for name, W in _from_shard(job, folder, shard_of(index), kept=False): put(model, name, W)
 
 def _make_shard(job, folder, shard, seen=None):
     "Round, pack and write what belongs together."
@@ -294,16 +301,22 @@ def _make_shard(job, folder, shard, seen=None):
     tensors = layer_tensors(packed) | {n: files.keep(n) for n in shard.kept} | ({} if shard.prefix else poison_tensors(_quantization(job)))
     _write_shard(folder/shard.file, tensors, [rows[n] for n in shard.matrices])
 
+def _written(job, folder, shard):
+    "Whether a shard is there. It arrived by renaming, so it is whole; that it is this shard, its names say."
+    path = folder/shard.file
+    return path.exists() and read_header(path).keys() == _entries(job, shard).keys()
+
 def _stream(job, folder, engine=None):
-    "Write every shard that is not there yet."
-    missing = [i for i, shard in enumerate(job.shards) if not (folder/shard.file).exists()]
+    "Write every shard that is not there yet: first those of the decoder, in the order of its layers, if text is read."
+    missing = [i for i, shard in enumerate(job.shards) if not _written(job, folder, shard)]
     if engine and job.quantizer != 'gptq': return _spread(job, folder, missing, engine)
-    fed = job.quantizer == 'gptq' and any(job.shards[i].prefix for i in missing)
-    walker = _calibrated(job, folder) if fed else iter(())
-    for i, shard in enumerate(track(job.shards, 'quantizing')):
-        seen = next(walker, None) if shard.prefix else None  # `None` too for layers that the model has not: heads that predict further tokens
-        if i in missing: _make_shard(job, folder, shard, seen)
+    files = {job.shards[i].file for i in missing}
+    fed = job.quantizer == 'gptq' and any(job.shards[i].prefix.startswith(job.checkpoint.decoder) for i in missing)
+    for shard, seen in _calibrated(job, folder) if fed else ():
+        if shard.file in files: _make_shard(job, folder, shard, seen)
+        files.discard(shard.file)
         seen = None  # before the next layer's are made
+    for shard in track([s for s in job.shards if s.file in files], 'quantizing'): _make_shard(job, folder, shard)
 
 def _spread(job, folder, missing, engine):
     "Without data no layer waits for another: whoever is free makes the next."
@@ -333,8 +346,8 @@ def _said(job, folder):
     model = skeleton(job.checkpoint)
     vocabulary = model.config.get_text_config().vocab_size
     tokens, places = probe_tokens(vocabulary), probe_places(vocabulary)
-    shards = {shard.layer: shard for shard in job.shards}
-    logits = streamed_logits(model, lambda index: _from_shard(job, folder, shards[index]), tokens)[..., places]
+    shard_of = _decoder(job)
+    logits = streamed_logits(model, lambda index: _from_shard(job, folder, shard_of(index)), tokens)[..., places]
     if not logits.isfinite().all(): raise AlphaqError('the logits are not finite')
     kept = [[[float(f'{x:.6g}') for x in row] for row in text] for text in logits.tolist()]
     return dict(tokens=tokens.tolist(), places=places.tolist(), logits=kept)
@@ -404,26 +417,34 @@ def _close(job, folder):
     write_json(folder/'plan.json', to_json(job.plan))
     write_text(folder/'README.md', _card(job, predicted_tensors(job)))
     write_json(folder/'config.json', guarded(job.checkpoint.config, _quantization(job)))
-    return write_index(folder, [shard.file for shard in job.shards])
+    foretold = {name for shard in job.shards for name in _entries(job, shard)}
+    return write_index(folder, [shard.file for shard in job.shards], foretold)
 
 # %% ../nbs/32_quantize.ipynb #1f586dc4
 _NAMES = {torch.int16: 'I16', torch.float16: 'F16', torch.uint8: 'U8'}  # of types, in a file
+
+def _blank(job, name):
+    "A packed matrix without memory."
+    (out, cols), bits = job.shapes[name], job.bits[name]
+    group = group_of(cols, job.plan.group_size)
+    words = torch.empty(word_count((out, cols), bits), dtype=torch.int16, device='meta')
+    scale = torch.empty(out, cols // group, dtype=torch.float16, device='meta')
+    return PackedWeight(words, scale, scale.to(torch.uint8), bits, (out, cols), group)
+
+def _entries(job, shard):
+    "Name -> type, shape and bytes of every tensor that a shard will hold."
+    made = layer_tensors({n: _blank(job, n) for n in shard.matrices})
+    if not shard.prefix: made |= poison_tensors(_quantization(job))
+    kept = {n: job.checkpoint.decoded(n) for n in shard.kept}
+    sizes = {n: (_NAMES[t.dtype], t.shape, t.numel() * t.itemsize) for n, t in made.items()}
+    return sizes | {n: (t.dtype, t.shape, t.nbytes) for n, t in kept.items()}
 
 def predicted_files(
     job:Job,
 )->dict:     # weight file -> bytes
     "What each weight file of the folder will weigh, from shapes alone."
     _checked(job)
-    def blank(name):
-        (out, cols), bits, group = job.shapes[name], job.bits[name], group_of(job.shapes[name][1], job.plan.group_size)
-        words = torch.empty(word_count((out, cols), bits), dtype=torch.int16, device='meta')
-        scale = torch.empty(out, cols // group, dtype=torch.float16, device='meta')
-        return PackedWeight(words, scale, scale.to(torch.uint8), bits, (out, cols), group)
-    def entries(shard):
-        made = layer_tensors({n: blank(n) for n in shard.matrices}) | ({} if shard.prefix else poison_tensors(_quantization(job)))
-        kept = {n: job.checkpoint.decoded(n) for n in shard.kept}
-        return {n: (_NAMES[t.dtype], t.shape, t.numel() * t.itemsize) for n, t in made.items()} | {n: (t.dtype, t.shape, t.nbytes) for n, t in kept.items()}
-    return {shard.file: shard_bytes(entries(shard)) for shard in job.shards}
+    return {shard.file: shard_bytes(_entries(job, shard)) for shard in job.shards}
 
 # %% ../nbs/32_quantize.ipynb #5ce22c30
 def budget_for_size(
