@@ -286,7 +286,7 @@ def model_name(
     name:str,               # of a tensor or projection in the checkpoint
 )->str:                     # its name in the model that transformers builds
     "Mixtral's files have another word for `mlp`, and some checkpoints leave out the first part."
-    base = checkpoint.projections[0].name.split('layers.')[0]
+    base = checkpoint.decoder
     return name if name.startswith('lm_head.') else 'model.' + name.removeprefix(base).replace('.block_sparse_moe.', '.mlp.')
 
 def stored(
@@ -296,10 +296,11 @@ def stored(
     "Read one layer of a checkpoint."
     files = replace(checkpoint)  # its own files, closed at the end
     def layer(name): return int(m[1]) if (m := re.match(r'model\.layers\.(\d+)\.', name)) else None
+    mine = f'{checkpoint.decoder}layers.{index}.'
     for key in checkpoint.rest:
         if layer(name := model_name(checkpoint, key)) == index: yield name, files.tensor(key)
     for p in checkpoint.projections:
-        if p.layer == index: yield model_name(checkpoint, p.name), files.read(p)
+        if p.name.startswith(mine): yield model_name(checkpoint, p.name), files.read(p)
 
 # %% ../nbs/15_activations.ipynb #132aeadf
 def put(

@@ -19,6 +19,7 @@ from os.path import commonprefix
 import numpy as np
 from scipy.cluster.vq import kmeans2
 
+from .checkpoint import layer_of
 from .core import AlphaqError, BudgetError, check_known, entry
 from .gamma import alpha_weight, capped_gamma, default_gamma
 from .grid import WIDTHS, stored_bytes
@@ -136,6 +137,8 @@ def kurtosis(scores, settings): # `[n, choices]` costs
     "Kurtosis times noise, every matrix by its number of weights."
     return _signal(scores, 'kurtosis')[:, None] * noise_only(scores, settings)
 
+def _layer(s): return layer_of(s.name) or s.layer  # a table of a stranger knows only the number
+
 def units(
     scores,          # `[n]` `Score`
     granularity:str, # one of `GRANULARITIES`
@@ -145,12 +148,14 @@ def units(
     if any(s.layer < 0 or (granularity == 'expert' and s.expert < 0) or (granularity == 'role' and not s.role) for s in scores):
         raise AlphaqError(f'these scores do not say which {granularity} a row belongs to')
     within, number = {'expert': lambda s: s.expert, 'role': lambda s: s.role, 'layer': lambda s: 0}[granularity], {}
-    return np.array([number.setdefault((s.layer, within(s)), len(number)) for s in scores])
+    return np.array([number.setdefault((_layer(s), within(s)), len(number)) for s in scores])
 
 def mopeq(scores, settings): # `[n, choices]` costs
     "Inverse norms summed over an expert, in three clusters worth a bit each (MoPEQ, ICCV-W 2025)."
     of, norm = units(scores, 'expert'), _signal(scores, 'norm')
-    sensitivity = np.log(np.bincount(of, (_numel(scores)[:, 0] - 1) / norm))
+    norm = np.where(norm > 0, norm, np.inf)
+    inverse = np.bincount(of, (_numel(scores)[:, 0] - 1) / norm)
+    sensitivity = np.log(np.maximum(inverse, inverse[inverse > 0].min(initial=np.inf)) if inverse.any() else inverse + 1)  # an expert of zeros loses nothing
     if len(np.unique(sensitivity)) > 2: centres, cluster = kmeans2(sensitivity, 3, minit='++', rng=settings.seed, missing='warn')
     else: centres, cluster = np.zeros(3), np.zeros(len(sensitivity), int)
     return 4. ** centres.argsort().argsort()[cluster][of][:, None] * analytic_noise(np.ones(len(scores)), settings.choices)
@@ -186,7 +191,7 @@ def _first_at_four(rank, settings, sizes, budget):
 def _by_layer(scores, values):
     "Layer to `(experts, value of each, rows of each)`, values averaged over an expert's projections."
     layers = {}
-    for i, s in enumerate(scores): layers.setdefault(s.layer, {}).setdefault(s.expert, []).append(i)
+    for i, s in enumerate(scores): layers.setdefault(_layer(s), {}).setdefault(s.expert, []).append(i)
     if any(s.layer < 0 or s.expert < 0 for s in scores):
         raise AlphaqError('these scores do not say which layer and expert a row belongs to; this method ranks experts in a layer')
     return {layer: (np.array([values[rows].mean() for rows in experts.values()]), list(experts.values())) for layer, experts in layers.items()}

@@ -135,7 +135,7 @@ def learning(
     more = dict(windows={i: h['windows'] for i, (h, _) in seen.items()}, recipe=recipe, snapshots=[s for s in rows if s['kind'] == 'snapshot'])
     write_rows(out/f'projections-{seed}.jsonl', provenance(command, seed=seed, **identity, **more), found)
     first, last = (router_rows(open_checkpoint(run/'snapshots'/f'{i:02}')) for i in (0, indices[-1]))
-    routers = [dict(layer=l, expert=e, step0=first[l][e].tolist(), norm_step0=first[l][e].norm().item(), norm_last=last[l][e].norm().item(),
+    routers = [dict(layer=int(l.rsplit('.', 1)[1]), expert=e, step0=first[l][e].tolist(), norm_step0=first[l][e].norm().item(), norm_last=last[l][e].norm().item(),
                     moved=(last[l][e] - first[l][e]).norm().item()) for l in first for e in range(len(first[l]))]
     write_rows(out/f'routers-{seed}.jsonl', provenance(command, seed=seed, **identity), routers)
 

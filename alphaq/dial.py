@@ -11,6 +11,7 @@ import json
 import numpy as np
 
 from .allocators import frontier, method_named, smallest, unit_name, units
+from .checkpoint import layer_of
 from .plot import WIDTH_COLORS
 
 # %% ../nbs/27_dial.ipynb #2cb4dd50
@@ -25,7 +26,9 @@ def dial_data(
     for s, unit in zip(scores, of): members.setdefault(int(unit), []).append(s.name)
     named = {unit_name(names): unit for unit, names in members.items()}
     known = all(s.layer >= 0 and s.expert >= 0 for s in scores)
-    lines = [f'{s.layer} {s.role}' if known else f'{i // 64}' for i, s in enumerate(scores)]
+    stems = {(layer_of(s.name) or '').rpartition('.')[0] for s in scores}
+    layers = [layer_of(s.name) if len(stems) > 1 else s.layer for s in scores]
+    lines = [f'{layer} {s.role}' if known else f'{i // 64}' for i, (s, layer) in enumerate(zip(scores, layers))]
     line = {key: i for i, key in enumerate(dict.fromkeys(lines))}
     return dict(title=title, count=settings.count, colors=WIDTH_COLORS, lines=list(line), start=smallest(scores, settings).tolist(),
                 cells=[[line[key], s.expert if known else i % 64, int(u)] for i, (s, key, u) in enumerate(zip(scores, lines, of))], names=list(named),

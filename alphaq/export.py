@@ -176,7 +176,10 @@ def to_llama_cpp(
 )->str: # text, one rule a line
     "A file for `llama-quantize --tensor-type-file` (llama.cpp, tools/quantize/quantize.cpp; names by gguf 0.19.0)."
     if plan.modules: raise AlphaqError(f'GGUF has another name for {next(iter(plan.modules))}; take it out of `modules`, it is then kept as it is')
-    rules = []
+    rules, stacks = [], sorted({p.rsplit('layers.', 1)[0] for p in plan.layers})
+    if len(stacks) > 1:
+        raise AlphaqError(f'GGUF numbers the layers of one decoder, the plan has {" and ".join(stacks)}; '
+                          'score and allocate each by itself')
     for prefix, _, role, width in _shared(plan):
         number = re.search(r'layers\.(\d+)\.', prefix)[1]
         rules.append(f'^blk\\.{number}\\.ffn_{role.removesuffix("_proj")}_exps\\.weight$={_gguf_types[width]}')

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from .core import SUMS, AlphaqError, check_sums, no_twins, read_json, sha256
+from .core import SUMS, AlphaqError, check_sums, no_twins, read_json, sha256, track
 from .formats import fp8_blocks
 
 # %% ../nbs/07_folder.ipynb #375e97d1
@@ -108,7 +108,12 @@ class Here:
         handle = safe_open(self.path/file, framework='pt')
         return lambda info, index: handle.get_slice(info.name)[index or ...]
 
-    def digest(self, name)->str: return sha256(self.path/name)
+    @cached_property
+    def _digests(self): return {}
+
+    def digest(self, name)->str: # of an open folder, read once, however often it is asked for
+        if name not in self._digests: self._digests[name] = sha256(self.path/name)
+        return self._digests[name]
 
 # %% ../nbs/07_folder.ipynb #4cc6a68e
 def _weight_map(content, index):
@@ -236,7 +241,7 @@ class Folder:
 
     def fingerprint(self)->str: # 64 hexadecimal digits
         "SHA-256 over the names and contents of config.json and every weight file."
-        names = ('config.json', *self.files)
+        names = track(('config.json', *self.files), 'reading every byte')
         return hashlib.sha256(''.join(f'{name} {self.place.digest(name)}\n' for name in names).encode()).hexdigest()
 
     def identity(self)->dict: # name, version and fingerprint

@@ -13,7 +13,7 @@ import re
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from importlib.util import find_spec
@@ -25,7 +25,7 @@ from threadpoolctl import threadpool_limits
 
 import alphaq
 from .checkpoint import Checkpoint
-from .core import AlphaqError, UnreachableError, check_free, track, write_text
+from .core import AlphaqError, UnreachableError, alone, check_free, track, write_text
 from .esd import eigenvalues
 from .farms import farms_tiles
 from .score import PART, Score, gaussian_null, naming, score_projection, write_scores
@@ -120,13 +120,6 @@ def whole_lines(
         records.append(json.loads(text)); end += len(line) + 1
     return records, end
 
-def _lock(file):
-    "Refuse a file that another process has locked; the lock goes with the process."
-    with suppress(ImportError):
-        import fcntl
-        try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError: raise AlphaqError(f'{file.name}: another run is writing it; wait for it, or stop it') from None
-
 def different(
     a:dict, # manifest
     b:dict, # another
@@ -147,7 +140,6 @@ class Journal:
         except BaseException: self.file.close(); raise
 
     def _open(self, manifest, overwrite):
-        _lock(self.file)
         self.file.seek(0)
         raw = self.file.read()
         records, end = whole_lines(raw)
@@ -225,7 +217,8 @@ def score_to(
     "Score a checkpoint into a table; run again after a crash, it continues."
     out = Path(out)
     check_free(out, overwrite)
-    with Journal(out.with_name(f'{out.name}.partial'), job.manifest, overwrite) as journal:
+    unfinished = out.with_name(f'{out.name}.partial')
+    with alone(out), Journal(unfinished, job.manifest, overwrite) as journal:
         try:
             for i, rows in run(job, engine, journal.done): journal.add(i, rows)
         except AlphaqError as e:

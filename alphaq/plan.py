@@ -21,7 +21,7 @@ import numpy as np
 
 from .allocators import Allocation, allocate, choice_sizes
 from .checkpoint import ROLES, Checkpoint, split_name
-from .core import AlphaqError, read_json, write_json
+from .core import AlphaqError, natural, read_json, write_json
 from .grid import WIDTHS, stored_bytes
 
 # %% ../nbs/25_plan.ipynb #b550478a
@@ -67,7 +67,7 @@ def grouped(
             slots.setdefault(prefix, {}).setdefault(role, {})[expert] = bits
         else: modules[name] = int(bits)
     layers = {}
-    for prefix in sorted(slots, key=lambda p: [int(d) for d in re.findall(r'\d+', p)]):
+    for prefix in sorted(slots, key=natural):
         for role in (r for r in ROLES if r in slots[prefix]):
             experts = slots[prefix][role]
             if sorted(experts) == list(range(len(experts))):

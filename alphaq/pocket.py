@@ -8,8 +8,8 @@ __all__ = ['DOMAINS', 'SNAPSHOTS', 'NOTICE', 'Recipe', 'corpus', 'pieces', 'trai
            'prepare', 'share', 'average', 'Run', 'open_run', 'train_step', 'snapshot', 'train', 'ship', 'main']
 
 # %% ../nbs/50_pocket.ipynb #69e501f1
-import argparse, fcntl, hashlib, json, math, os, shutil, sys, time
-from contextlib import contextmanager, nullcontext
+import argparse, hashlib, json, math, os, shutil, sys, time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +24,7 @@ from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedTokenizerFast
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.utils import logging
 
-from .core import AlphaqError, atomic, data_dir, one_line, provenance, read_json, read_rows, results_dir, write_json, write_rows, write_sums, write_text
+from .core import AlphaqError, alone, atomic, data_dir, one_line, provenance, read_json, read_rows, results_dir, write_json, write_rows, write_sums, write_text
 from .evaluate import perplexity, sample
 from .texts import arithmetic, make_text, without_held_out
 
@@ -401,15 +401,6 @@ def _report(run, domains, window_losses, balance, norm, speed):
           f'balance {balance:.3f}  {run.seconds / p * (1 - p) / 60:6.1f} min left', file=sys.stderr, flush=True)
 
 # %% ../nbs/50_pocket.ipynb #a7f92d27
-@contextmanager
-def _alone(folder):
-    "Hold the folder of a run, or say that another process does."
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder/'lock').open('w') as lock:
-        try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError: raise AlphaqError(f'{folder}: another process is training there; wait for it or use another --out') from None
-        yield
-
 def _header(run, samples, device, world):
     "What every row of a run has in common."
     name = torch.cuda.get_device_name() if device == 'cuda' else 'cpu'
@@ -429,7 +420,7 @@ def train(
 ):                         # the finished `Run`
     "Train to the end of the recipe, from the last checkpoint if there is one; the model is `snapshots/09`."
     folder, (rank, world) = Path(folder), (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    with _alone(folder) if rank == 0 else nullcontext():
+    with alone(folder) if rank == 0 else nullcontext():
         if rank: dist.barrier()  # the first process prepares the folder
         run, streams = open_run(recipe, texts, folder, device, compiled)
         if rank == 0 and world > 1: dist.barrier()

@@ -11,7 +11,7 @@ import re
 import torch
 from torch import Tensor
 
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, layer_of
 from .core import AlphaqError
 
 # %% ../nbs/16_signals.ipynb #77a9780c
@@ -29,17 +29,19 @@ def matrix_signals(
 # %% ../nbs/16_signals.ipynb #5e8111df
 def router_rows(
     checkpoint:Checkpoint,
-)->dict:             # layer to `[experts, hidden]` float32; layers whose router is not found are left out
+)->dict:             # layer such as 'model.layers.3' to `[experts, hidden]` float32; layers whose router is not found are left out
     "The router's rows of every layer: row e, times a hidden state, is the logit of expert e."
     experts, hidden = {}, {}
     for p in checkpoint.projections:
         if p.expert < 0: continue
-        experts[p.layer] = max(experts.get(p.layer, 0), p.expert + 1)
-        if p.role == 'up_proj': hidden[p.layer] = p.shape[1]
+        layer = layer_of(p.name)
+        experts[layer] = max(experts.get(layer, 0), p.expert + 1)
+        if p.role == 'up_proj': hidden[layer] = p.shape[1]
     found = {}
     for name in checkpoint.tensors:
-        m = re.fullmatch(r'(?:\w+\.)*?layers\.(\d+)\.(?:mlp|block_sparse_moe|feed_forward)\.(?:gate|router)(?:\.layer)?\.weight', name)
-        layer = int(m[1]) if m else None
+        place = r'(?:mlp|block_sparse_moe|feed_forward)\.(?:gate|router)(?:\.layer)?\.weight'
+        m = re.fullmatch(rf'((?:\w+\.)*?layers\.\d+)\.{place}', name)
+        layer = m and m[1]
         if layer in experts and checkpoint.tensors[name].shape == (experts[layer], hidden[layer]): found[layer] = checkpoint.tensor(name).float()
     return found
 
@@ -53,7 +55,9 @@ def describer(
     if first and {k: len(v) for k, v in first.items()} != {k: len(v) for k, v in last.items()}:
         raise AlphaqError('the routers at step 0 are those of another model: their layers or experts differ')
     def describe(p, W):
-        if p.layer not in last or p.expert < 0: return matrix_signals(W)
-        found = matrix_signals(W) | {'router_norm': last[p.layer][p.expert].item()}
-        return found | ({'router_change': (last[p.layer] - first[p.layer])[p.expert].item()} if first else {})
+        layer = layer_of(p.name)
+        if layer not in last or p.expert < 0: return matrix_signals(W)
+        found = matrix_signals(W) | {'router_norm': last[layer][p.expert].item()}
+        if first: found['router_change'] = (last[layer] - first[layer])[p.expert].item()
+        return found
     return describe
