@@ -17,7 +17,7 @@ from math import prod
 
 import torch
 
-from .core import AlphaqError
+from .core import AlphaqError, track
 from .folder import Folder, TensorInfo, check_finite, open_folder
 from .formats import int4, mxfp4
 
@@ -164,12 +164,12 @@ def find_projections(
     tensors:dict[str, TensorInfo], # every tensor of a checkpoint
     config:dict={},                # its config.json
     fits:dict|None=None,           # tensor -> `(Layout, match)`; by name unless given
-)->list[Projection]:               # sorted by layer, expert and role
+)->list[Projection]:               # sorted by decoder, layer, expert and role
     "Recognise routed experts by the names and shapes of their tensors."
     if fits is None: fits = fitting(tensors, config.get('model_type'))
-    found = list(islice((p for name, fit in fits.items() for p in _expand(tensors[name], *fit, tensors, declared(config))), MOST + 1))
+    found = list(islice((p for name, fit in fits.items() for p in _expand(tensors[name], *fit, tensors, next(iter(declared(config)), None))), MOST + 1))
     if len(found) > MOST: raise AlphaqError(f'{tensors[next(iter(fits))].file}: more than {MOST} expert projections; this layout is not known')
-    return sorted(found, key=lambda p: (p.layer, p.expert, ROLES.index(p.role), p.name))
+    return sorted(found, key=lambda p: (p.name.split('layers.')[0], p.layer, p.expert, ROLES.index(p.role)))
 
 def fitting(
     names,                  # of tensors
@@ -179,13 +179,37 @@ def fitting(
     "Which tensors fit which layout."
     return {name: fit for name in names if (fit := layout_of(name, family, layouts))}
 
+_OTHERS = ('vision', 'visual', 'audio', 'image', 'speech', 'code2wav', 'quantization')  # sections of no decoder
+
+def _sections(config, path=()):
+    "Every dictionary inside a config, with the names that lead to it."
+    yield path, config
+    for key, value in config.items():
+        if isinstance(value, dict) and not any(word in key for word in _OTHERS): yield from _sections(value, (*path, key))
+
+def _section(config, prefix, keys):
+    "The first of some keys that a config knows, in the section that speaks of a prefix like 'thinker.model.'."
+    def nearness(found):
+        path, _ = found
+        words = [key.removesuffix('_config') for key in path]
+        return -sum(word in prefix for word in words), not any(w in ('text', 'llm', 'language') for w in words), len(path)
+    for _, section in sorted(_sections(config), key=nearness):
+        for key in keys:
+            if section.get(key) is not None: return section[key]
+
+_COUNTS = ('num_experts', 'num_local_experts', 'n_routed_experts', 'moe_num_experts', 'num_experts_per_layer',
+           'num_routed_experts', 'num_moe_experts')
+
 def declared(
-    config:dict, # of a checkpoint
-)->int|None:     # routed experts of a layer; `None` when it does not say
-    "How many experts a layer has by the config."
-    for part in (config, config.get('text_config'), config.get('ffn_config')):
-        for key in ('num_experts', 'num_local_experts', 'n_routed_experts', 'moe_num_experts'):
-            if isinstance(part, dict) and type(part.get(key)) is int: return part[key]
+    config:dict,     # of a checkpoint
+    prefix:str='',   # of the names of a decoder's layers, for example 'thinker.model.'
+    layer:int=0,     # from 0
+)->tuple:            # numbers of routed experts that the layer may have; empty when the config does not say
+    "How many experts a layer has by the config. A list counts by layers, or by kinds of experts that lie in one stack."
+    said = _section(config, prefix, _COUNTS)
+    if type(said) is int: return (said,)
+    if not isinstance(said, list) or not said or any(type(n) is not int for n in said): return ()
+    return (*said[layer:layer + 1], sum(said))
 
 # %% ../nbs/10_checkpoint.ipynb #0d69b509
 _UNKNOWN = (rf'{_prefix}(?P<stack>[a-z_]{{1,20}})\.(?P<layer>{_number})\.(?P<place>(?:\w+\.)*?\w*experts?)\.'
@@ -223,25 +247,43 @@ def guess_layouts(
     return layouts
 
 # %% ../nbs/10_checkpoint.ipynb #2cffe4f0
-def _decoder(config): # the part of a config that speaks of the decoder
-    return config['text_config'] if isinstance(config.get('text_config'), dict) else config
+def _depth(config, prefix):
+    "Layers of the decoder whose names begin so; `None` when the config does not say."
+    said = _section(config, prefix, ('num_hidden_layers', 'n_layer', 'n_layers', 'num_layers'))
+    return said if type(said) is int else None
 
-def _heads(config):
-    "Whether a layer of that prefix and number is a head that predicts further tokens."
-    depth, more = (_decoder(config).get(k) for k in ('num_hidden_layers', 'num_nextn_predict_layers'))
-    numbers = range(depth, depth + more) if type(depth) is type(more) is int else range(0)
-    return lambda prefix, layer: layer in numbers or 'mtp' in prefix.split('.')
+_HEAD = re.compile(r'(?:\w+\.)*?(?:mtp|nextn)\w*\.')
 
-def _check_depth(folder):
-    "Refuse a checkpoint that holds nothing of one of its layers."
-    said = _decoder(folder.config).get('num_hidden_layers')
-    held = {int(n) for name in folder.tensors for n in re.findall(r'layers\.([0-9]{1,6})\.', name)}
-    if type(said) is not int or not held: return
-    missing = said - sum(n < said for n in held)
-    if missing <= 0: return
-    first = next(n for n in range(said) if n not in held)
-    raise AlphaqError(f'{folder.path}: config.json says {said} layers, but nothing of layer {first} is here ({missing} missing); '
-                      'download the checkpoint again')
+def _is_head(config, name):
+    "Whether a tensor or a projection is of a head that predicts further tokens: by name, or beyond the last layer."
+    if _HEAD.match(name): return True
+    if not (layer := re.match(rf'{_layer}\.', name)): return False
+    depth = _depth(config, layer['prefix'])
+    return depth is not None and int(layer['layer']) >= depth and not _other_stack(layer['prefix'])
+
+def _other_stack(prefix): return any(word in prefix for word in (*_OTHERS, 'encoder'))  # numbered by a count of its own
+
+def _check_depth(folder, prefix):
+    "Refuse a checkpoint that holds nothing of one of its decoder's layers."
+    said = _depth(folder.config, prefix)
+    numbers = (re.match(rf'{re.escape(prefix)}layers\.([0-9]{{1,6}})\.', name) for name in folder.tensors)
+    held = {int(m[1]) for m in numbers if m}
+    missing = [n for n in range(said or 0) if n not in held] if held else []
+    if missing:
+        raise AlphaqError(f'{folder.path}: config.json says {said} layers, but nothing of layer {missing[0]} is here '
+                          f'({len(missing)} missing); download the checkpoint again')
+
+_ROUTER = re.compile(r'(?:mlp|block_sparse_moe|feed_forward|ffn|mixer|moe)\.(?:gate|router)(?:\.(?:layer|classifier|wg))?\.weight')
+
+def _expected(folder, module, experts):
+    "How many experts a layer should have: what the config says, else one for each row of its router."
+    stem = module.removesuffix('.mlp.experts')
+    prefix, _, number = stem.rpartition('layers.')
+    may, held = declared(folder.config, prefix, int(number)), max(experts) + 1
+    if may: return held if held in may else may[0]
+    rows = [t.shape[0] for n, t in folder.tensors.items()
+            if n.startswith(f'{stem}.') and _ROUTER.fullmatch(n[len(stem) + 1:]) and len(t.shape) == 2]
+    return max([held, *rows]) if max(rows, default=0) < 2 * held else held  # a matrix of that name may be no router
 
 def _check_layer(folder, module, experts, count, wanted=ROLES):
     "Refuse a layer with a missing, repeated or misshapen projection."
@@ -261,6 +303,20 @@ def _seen(tensors, limit=6):
     kinds = Counter(re.sub(r'[0-9]+', 'N', name) for name in tensors).most_common()
     return ', '.join(f'{n} x {kind:.120}' for kind, n in kinds[:limit]) + (f' and {len(kinds) - limit} more kinds' if len(kinds) > limit else '')
 
+# %% ../nbs/10_checkpoint.ipynb #3182f11e
+_CODE_NAMES = re.compile(r'.*\.(?:weight|qweight|qzeros|g_idx|\w+_packed|\w*absmax|\w*quant_map|SCB|CB)|.*\.quant_state\..*')
+_BESIDE = ('_scale', '_scale_inv', '_scales', '.absmax', '.scale', '_absmax')
+
+def _is_code(info, tensors, foreign):
+    "Whether a tensor holds codes; `foreign`: the config names another tool."
+    if info.dtype in PLAIN: return False
+    if info.dtype[0] == 'F': return True  # eight bits and fewer
+    if info.dtype == 'BOOL': return False
+    stem = info.name.removesuffix('_packed').removesuffix('_blocks')
+    scaled = any(f'{stem}{beside}' in tensors for beside in _BESIDE)
+    narrow = info.dtype in ('U8', 'I8') or foreign and info.dtype in ('I16', 'U16', 'I32', 'U32')
+    return scaled or bool(_CODE_NAMES.fullmatch(info.name)) or narrow and len(info.shape) > 1
+
 # %% ../nbs/10_checkpoint.ipynb #43d7f7cb
 @dataclass(frozen=True)
 class Checkpoint(Folder):
@@ -271,8 +327,23 @@ class Checkpoint(Folder):
 
     @cached_property
     def left_out(self)->tuple[str, ...]: # tensors of heads that predict further tokens, no part of the model
-        is_head = _heads(self.config)
-        return tuple(n for n in self.tensors if (m := re.match(rf'{_layer}\.', n)) and is_head(m['prefix'], int(m['layer'])) or n.startswith('mtp.'))
+        return tuple(n for n in self.tensors if _is_head(self.config, n))
+
+    @cached_property
+    def codes(self)->tuple[str, ...]: # tensors outside the experts that hold another tool's codes, not weights
+        said = self.config.get('quantization_config')
+        foreign = isinstance(said, dict) and bool(said)
+        return tuple(n for n in self.rest if _is_code(self.decoded(n), self.tensors, foreign))
+
+    @cached_property
+    def unclaimed(self)->tuple[str, ...]: # stacks of matrices that may be experts, but of no layout that is known
+        counts = {p.expert + 1 for p in self.projections} and {max(p.expert for p in self.projections) + 1}
+        def stack(t): return len(t.shape) == 3 and min(t.shape[1:]) > 1 and 'conv' not in t.name
+        return tuple(n for n in self.rest if stack(t := self.tensors[n]) and ('experts' in n or t.shape[0] in counts))
+
+    def check_rest(self):
+        "Refuse NaN and infinity in what is no expert's, before any work; experts are looked at as they are read."
+        for name in track(self.rest, 'reading the rest'): self.tensor(name)
 
     @cached_property
     def rest(self)->tuple[str, ...]: # tensors of the model that hold no routed expert
@@ -281,9 +352,12 @@ class Checkpoint(Folder):
         return tuple(name for name in self.tensors if name not in other)
 
     @cached_property
-    def decoder(self)->str: # before the word `layers` in the names of the matrices, for example 'model.'
-        "Where the layers of the decoder lie; of two stacks with experts, the first."
-        return self.projections[0].name.split('layers.')[0]
+    def decoders(self)->tuple[str, ...]: # before the word `layers` in the names of the matrices, for example 'model.'
+        "Where the layers of the decoder lie, or of each, if the folder has more than one with experts."
+        return tuple(dict.fromkeys(p.name.split('layers.')[0] for p in self.projections))
+
+    @property
+    def decoder(self)->str: return self.decoders[0] # the first of them
 
     @property
     def family(self)->str: # as config.json has it
@@ -314,12 +388,26 @@ class Checkpoint(Folder):
     def coverage(self,
         names, # of matrices that were treated
     )->str:    # '18,432 of 18,432 expert projections, 0 skipped'
-        "How many of the matrices are among the names."
+        "How many of the matrices are among the names, and what of the files is not counted."
         names, counts = {*names}, []
         for kind, of_experts in (('expert projections', True), ('other matrices', False)):
             mine = [p.name in names for p in self.projections if (p.expert >= 0) == of_experts]
             if mine: counts.append(f'{sum(mine):,} of {len(mine):,} {kind}')
-        return ', '.join([*counts, f'{sum(p.name not in names for p in self.projections):,} skipped'])
+        skipped = sum(p.name not in names for p in self.projections)
+        skipped += sum(self.tensors[n].shape[0] for n in self.unclaimed)
+        said = ', '.join([*counts, f'{skipped:,} skipped'])
+        if self.unclaimed: said += f'; not understood: {len(self.unclaimed)} stacks of matrices like {self.unclaimed[0]}'
+        if self.left_out: said += f'; left out: {len(self.left_out)} tensors of a head for further tokens'
+        return said
+
+def _prequantized(folder):
+    "What to say of experts that another tool has quantized; `None` of plain ones."
+    said = folder.config.get('quantization_config')
+    codes = [n for n, t in folder.tensors.items() if _is_code(folder.decoded(n), folder.tensors, isinstance(said, dict))]
+    if not codes: return None
+    tool = said.get('quant_method') if isinstance(said, dict) else None
+    return AlphaqError(f'{folder.path}: quantized already, by {tool or "another tool"} ({codes[0]} is stored as '
+                       f'{folder.tensors[codes[0]].dtype}); name the model it was made from')
 
 def open_checkpoint(
     path,         # `str | Path | Folder` a checkpoint folder, 'pocket', or a folder that is open
@@ -329,15 +417,18 @@ def open_checkpoint(
     if folder.packed:
         raise AlphaqError(f'{folder.path}: already quantized by alphaq; name the original checkpoint')
     fits = fitting(folder.tensors, folder.config.get('model_type')) or fitting(folder.tensors, layouts=guess_layouts(folder.tensors, folder.config))
-    is_head, found = _heads(folder.config), find_projections(folder.tensors, folder.config, fits)
-    projections = tuple(p for p in found if not is_head(p.name.split('layers.')[0], p.layer))
+    fits = {name: fit for name, fit in fits.items() if not _is_head(folder.config, name)}
+    try: projections = tuple(find_projections(folder.tensors, folder.config, fits))
+    except AlphaqError as e: raise (_prequantized(folder) if folder.config.get('quantization_config') else e) or e from None
     if not projections:
         seen = _seen(folder.tensors)
-        raise AlphaqError(f'{folder.path}: no routed experts, so not a mixture of experts of a known layout; seen: {seen}')
+        raise _prequantized(folder) or AlphaqError(
+            f'{folder.path}: no routed experts, so not a mixture of experts of a known layout; seen: {seen}')
     layers, used = defaultdict(lambda: defaultdict(list)), {p.module: fits[p.key][0] for p in projections}
     for p in projections: layers[p.module][p.expert].append(p)
-    for module, experts in layers.items(): _check_layer(folder.path, module, experts, declared(folder.config), used[module].all_roles)
-    _check_depth(folder)
+    for module, experts in layers.items():
+        _check_layer(folder.path, module, experts, _expected(folder, module, experts), used[module].all_roles)
+    for prefix in dict.fromkeys(module.rpartition('layers.')[0] for module in layers): _check_depth(folder, prefix)
     names = ', '.join(dict.fromkeys(layout.name for layout in used.values()))
     return Checkpoint(folder.place, folder.config, folder.tensors, projections, names, any(layout.guessed for layout in used.values()))
 

@@ -254,10 +254,14 @@ def check_finite(
     file,     # `Path` it was read from
     name:str, # for the message
 ):            # the same tensor
-    "Refuse a tensor with NaN or infinite entries, and say how many."
-    if value.dtype.itemsize == 1: value = value.float()  # PyTorch does not ask eight-bit floats
-    if not value.is_floating_point() or not value.numel() or all(end.isfinite() for end in value.aminmax()): return value  # far faster than asking each
-    bad = int((~value.isfinite()).sum())
+    "Refuse a tensor with NaN or infinite entries, and say how many. A bias of minus infinity is meant: it switches off."
+    if not value.is_floating_point() or not value.numel(): return value
+    asked = value.float() if value.dtype.itemsize == 1 else value  # PyTorch does not ask eight-bit floats
+    if all(end.isfinite() for end in asked.aminmax()): return value  # far faster than asking each
+    wrong = ~asked.isfinite()
+    if value.ndim == 1 and name.endswith('bias'): wrong &= asked != -torch.inf
+    if not wrong.any(): return value
+    bad = int(wrong.sum())
     raise AlphaqError(f'{file}: tensor {name} holds {bad} non-finite of {value.numel()} values; '
                       'the checkpoint is damaged, download it again')
 
@@ -274,6 +278,7 @@ def _locate(path):
     "The folder meant by a path or by the name `pocket`."
     if str(path) == 'pocket': return _packaged(Path(find_spec('alphaq').origin).parent/'models'/'pocket')
     if Path(path).is_dir(): return Path(path)
+    if Path(path).exists(): raise AlphaqError(f'{path}: a file; name the folder of safetensors files that a model consists of')
     raise AlphaqError(f'{path}: no such folder; download it first (hf download ORG/NAME --local-dir DIR), '
                       'or have `alphaq info` and `alphaq score` read a model where it lies')
 

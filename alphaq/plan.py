@@ -20,7 +20,7 @@ from math import isfinite
 import numpy as np
 
 from .allocators import Allocation, allocate, choice_sizes
-from .checkpoint import ROLES, Checkpoint, split_name
+from .checkpoint import PLAIN, ROLES, Checkpoint, split_name
 from .core import AlphaqError, natural, read_json, write_json
 from .grid import WIDTHS, stored_bytes
 
@@ -78,10 +78,14 @@ def grouped(
 def lacking(
     names, # of projections
 )->list:   # names that should be there too
-    "Projections without which the others make no whole layer: every expert up to the last has three roles."
-    layers = {}
-    for prefix, expert, role in filter(None, map(split_name, names)): layers.setdefault(prefix, set()).add((expert, role))
-    return [f'{prefix}.{e}.{role}' for prefix, held in layers.items() for e in range(max(held)[0] + 1) for role in ROLES if (e, role) not in held]
+    "Projections without which the others make no whole layer: every expert up to the last has every role that occurs."
+    layers, roles = {}, set()
+    for prefix, expert, role in filter(None, map(split_name, names)):
+        layers.setdefault(prefix, set()).add((expert, role))
+        roles.add(role)
+    roles |= {*ROLES[1:]}  # experts without a gate have the other two
+    return [f'{prefix}.{e}.{role}' for prefix, held in layers.items() for e in range(max(held)[0] + 1)
+            for role in ROLES if role in roles and (e, role) not in held]
 
 def uniform_twin(
     scores,              # `[n]` `Score`
@@ -196,9 +200,9 @@ def write_plan(
 
 # %% ../nbs/25_plan.ipynb #aeb2bb32
 def _linears(checkpoint):
-    "Linear layers of the decoder that hold no routed expert, by name, with their shapes."
-    weights = {n.removesuffix('.weight'): checkpoint.tensors[n].shape for n in checkpoint.rest if n.endswith('.weight')}
-    return {n: shape for n, shape in weights.items() if len(shape) == 2 and _linear.fullmatch(n)}
+    "Linear layers that hold no routed expert and are stored as numbers, by name, with their shapes."
+    weights = {n.removesuffix('.weight'): checkpoint.decoded(n) for n in checkpoint.rest if n.endswith('.weight')}
+    return {n: t.shape for n, t in weights.items() if t.dtype in PLAIN and len(t.shape) == 2 and _linear.fullmatch(n)}
 
 def _misfit(plan, checkpoint, held, linears):
     "Why a plan's names are not those of a checkpoint, `None` when they are."
@@ -210,7 +214,12 @@ def _misfit(plan, checkpoint, held, linears):
             if len(digits) != modules[prefix]: return f'{prefix}.{role} has {len(digits)} digits, the checkpoint has {modules[prefix]} experts there'
     flat = widths(plan)
     lost = [n for n in held if n not in flat]
-    if lost: return f'it lacks {lost[0]} ({len(lost)} missing)'
+    if lost:
+        strange = [n for n in flat if split_name(n) and n not in held]
+        ending = lost[0].split('layers.')[-1]
+        other = next((n for n in strange if n.split('layers.')[-1] == ending), None)
+        if other: return f'{lost[0]} is named differently there: {other}'
+        return f'it lacks {lost[0]} ({len(lost)} missing)'
     for name, bits in plan.modules.items():
         if name in held and bits == 16: return f'{name} has 16 bits; routed experts have {WIDTHS}'
         if name not in held and name not in linears:
@@ -234,13 +243,14 @@ def other_linears(
     checkpoint:Checkpoint,
     plan:Plan,
 )->dict: # module name -> width
-    "Linear layers without routed experts that the plan quantizes: what `modules` names, and attention whose inputs divide into groups."
+    "Linear layers without routed experts that the plan quantizes: what `modules` names, and the decoder's attention whose inputs divide into groups."
     found = _linears(checkpoint)
     def divides(name): return found[name][1] % min(plan.group_size, found[name][1]) == 0
     named = {n: b for n, b in plan.modules.items() if n in found}
     for name in named:
         if not divides(name): raise AlphaqError(f'{name}: group size {plan.group_size} does not divide its {found[name][1]} inputs; give it 16 bits or choose a divisor')
-    bits = {n: plan.other_bits for n in found if '.self_attn.' in n and divides(n)} | named
+    attention = (n for n in found if '.self_attn.' in n and n.startswith(checkpoint.decoders))  # not a tower's
+    bits = {n: plan.other_bits for n in attention if divides(n)} | named
     return {n: bits[n] for n in found if bits.get(n, 16) != 16}
 
 def named_linears(

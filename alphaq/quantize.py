@@ -107,8 +107,15 @@ def _check_source(checkpoint):
     if checkpoint.guessed: raise AlphaqError(f'{where}: its layout is {checkpoint.layout}, and a guess is not enough')
     if 'INT4' in checkpoint.stored_types: raise AlphaqError(f'{where}: it is one already, in four bits; name the model it was made from')
     if {p.role for p in checkpoint.projections} != {*ROLES}: raise AlphaqError(f'{where}: its experts have no gate')
-    eight = next((n for n in checkpoint.rest if checkpoint.decoded(n).dtype.startswith('F8')), None)
-    if eight: raise AlphaqError(f'{where}: {eight} is stored in eight bits, in a way not known here; convert it to bfloat16 first')
+    if checkpoint.codes:
+        name = checkpoint.codes[0]
+        raise AlphaqError(f'{where}: {name} holds codes of another tool ({checkpoint.tensors[name].dtype}), not weights; '
+                          'name the model it was made from, or convert it to bfloat16 first')
+    shapes = {}
+    for p in checkpoint.projections:
+        if shapes.setdefault((p.module, p.role), p.shape) != p.shape:
+            raise AlphaqError(f'{where}: {p.module} has experts of two sizes, {p.role} {shapes[p.module, p.role]} and {p.shape}; '
+                              'the format stacks the experts of a layer')
     from transformers import CONFIG_MAPPING
     if checkpoint.family not in CONFIG_MAPPING: return  # rounded all the same, for whoever can build it
     try:
