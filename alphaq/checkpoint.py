@@ -273,14 +273,12 @@ def _check_depth(folder, prefix):
         raise AlphaqError(f'{folder.path}: config.json says {said} layers, but nothing of layer {missing[0]} is here '
                           f'({len(missing)} missing); download the checkpoint again')
 
-_ROUTER = re.compile(r'(?:mlp|block_sparse_moe|feed_forward|ffn|mixer|moe)\.(?:gate|router)(?:\.(?:layer|classifier|wg))?\.weight')
-
 def _expected(folder, module, experts):
     "How many experts a layer should have: what the config says, else one for each row of its router."
     stem = module.removesuffix('.mlp.experts')
     prefix, _, number = stem.rpartition('layers.')
     may, held = declared(folder.config, prefix, int(number)), max(experts) + 1
-    if may: return held if held in may else may[0]
+    if may: return min((n for n in may if n >= held), default=max(may))
     rows = [t.shape[0] for n, t in folder.tensors.items()
             if n.startswith(f'{stem}.') and _ROUTER.fullmatch(n[len(stem) + 1:]) and len(t.shape) == 2]
     return max([held, *rows]) if max(rows, default=0) < 2 * held else held  # a matrix of that name may be no router
@@ -435,9 +433,10 @@ def open_checkpoint(
 # %% ../nbs/10_checkpoint.ipynb #90d88581
 INCLUDE = { # what can be scored beside routed experts -> its place in a layer
     'attention': r'(?:\w+\.)*\w*[aA]tt(?:n|ention)\.[\w.]+',
-    'shared': r'(?:mlp|feed_forward)\.shared_experts?\.(?:gate_proj|up_proj|down_proj)',
-    'router': r'(?:\w+\.)*(?:mlp|block_sparse_moe|feed_forward|ffn)\.(?:gate|router)(?:\.layer|\.classifier)?',
+    'shared': r'(?:mlp|feed_forward|block_sparse_moe|ffn|mixer|moe)\.shared_(?:experts?|mlp)\.\w+',
+    'router': r'(?:\w+\.)*(?:mlp|block_sparse_moe|feed_forward|ffn|mixer|moe)\.(?:gate|router)(?:\.layer|\.classifier|\.wg)?',
 }
+_ROUTER = re.compile(INCLUDE['router'] + r'\.weight')
 _ANY = rf'{_prefix}(?:layers?|h|blocks?)\.(?P<layer>{_number})\.(?P<role>[\w.]+)\.weight(?:_packed)?'
 
 def _matrices(folder, names, place=r'.+'):

@@ -202,12 +202,16 @@ def score(
     engine:Engine='local', device:Device='auto', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,
 ):
     "Alpha, variance and rounding error of every expert matrix. From the weights alone; run again after a crash, it continues."
-    from alphaq.checkpoint import including
+    import re
+    from alphaq.checkpoint import INCLUDE, including
     from alphaq.jobs import part_named, score_to
     from alphaq.hill import RULES
     if dense and include: raise typer.BadParameter('a dense model is scored whole; --include goes with experts')
     check_known(tail, RULES, 'tail rules')
-    c = _opened(model, 'dense') if dense else including(_opened(model), include.split(',') if include else ())
+    kinds = include.split(',') if include else []
+    c = _opened(model, 'dense') if dense else including(_opened(model), kinds)
+    unseen = [k for k in kinds if not any(p.expert < 0 and re.fullmatch(INCLUDE[k], p.role) for p in c.projections)]
+    if unseen: _say(f'alphaq score: nothing of {c.path} is known as {" or ".join(unseen)}; it is scored without')
     device = _device(device, engine)
     job = _job(c, tail, tile, stride, group_size, part=part_named(shard), device=device)
     scores = score_to(out, job, _engine(engine, device), overwrite)
@@ -254,7 +258,11 @@ def doctor(
     else:
         c = open_checkpoint(folder)
         rule, scores = 'median', score(c, 'median')  # the rule that tells noise from training best; alpha itself is not used here
-        findings.append(('ok', f'{c.coverage(s.name for s in scores)}, all finite'))
+        c.check_rest()
+        clean = not (c.codes or c.unclaimed)
+        findings.append(('ok' if clean else 'warning', f'{c.coverage(s.name for s in scores)}, all finite'))
+        if c.codes: findings.append(('wrong', f'{c.codes[0]} and {len(c.codes) - 1} more tensors hold codes of another tool, not weights; '
+                                              'name the model it was made from'))
     if scores:
         verdict = judge(scores)
         findings.append(('ok' if verdict.untrained is False else 'warning', verdict.text + (f', by the tail rule {rule}' if rule else '')))
@@ -567,7 +575,8 @@ def quantize(
     from alphaq.evaluate import calibration_windows
     from alphaq.jobs import score_all
     from alphaq.plan import read_plan
-    from alphaq.quantize import Job, check_head, check_quantizer, quantize as run
+    from alphaq.making import check_writable
+    from alphaq.quantize import Job, check_head, check_quantizer, check_source, quantize as run
     _still()
     changes = (method, gamma, cap, noise, choices, count, group_size, scope, granularity, bound or None)
     changed = preset != 'best' or _label('', *changes, other_bits, also or None) is None
@@ -587,6 +596,9 @@ def quantize(
         check_head(c, head_bits, settings.group_size)
         if size_: settings = _sized(c, settings, size_, other_bits, modules, head_bits)
         _feasible(c, settings)
+    check_source(c)
+    check_writable(out)
+    c.check_rest()
     tokens, described, texts = calibration_windows(c.path, calibration.split('+'), window, samples) if calibration else (None, None, None)
     if plan: chosen = read_plan(plan)
     else:

@@ -100,11 +100,12 @@ def write_text(
     with atomic(path) as temporary: temporary.write_text(text, encoding='utf-8')
 
 def write_json(
-    path, # `str | Path` target file
-    obj,  # anything `json` can write; NaN and infinity are refused
+    path,             # `str | Path` target file
+    obj,              # anything `json` can write
+    strict:bool=True, # refuse NaN and infinity, which are no JSON; a model's own config may hold them
 ):
     "Write `obj` to `path` atomically, indented, keys in the order given."
-    write_text(path, json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False) + '\n')
+    write_text(path, json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=not strict) + '\n')
 
 def no_twins(
     pairs,    # `[(name, value)]` of one JSON object

@@ -152,6 +152,7 @@ def _close(source, folder, shards, dtype):
     "Everything but the shards; bytes of all tensors."
     copy_companions(source.path, folder)
     ours = ('quantization_config', 'experts_implementation', 'torch_dtype')
-    write_json(folder/'config.json', {k: v for k, v in source.config.items() if k not in ours} | dict(dtype=dtype))
+    config = {k: v for k, v in source.config.items() if k not in ours} | dict(dtype=dtype)
+    write_json(folder/'config.json', config, strict=False)
     write_text(folder/'README.md', f'Plain {dtype} weights of a model that was quantized by alphaq: they take few values, and are as good as the quantized model.\n')
     return write_index(folder, shards)

@@ -269,7 +269,7 @@ def open_anywhere(
     name,        # `str | Path` 'pocket', a folder, an address, or a model on the hub
 )->Folder:       # its config and headers
     "Open a folder here or there."
-    here, name = name == 'pocket' or Path(name).is_dir(), str(name)
+    here, name = name == 'pocket' or Path(name).exists(), str(name)
     if not here and '://' in name: return open_place(at_address(name))
     if not here and re.fullmatch(_ID, name): return open_place(on_hub(name))
     return open_folder(name)
