@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import alphaq
 from .checkpoint import ROLES, split_name
-from .core import AlphaqError, atomic, check_known, track, write_json, write_text
+from .core import AlphaqError, atomic, check_known, read_json, track, write_json, write_text
 from .families import FAMILIES
 from .folder import Folder, open_folder
 from .hook import poison_tensors
@@ -154,5 +154,8 @@ def _close(source, folder, shards, dtype):
     ours = ('quantization_config', 'experts_implementation', 'torch_dtype')
     config = {k: v for k, v in source.config.items() if k not in ours} | dict(dtype=dtype)
     write_json(folder/'config.json', config, strict=False)
-    write_text(folder/'README.md', f'Plain {dtype} weights of a model that was quantized by alphaq: they take few values, and are as good as the quantized model.\n')
+    made = read_json(source.path/'job.json') if (source.path/'job.json').is_file() else {}
+    headless = 'The head that predicts further tokens (MTP) of the original is left out.\n' if made.get('left_out') else ''
+    write_text(folder/'README.md', f'Plain {dtype} weights of a model that was quantized by alphaq: they take few values, '
+                                   f'and are as good as the quantized model.\n{headless}')
     return write_index(folder, shards)

@@ -279,11 +279,13 @@ def uniform_plan(
 def predicted_bytes(
     plan:Plan,
     checkpoint:Checkpoint,
+    packed:dict|None=None, # linear layer -> width of those that are packed; `None`: all that the plan names
 )->dict: # bytes of `experts`, `linears`, `rest` and their `total`, file headers not counted
     "Size of the quantized checkpoint's tensors, from shapes alone."
     check_plan(plan, checkpoint)
     bits, group = widths(plan), plan.group_size
-    linears = {n: (checkpoint.tensors[f'{n}.weight'].shape, b) for n, b in other_linears(checkpoint, plan).items()}
+    packed = other_linears(checkpoint, plan) if packed is None else packed
+    linears = {n: (checkpoint.tensors[f'{n}.weight'].shape, b) for n, b in packed.items()}
     size = dict(experts=sum(stored_bytes(p.shape, bits[p.name], group) for p in checkpoint.projections),
                 linears=sum(stored_bytes(s, b, group) for s, b in linears.values()),
                 rest=sum(checkpoint.decoded(n).nbytes for n in checkpoint.rest if n.removesuffix('.weight') not in linears))

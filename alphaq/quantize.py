@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['QUANTIZERS', 'HEAD', 'AT_ONCE', 'LOGITS', 'Job', 'check_quantizer', 'check_source', 'check_groups', 'check_head',
            'Shard', 'Rounded', 'feed_back_layer', 'weights_digest', 'squared_error', 'probe_tokens', 'probe_places',
-           'predicted_tensors', 'predicted_files', 'budget_for_size', 'Quantized', 'quantize']
+           'predicted_tensors', 'written_config', 'predicted_files', 'budget_for_size', 'Quantized', 'quantize']
 
 # %% ../nbs/32_quantize.ipynb #baa0f5dd
 import hashlib
@@ -24,12 +24,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import alphaq
-from .activations import ROUTINGS, check_device, model_name, put, skeleton, stored, streamed_logits, walk
+from .activations import ROUTINGS, check_device, model_name, put, rehearse, skeleton, stored, streamed_logits, walk
 from .allocators import METHODS
-from .checkpoint import ROLES, Checkpoint
+from .checkpoint import ROLES, Checkpoint, split_name
 from .console import size
 from .core import AlphaqError, BudgetError, atomic, check_known, natural, read_json, track, write_json, write_text
-from .families import check_experts
 from .folder import read_header
 from .gptq import Basis, bases, factor, gptq, shrunk
 from .grid import WIDTHS, QuantizedWeight, group_of, quantize as round_matrix, stored_bytes
@@ -53,10 +52,16 @@ class Job:
     routing:str='routed'              # which of them count for an expert, key of `activations.ROUTINGS`
     device:str='cpu'                  # where rounding runs
     head_bits:int=16                  # width of the output head; 16 leaves it alone
+    unopened:bool=False               # a family that transformers does not know is rounded all the same
+
+    @cached_property
+    def stay(self)->frozenset: # linear layers that the plan would pack, and that the model uses in another way
+        return rehearse(self.checkpoint, other_linears(self.checkpoint, self.plan)) if _known(self.checkpoint) else frozenset()
 
     @cached_property
     def linears(self)->dict: # linear layer without routed experts that is packed -> width
-        return other_linears(self.checkpoint, self.plan) | ({} if self.head_bits == 16 else {HEAD: self.head_bits})
+        packed = {n: b for n, b in other_linears(self.checkpoint, self.plan).items() if n not in self.stay}
+        return packed | ({} if self.head_bits == 16 else {HEAD: self.head_bits})
 
     @cached_property
     def shapes(self)->dict: # matrix to round -> `(out, in)`
@@ -77,7 +82,8 @@ class Job:
         tokens = hashlib.sha256(self.windows.numpy().tobytes()).hexdigest() if self.windows is not None else None
         return dict(alphaq=alphaq.__version__, source=self.checkpoint.fingerprint(), plan=to_json(self.plan), quantizer=self.quantizer,
                     calibration=self.calibration, tokens=tokens, routing=self.routing, device=self.device,
-                    **({} if self.head_bits == 16 else dict(head_bits=self.head_bits)))
+                    **({} if self.head_bits == 16 else dict(head_bits=self.head_bits)),
+                    **({} if not self.checkpoint.left_out else dict(left_out=len(self.checkpoint.left_out))))
 
 def check_quantizer(
     quantizer:str,      # key of `QUANTIZERS`
@@ -101,8 +107,13 @@ def _check_windows(windows, config):
         lie = f'calibration tokens lie in {windows.min()}..{windows.max()}'
         raise AlphaqError(f'{lie}, the model knows {vocabulary}; use the tokenizer of this model')
 
+def _known(checkpoint):
+    from transformers import CONFIG_MAPPING
+    return checkpoint.family in CONFIG_MAPPING
+
 def check_source(
     checkpoint:Checkpoint,
+    unopened:bool=False, # accept a family that transformers does not know
 ):
     "Refuse a checkpoint that can be scored, but whose quantized folder nobody could open."
     where = f'{checkpoint.path}: a checkpoint of family {checkpoint.family} can be scored, but not quantized'
@@ -118,15 +129,13 @@ def check_source(
         if shapes.setdefault((p.module, p.role), p.shape) != p.shape:
             raise AlphaqError(f'{where}: {p.module} has experts of two sizes, {p.role} {shapes[p.module, p.role]} and {p.shape}; '
                               'the format stacks the experts of a layer')
-    from transformers import CONFIG_MAPPING
-    if checkpoint.family not in CONFIG_MAPPING: return  # rounded all the same, for whoever can build it
-    try:
-        model = skeleton(checkpoint)
-        there = dict(model.named_modules())
-        for name in dict.fromkeys(model_name(checkpoint, p.module) for p in checkpoint.projections):
-            if name not in there: raise AlphaqError(f'{type(model).__name__} has no module {name}')
-            check_experts(there[name], name)
-    except AlphaqError as e: raise AlphaqError(f'{where}: {str(e).split(": ")[-1]}') from None
+    if not _known(checkpoint):
+        if unopened: return
+        raise AlphaqError(f'{where}: this transformers does not know it, so nobody could open the folder; '
+                          'use one that does, or pass --unopened')
+    try: rehearse(checkpoint, ())
+    except AlphaqError as e:
+        raise AlphaqError(f'{where}: {str(e).removeprefix(f"{checkpoint.path}: ").removesuffix("; use a data-free quantizer")}') from None
 
 def check_groups(
     checkpoint:Checkpoint,
@@ -155,8 +164,10 @@ def check_head(
 
 def _checked(job):
     "Refuse what cannot work before anything is written."
-    check_source(job.checkpoint)
+    check_source(job.checkpoint, job.unopened)
     check_plan(job.plan, job.checkpoint)
+    if named := job.stay & {n for n, b in job.plan.modules.items() if b != 16}:
+        raise AlphaqError(f'{min(named)} is not used as a layer by this model, so it cannot be packed; give it 16 bits')
     check_quantizer(job.quantizer, job.windows is not None, job.device, job.routing)
     if job.windows is not None: _check_windows(job.windows, job.checkpoint.config)
     check_groups(job.checkpoint, job.plan.group_size)
@@ -281,7 +292,7 @@ def _from_shard(job, folder, shard, kept=True):
         for n in shard.kept if kept else (): yield named(n), f.get_tensor(n)
         tensors = {k: f.get_tensor(k) for k in f.keys() if k.endswith(('.words', '.scale', '.zero'))}
         for n, W in unpacked_layer(tensors, {n: job.shapes[n] for n in shard.matrices}, job.bits):
-            yield named(n if '.experts.' in n else f'{n}.weight'), W
+            yield named(n if split_name(n) else f'{n}.weight'), W
 
 def _calibrated(job, folder):
     "The walk of the calibration text through the model: finished layers from their shards, the others from the source."
@@ -379,13 +390,31 @@ def predicted_tensors(
     job:Job,
 )->dict: # bytes of `experts`, `linears`, `rest` and their `total`, file headers not counted
     "Size of the folder's tensors from shapes alone: what the plan says, and the head."
-    weighs = predicted_bytes(job.plan, job.checkpoint)
-    if job.head_bits == 16: return weighs
-    head = job.checkpoint.decoded(f'{HEAD}.weight')
-    packed = stored_bytes(head.shape, job.head_bits, job.plan.group_size)
-    return dict(experts=weighs['experts'], linears=weighs['linears'] + packed, rest=weighs['rest'] - head.nbytes, total=weighs['total'] + packed - head.nbytes)
+    return predicted_bytes(job.plan, job.checkpoint, job.linears)
 
-def _card(job, weighs):
+_HEADS = ('num_nextn_predict_layers', 'mtp_num_hidden_layers', 'num_mtp_layers', 'num_nextn_layers')
+
+def _headless(config):
+    "A config, and every section of it, without the heads that are left out."
+    return {k: 0 if k in _HEADS and isinstance(v, int) else _headless(v) if isinstance(v, dict) else v for k, v in config.items()}
+
+def written_config(
+    job:Job,
+)->dict: # content of config.json
+    "The configuration of the folder that a job makes."
+    config = job.checkpoint.config
+    return guarded(_headless(config) if job.checkpoint.left_out else config, _quantization(job))
+
+def _remarks(job, behind):
+    "What the reader of a model card would otherwise find out late."
+    if job.checkpoint.left_out:
+        yield (f'Left out: the head that predicts further tokens (MTP, {len(job.checkpoint.left_out)} tensors); '
+               'config.json says that there is none.')
+    if job.stay: yield f'Not packed, because the model does not use them as layers: {", ".join(sorted(job.stay))}.'
+    if behind: yield f'Not copied from the source: {", ".join(behind)}.'
+    if not _known(job.checkpoint): yield f'The transformers at hand did not know `{job.checkpoint.family}`: that this folder opens was not seen.'
+
+def _card(job, weighs, behind=()):
     plan, average, head = job.plan, job.plan.average, '' if job.head_bits == 16 else f', the output head ({job.head_bits} bits)'
     fed, free = f'with error feedback on {job.calibration}, counting {ROUTINGS[job.routing]}', f'without data ({QUANTIZERS[job.quantizer]})'
     data = f'rounded {fed + (head and ", the output head without data") if job.quantizer == "gptq" else free}'
@@ -411,7 +440,7 @@ from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("this folder")
 ```
 
-Without `import alphaq` the folder refuses to load. `alphaq verify` checks every byte against `SHA256SUMS`.
+{"".join(f"{line}{chr(10)}" for line in _remarks(job, behind))}Without `import alphaq` the folder refuses to load. `alphaq verify` checks every byte against `SHA256SUMS`.
 `plan.json` names each width, `errors.jsonl` what each cost, `job.json` what it was made from, `logits.json` what it said to a few tokens.
 """
 
@@ -422,10 +451,10 @@ def _close(job, folder):
         rows = [r for path in notes for r in read_json(path)]
         write_text(folder/'errors.jsonl', ''.join(json.dumps(r) + '\n' for r in rows))
     for path in notes: path.unlink(missing_ok=True)
-    copy_companions(job.checkpoint.path, folder)
+    behind = copy_companions(job.checkpoint.path, folder)
     write_json(folder/'plan.json', to_json(job.plan))
-    write_text(folder/'README.md', _card(job, predicted_tensors(job)))
-    write_json(folder/'config.json', guarded(job.checkpoint.config, _quantization(job)), strict=False)
+    write_text(folder/'README.md', _card(job, predicted_tensors(job), behind))
+    write_json(folder/'config.json', written_config(job), strict=False)
     foretold = {name for shard in job.shards for name in _entries(job, shard)}
     return write_index(folder, [shard.file for shard in job.shards], foretold)
 
