@@ -21,7 +21,7 @@ from rich.console import Console
 
 from . import __version__
 from .console import emit, facts, size, table
-from .core import AlphaqError, check_free, check_known, provenance
+from .core import AlphaqError, check_free, check_known, provenance, third_party
 
 # %% ../nbs/69_cli.ipynb #0863b96f
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -54,12 +54,18 @@ def _show(data, as_json, then=None):
     "A result, entry by entry, and the command that comes next."
     emit(data, as_json, _facts(data, then))
 
+def _check_writable(out):
+    from alphaq.making import check_writable
+    check_writable(out)
+
 def verb(function):
     "Register a verb; `AlphaqError` and file-system errors become one line on stderr and an exit code."
     @functools.wraps(function)
     def guarded(*args, **kwargs):
         if kwargs.get('quiet'): os.environ['ALPHAQ_QUIET'] = '1'
-        try: return function(*args, **kwargs)
+        try:
+            if kwargs.get('out'): _check_writable(kwargs['out'])
+            return function(*args, **kwargs)
         except AlphaqError as e: code, text = e.exit_code, str(e)
         except OSError as e: code, text = 1, f'{e.filename or "file system"}: {e.strerror or e}'
         except KeyboardInterrupt: code, text = 130, 'stopped' + (', and nothing is lost: the same command continues' if function.__name__ in ('score', 'quantize') else '')
@@ -567,6 +573,7 @@ def quantize(
     routing:Annotated[str, typer.Option(help='which calibration tokens count for an expert: routed, weighted (by the router) or all')]='routed',
     other_bits:Other=None, also:Also=None,
     head_bits:Annotated[int, typer.Option(help='bits of the output head; 16 leaves it alone')]=16,
+    unopened:Annotated[bool, typer.Option('--unopened', help='also a family that transformers does not know: only a reader of the format can then open the folder')]=False,
     device:Device='auto', engine:Engine='local', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,
 ):
     "Score, allocate, round and pack a checkpoint. Or take a plan; the folder opens in transformers."
@@ -575,7 +582,6 @@ def quantize(
     from alphaq.evaluate import calibration_windows
     from alphaq.jobs import score_all
     from alphaq.plan import read_plan
-    from alphaq.making import check_writable
     from alphaq.quantize import Job, check_head, check_quantizer, check_source, quantize as run
     _still()
     changes = (method, gamma, cap, noise, choices, count, group_size, scope, granularity, bound or None)
@@ -596,8 +602,7 @@ def quantize(
         check_head(c, head_bits, settings.group_size)
         if size_: settings = _sized(c, settings, size_, other_bits, modules, head_bits)
         _feasible(c, settings)
-    check_source(c)
-    check_writable(out)
+    check_source(c, unopened)
     c.check_rest()
     tokens, described, texts = calibration_windows(c.path, calibration.split('+'), window, samples) if calibration else (None, None, None)
     if plan: chosen = read_plan(plan)
@@ -606,7 +611,8 @@ def quantize(
         scores = score_all(_job(c, p.tail, p.tile, None, settings.group_size), work)
         if reads: scores = _informed(c, scores, tokens, texts, settings.group_size, 2 if 'trace' in reads else 0, device)
         chosen = _plan(scores, c.name, _label(preset, *changes), other_bits, settings, modules=modules)
-    job = Job(c, chosen, quantizer, tokens if quantizer == 'gptq' else None, described, routing, device, head_bits)
+    windows = tokens if quantizer == 'gptq' else None
+    job = Job(c, chosen, quantizer, windows, described, routing, device, head_bits, unopened)
     made = run(job, out, overwrite, work if engine != 'local' else None)
     data = _summary(chosen) | dict(
         out=str(made.path), source_bytes=sum(t.nbytes for t in c.tensors.values()), file_bytes=made.file_bytes, tensor_bytes=made.tensor_bytes,
@@ -742,7 +748,9 @@ def generate(
     loaded, tokenizer = load_model(model, device)
     torch.manual_seed(seed)
     given = tokenizer(prompt, return_tensors='pt', return_token_type_ids=False).to(device)
-    out = loaded.generate(**given, max_new_tokens=tokens, do_sample=temperature > 0, **({'temperature': temperature} if temperature else {}))
+    more = {'temperature': temperature} if temperature else {}
+    with third_party(f'{model}: cannot generate', 'see that it does in transformers by itself'):
+        out = loaded.generate(**given, max_new_tokens=tokens, do_sample=temperature > 0, **more)
     emit(dict(prompt=prompt, text=tokenizer.decode(out[0], skip_special_tokens=True)), json_, tokenizer.decode(out[0], skip_special_tokens=True))
 
 def main(): # console script

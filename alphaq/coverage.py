@@ -46,7 +46,7 @@ def _words(model): return model.generate(torch.tensor([[1, 2, 3]]), max_new_toke
 
 def _opened(folder):
     from transformers import AutoModelForCausalLM
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
 
 def run_through(
     checkpoint,

@@ -135,7 +135,8 @@ def tiny_model(
     own, kind = (FAMILIES | OTHER_FAMILIES)[family], AutoModelForSeq2SeqLM if family == 'switch_transformers' else AutoModelForCausalLM
     if 'd_model' in own: common = {k: v for k, v in common.items() if k.endswith('_token_id') or k == 'vocab_size'}  # other names for all sizes
     torch.manual_seed(seed)
-    model = kind.from_config(CONFIG_MAPPING[family](**(common | own | more))).eval().requires_grad_(False)
+    config = CONFIG_MAPPING[family](**(common | own | more))
+    model = kind.from_config(config, trust_remote_code=False).eval().requires_grad_(False)
     for value in model.state_dict().values(): value.add_(.1 * torch.randn_like(value))
     return model
 

@@ -264,7 +264,7 @@ def load_rows(
         tensors = len(open_folder(f'{d}/q').tensors)
         def load():
             from transformers import AutoModelForCausalLM
-            model = AutoModelForCausalLM.from_pretrained(f'{d}/q')
+            model = AutoModelForCausalLM.from_pretrained(f'{d}/q', trust_remote_code=False)
             held = sum(len(model.get_submodule(f'{p.module}.{p.role}').widths) for p in c.projections if p.expert == 0)
             if held != len(c.projections): raise AlphaqError(f'{held} of {len(c.projections)} projections were opened')
         about = dict(case='load', projections=len(c.projections), rows=side, columns=side, tensors=tensors, file_bytes=made.file_bytes, weights='random',

@@ -279,7 +279,7 @@ def prepare(
         tokenizer.save_pretrained(folder/'tokenizer')
         with atomic(folder/'tokens.safetensors') as temporary: save_file({d: _tokens(tokenizer, t) for d, t in texts.items()}, temporary)
     streams = load_file(folder/'tokens.safetensors')
-    return PreTrainedTokenizerFast.from_pretrained(folder/'tokenizer'), [streams[d] for d in texts]
+    return PreTrainedTokenizerFast.from_pretrained(folder/'tokenizer', trust_remote_code=False), [streams[d] for d in texts]
 
 # %% ../nbs/50_pocket.ipynb #aab90dfe
 def share(

@@ -21,7 +21,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .checkpoint import ROLES
 from .core import AlphaqError
-from .families import biases, check_experts, gated, matrices
+from .families import biases, check_experts, gated, matrices, place_of
 from .grid import dequantize_codes, quantize
 from .hook import CURE, poison_tensors
 from .pack import PackedWeight, check_table, pack, unpack_codes, word_count
@@ -85,7 +85,10 @@ class PackedMatrices(nn.Module):
         for mine, its in ((self.scale, packed.scale), (self.zero, packed.zero)): mine.view(len(self.widths), *its.shape)[index] = its
 
     def _apply(self, fn, recurse=True):
-        return super()._apply(lambda t: fn(t.view(torch.int16)).view(t.dtype) if t.dtype == torch.float16 else fn(t), recurse)
+        scale = self.scale  # its type is the format's, whatever the layer is converted to; a bias follows the layer
+        super()._apply(fn, recurse)
+        self.scale = fn(scale.view(torch.int16)).view(torch.float16)
+        return self
 
     def extra_repr(self): return f'{len(self.widths)} x {self.shape}, {sum(self.widths) / len(self.widths):.2f} bits'
 
@@ -206,10 +209,10 @@ def _replacements(model, config):
     "Path in the model to a function that makes the packed module from the plain one."
     make = {name: partial(AlphaqExperts, widths=w, group_size=config.group_size, name=name) for name, w in config.layers.items()}
     make |= {name: partial(AlphaqLinear, bits=b, group_size=config.group_size) for name, b in config.modules.items()}
-    there, prefix = {name for name, _ in model.named_modules()}, model.base_model_prefix + '.'
+    there = {name for name, _ in model.named_modules()}
     if 'lm_head' not in there and model.base_model is model: make.pop('lm_head', None)  # a bare backbone has no head
-    paths = {name: name if name in there else name.removeprefix(prefix) for name in make}
-    if lost := [name for name, path in paths.items() if path not in there]:
+    paths = {name: place_of(name, model, there) for name in make}
+    if lost := [name for name, path in paths.items() if path is None]:
         raise AlphaqError(f'config.json lists {lost[0]}, which {type(model).__name__} does not have')
     return {paths[name]: m for name, m in make.items()}
 

@@ -229,7 +229,7 @@ def lm_eval_samples(
         from lm_eval import evaluate
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
-        lm = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch, softmax_dtype='float32')
+        lm = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch, softmax_dtype='float32', trust_remote_code=False)
         loaded = TaskManager(include_path=str(FOLDER), include_defaults=False).load(list(names))
         return evaluate(lm, loaded, limit=limit, bootstrap_iters=0)['samples']
 

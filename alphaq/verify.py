@@ -4,17 +4,20 @@
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'STRAYS', 'check_finished', 'check_index', 'check_plan_widths', 'check_tensors', 'check_numbers',
-           'read_errors', 'check_errors', 'check_source', 'check_logits', 'check_runs', 'Report', 'examine', 'verify']
+           'read_errors', 'check_errors', 'check_source', 'check_kept', 'check_logits', 'check_runs', 'Report',
+           'examine', 'verify']
 
 # %% ../nbs/43_verify.ipynb #d30fb734
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from .checkpoint import Checkpoint, Folder, open_checkpoint, open_folder
-from .core import SUMS, AlphaqError, VerificationError, check_sums, files_in, read_json, track
+from .activations import load_weights
+from .checkpoint import INCLUDE, Checkpoint, Folder, open_checkpoint, open_folder
+from .core import SUMS, AlphaqError, VerificationError, check_sums, files_in, read_json, third_party, track
 from .dequantize import dense_matrices, outputs
 from .grid import ZERO_STEPS
 from .hook import CURE, poison_tensors
@@ -147,14 +150,35 @@ def check_errors(
         if abs(cost - row['mse']) > 1e-9 * row['mse']:  # float64 sums, taken in whatever order
             yield f'{name}: mean squared error {cost:.6g} against the original, errors.jsonl says {row["mse"]:.6g}'
 
+def _job(folder): return read_json(folder.path/'job.json') if (folder.path/'job.json').is_file() else {}
+
 def check_source(
     folder:Folder,       # the opened folder
     original:Checkpoint, # what it should have been made from
 ):                       # yields findings
     "The original is the one that was quantized, byte by byte."
-    if not (folder.path/'job.json').is_file(): return
-    if read_json(folder.path/'job.json').get('source') != original.fingerprint():
+    said = _job(folder).get('source')
+    if said and said != original.fingerprint():
         yield f'{original.path} is not the checkpoint that this folder was made from'
+
+def check_kept(
+    folder:Folder,         # the opened folder
+    config:AlphaqConfig,   # its `quantization_config`
+    original:Checkpoint,   # what it should have been made from
+):                         # yields findings
+    "Whatever was not rounded is what the original holds: type, shape and every byte. Routers may have been tuned."
+    packed = {f'{name}.{part}' for name in (*config.modules, *(f'{n}.{r}' for n in config.layers for r in ROLES))
+              for part in ('words', 'scale', 'zero')} | {*poison_tensors(config.to_dict())}
+    ours = folder.tensors.keys() - packed
+    wanted = {n for n in original.rest if n.removesuffix('.weight') not in config.modules}
+    routers = re.compile(r'.+\.' + INCLUDE['router'] + r'\.weight') if 'tuned' in _job(folder) else None
+    for name in sorted(ours - wanted): yield f'{name} is kept here, and not in {original.path}'
+    for name in sorted(wanted - ours): yield f'{name} is missing; it is kept as {original.path} has it'
+    for name in track(sorted(ours & wanted), 'comparing'):
+        if routers and routers.fullmatch(name): continue
+        a, b = folder.stored(name), original.keep(name)
+        if a.dtype != b.dtype or a.shape != b.shape: yield f'{name} is {a.dtype} {list(a.shape)}, the original has {b.dtype} {list(b.shape)}'
+        elif not torch.equal(*(t.contiguous().view(-1).view(torch.uint8) for t in (a, b))): yield f'{name} differs from that of {original.path}'
 
 # %% ../nbs/43_verify.ipynb #4cdb573a
 TOLERANCE, STRAYS = 1e-3, .25  # of the recorded logits' root mean square; share of tokens that may exceed it
@@ -177,11 +201,10 @@ def check_runs(
     folder:Path, # the folder
 ):               # yields findings
     "The folder opens in transformers and gives finite logits, those that were recorded."
-    from transformers import AutoModelForCausalLM
-    try: model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    except Exception as e: yield f'does not load: {type(e).__name__}: {e}'; return  # whatever transformers objects to
+    model = load_weights(folder)
     tokens = torch.arange(min(16, model.config.get_text_config().vocab_size))[None]
-    with torch.inference_mode(): logits = model(tokens).logits
+    with torch.inference_mode(), third_party(f'{folder}: loads, and does not run', 'quantize it again, with --other-bits 16'):
+        logits = model(tokens).logits
     if bad := int((~logits.isfinite()).sum()): yield f'{bad} of {logits.numel()} logits of a first forward pass are not finite'; return
     if not (folder/LOGITS).is_file(): return
     try: yield from check_logits(model, read_json(folder/LOGITS))
@@ -235,6 +258,7 @@ def examine(
         if 'tensors' not in dict(findings):  # numbers are compared tensor by tensor
             check('numbers', check_numbers, opened, config)
             if source: check('original', check_source, opened, source)
+            if source: check('kept', check_kept, opened, config, source)
             if 'numbers' not in dict(findings): check('errors', check_errors, opened, config, source)
     if run and not findings: check('runs', check_runs, folder)
     files = [folder/name for name in files_in(folder)]

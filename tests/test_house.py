@@ -37,3 +37,18 @@ def test_readme_is_short_and_names_what_exists():
     assert not missing, f'README.md names targets that do not exist: {missing}'
     broken = [link for link in re.findall(r'\]\((?!http)([^)#]+)\)', text) if not (ROOT/link).exists()]
     assert not broken, f'README.md links to nothing: {broken}'
+
+def foreign_calls(source):
+    "Calls that could run a model's own code, with whether they forbid it."
+    import ast
+    for node in ast.walk(ast.parse(source)):
+        name = getattr(getattr(node, 'func', None), 'attr', None) or getattr(getattr(node, 'func', None), 'id', None)
+        if name in ('from_pretrained', 'from_config', 'HFLM', 'pipeline'):
+            said = {k.arg: getattr(k.value, 'value', None) for k in node.keywords}
+            shared = any(k.arg is None for k in node.keywords)  # `**ours`: looked for in the text
+            yield node.lineno, said.get('trust_remote_code') is False or shared and 'trust_remote_code=False' in source
+
+def test_no_code_of_a_folder_runs():
+    trusting = [f'{p.name}:{line}' for p in (ROOT/'alphaq').rglob('*.py') for line, safe in foreign_calls(p.read_text()) if not safe]
+    assert not trusting, f'{trusting}: say trust_remote_code=False; a folder may hold programs of strangers'
+    assert [safe for _, safe in foreign_calls('A.from_pretrained(f)\nB.from_config(c, trust_remote_code=True)\nHFLM(m, trust_remote_code=False)')] == [False, False, True]
