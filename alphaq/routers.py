@@ -49,7 +49,7 @@ def ridge(
     "The router that says from `x` what is wanted, by least squares ({eq}`eq-router-ridge`)."
     R, wanted, x = R.double(), wanted.double(), x.double()
     G = x.T @ x
-    pull = strength * G.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
+    pull = (strength * G.diagonal().mean()).clamp_min(torch.finfo(torch.float64).tiny)  # below it a processor may read zero
     missed = (wanted - x @ R.T).T @ x
     return R + torch.linalg.solve(G + pull * torch.eye(len(G), dtype=G.dtype, device=G.device), missed.T).T
 
