@@ -22,7 +22,7 @@ from scipy.cluster.vq import kmeans2
 from .checkpoint import layer_of
 from .core import AlphaqError, BudgetError, check_known, entry
 from .gamma import alpha_weight, capped_gamma, default_gamma
-from .grid import WIDTHS, stored_bytes
+from .grid import WIDTHS, group_of, stored_bytes
 from .mckp import Solution, solve
 from .mckp import frontier as hulls
 from .noise import analytic_noise, table_noise
@@ -90,7 +90,10 @@ def noise_table(
     "Rounding error of each matrix at each offered width, as the settings model it."
     variance = np.array([s.variance for s in scores])
     if settings.noise == 'analytic': return analytic_noise(variance, settings.choices)
-    if settings.noise == 'table': table = table_noise(variance, settings.group_size)
+    if settings.noise == 'table':
+        groups = np.array([group_of(s.cols, settings.group_size) if s.cols else settings.group_size for s in scores])
+        table = np.zeros((len(scores), len(WIDTHS)))
+        for g in np.unique(groups): table[groups == g] = table_noise(variance[groups == g], int(g))
     else:
         missing = [s.name for s in scores if not s.mse]
         if missing: raise AlphaqError(f'{missing[0]}: no measured error in the scores; score the checkpoint again or use --noise table')

@@ -53,7 +53,7 @@ LAYOUTS = ( # the first that fits
     Layout('one tensor per layer', _fused, _stack),
     Layout('Llama-4', _fused.replace('mlp', 'feed_forward'), _stack, turned=tuple(_stack)),
     Layout('Mixtral', rf'{_layer}\.block_sparse_moe\.experts\.{_expert}\.(?P<token>w1|w3|w2)\.weight(?:_packed)?', _named('w1', 'w3', 'w2')),
-    Layout('Granite', rf'{_layer}\.block_sparse_moe\.(?P<token>input_linear|output_linear)\.weight',
+    Layout('Granite', rf'{_layer}\.(?:block_sparse_moe|mlp)\.(?P<token>input_linear|output_linear)\.weight',
            _stacked('input_linear', 'output_linear')),
     Layout('Switch', rf'{_prefix}block\.(?P<layer>{_number})\.layer\.[12]\.mlp\.experts\.expert_{_expert}\.(?P<token>wi|wo)\.weight',
            {'wi': ('up_proj',), 'wo': ('down_proj',)}),

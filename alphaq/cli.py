@@ -133,7 +133,7 @@ def info(
     experts = {b: sum(stored_bytes(p.shape, b, group_size) for p in c.projections) for b in WIDTHS}
     stored = sum(c.tensors[k].nbytes for k in {k for p in c.projections for k in (p.key, p.scales, *c.beside(p.key))} - {None})
     data = dict(model=str(c.path), family=_family(c), layout=c.layout, stored_as=', '.join(c.stored_types), coverage=c.coverage(p.name for p in c.projections),
-                layers=len({p.layer for p in c.projections}), projections=len(c.projections), shapes=[list(s) for s in shapes],
+                layers=len({p.module for p in c.projections}), projections=len(c.projections), shapes=[list(s) for s in shapes],
                 expert_parameters=numel, bytes=total, expert_bytes=stored, other_bytes=total - stored, experts_at=experts)
     if plan:
         p = read_plan(plan)
@@ -141,10 +141,16 @@ def info(
     rows = [['family', data['family']], ['layout', f'{c.layout}, {data["stored_as"]}'], ['found', data['coverage']],
             ['layers with experts', data['layers']],
             ['expert projections', f'{len(c.projections)} of shapes {", ".join("x".join(map(str, s)) for s in shapes)}'],
-            ['expert parameters', f'{numel:,}'], ['stored', f'{size(total)}, experts {size(stored)}'],
+            ['weights that share a scale', _groups(group_size, [p.shape[1] for p in c.projections])], ['expert parameters', f'{numel:,}'], ['stored', f'{size(total)}, experts {size(stored)}'],
             *[[f'experts at {b} bit{"s" * (b > 1)}', size(n)] for b, n in experts.items()],
             *[[f'plan: {k}', size(v)] for k, v in data.get('plan', {}).items()]]
     emit(data, json_, facts(rows, str(c.path)))
+
+def _groups(group_size, columns):
+    "How many weights share a scale, and where it is another number."
+    from alphaq.grid import other_groups
+    other = other_groups(columns, group_size)
+    return f'{group_size}; {other}' if other else group_size
 
 def _family(c):
     "The family by config.json, and whether it is one that the book has tried."
@@ -186,11 +192,12 @@ def _device(name, engine='local'):
 def _job(model, tail, tile, stride, group_size, **more):
     "Scoring with the measured error of every width and the signals of every method."
     from alphaq.jobs import Job
+    from alphaq.grid import has_groups
     from alphaq.noise import measured_noise
     from alphaq.signals import describer
-    def measure(W):
-        group = min(group_size, W.shape[1])
-        return measured_noise(W, group) if W.shape[1] % group == 0 else ()
+    def measure(W): return measured_noise(W, group_size) if has_groups(W.shape[1], group_size) else ()
+    odd = [p.name for p in model.projections if not has_groups(p.shape[1], group_size)]
+    if odd: _say(f'alphaq: no rounding error of {odd[0]} and {len(odd) - 1} more: no group of 8 to {group_size} weights divides their rows')
     others = sorted({p.role for p in model.projections if p.expert < 0})
     return Job(model, tail, tile, stride, measure, describer(model), dict(group_size=group_size, others=others), **more)
 
@@ -265,14 +272,14 @@ def doctor(
         c = open_checkpoint(folder)
         rule, scores = 'median', score(c, 'median')  # the rule that tells noise from training best; alpha itself is not used here
         c.check_rest()
-        clean = not (c.codes or c.unclaimed)
-        findings.append(('ok' if clean else 'warning', f'{c.coverage(s.name for s in scores)}, all finite'))
+        findings.append(('warning' if c.unclaimed else 'ok', f'{c.coverage(s.name for s in scores)}, all finite'))
         if c.codes: findings.append(('wrong', f'{c.codes[0]} and {len(c.codes) - 1} more tensors hold codes of another tool, not weights; '
                                               'name the model it was made from'))
     if scores:
         verdict = judge(scores)
         findings.append(('ok' if verdict.untrained is False else 'warning', verdict.text + (f', by the tail rule {rule}' if rule else '')))
     emit(dict(what=what, findings=[dict(level=l, text=t) for l, t in findings]), json_, table(['', 'finding'], findings))
+    if any(level == 'wrong' for level, _ in findings): raise typer.Exit(1)
 
 # %% ../nbs/69_cli.ipynb #1f58bbeb
 Bits = Annotated[Optional[float], typer.Option(help='budget: average bits per expert weight, 1 to 4', min=0)]
@@ -345,6 +352,7 @@ def _summary(plan):
     used = Counter(widths(plan).values())
     data = dict(method=plan.method, gamma=plan.gamma, average=plan.average, gap=plan.gap, projections={str(b): used[b] for b in sorted(used)},
                 differs_from_uniform=f'{plan.differs_from_uniform} of {sum(used.values())}')
+    if plan.groups: data['groups'] = {str(plan.group_size): 'where rows divide', **plan.groups}
     return data | (dict(target=plan.target, price=plan.price) if plan.target else {})
 
 def _label(preset, *changes):
@@ -424,7 +432,8 @@ def allocate(
     write_plan(out, plan)
     verdict = judge(table_)
     data = _summary(plan)
-    if c: data['file_bytes'] = sum(predicted_files(Job(c, plan)).values())
+    try: data |= dict(file_bytes=sum(predicted_files(Job(c, plan)).values())) if c else {}
+    except AlphaqError as e: _say(f'alphaq allocate: what the files will weigh is not foretold ({e})')
     data |= dict(out=str(out), left_out=skipped, untrained=verdict.untrained)
     if plan.gamma is not None: data['alpha'] = voice([s.alpha for s in table_], plan.gamma)
     if measure: data['measured'] = _measured(c, table_, settings, target, measure)

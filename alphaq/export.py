@@ -16,6 +16,7 @@ from math import nan
 import numpy as np
 
 from .allocators import Settings, allocate, checked_choices, method_named, units
+from .checkpoint import split_name
 from .core import AlphaqError, BudgetError, check_known, entry
 from .grid import WIDTHS
 from .plan import Plan, widths
@@ -97,7 +98,8 @@ def _obstacle(plan, t):
             if 'expert' not in _apart[t.finest] and len(set(digits)) > 1: return f'{prefix}.{role} mixes the widths {", ".join(sorted(set(digits)))} between experts'
         used = {digits[0] for digits in roles.values()}
         if t.finest == 'layer' and len(used) > 1: return f'{prefix} mixes the widths {", ".join(sorted(used))} between roles'
-    if t.groups and plan.group_size not in t.groups: return f'groups of {plan.group_size} weights, there are {", ".join(map(str, t.groups))}'
+    for g in (plan.group_size, *plan.groups.values()):
+        if t.groups and g not in t.groups: return f'groups of {g} weights, there are {", ".join(map(str, t.groups))}'
 
 def check_loads(
     plan:Plan,
@@ -109,6 +111,18 @@ def check_loads(
 
 # %% ../nbs/33_export.ipynb #19a9e396
 def _json(obj): return json.dumps(obj, indent=1) + '\n'
+
+def _group(plan, name):
+    "Weights that share a scale in a matrix; of what is no expert's, whatever divides every expert's rows."
+    parts = split_name(name)
+    return plan.group(parts[0], parts[2]) if parts else _least(plan)
+
+def _least(plan): return min((plan.group_size, *plan.groups.values()))
+
+def _own_group(plan, module, role):
+    "A group size of its own, for tools that ask for one for all."
+    own = plan.group(module, role)
+    return {} if own == _least(plan) else {'group_size': own}
 
 def _one_of(items): return items[0] if len(items) == 1 else f'({"|".join(items)})'
 
@@ -128,18 +142,18 @@ def to_gptqmodel(
     quantized = [r'(.*\.)?mlp\.experts\..*', *([r'(.*\.)?self_attn\..*'] if plan.other_bits != 16 else []), *map(re.escape, [*within, *named])]
     dynamic = {f'-:^(?!{_one_of(quantized)}$).*$': {}} | {f'-:^{re.escape(n)}$': {} for n, b in plan.modules.items() if b == 16}
     dynamic |= {f'+:^{re.escape(n)}$': {'bits': plan.modules[n]} for n in named}
-    for prefix, experts, role, width in _shared(plan): dynamic[f'+:^{re.escape(prefix)}\\.{_one_of(experts)}\\.{role}$'] = {'bits': width}
-    return _json({'bits': plan.other_bits if plan.other_bits != 16 else 4, 'group_size': plan.group_size, 'dynamic': dynamic})
+    for prefix, experts, role, width in _shared(plan): dynamic[f'+:^{re.escape(prefix)}\\.{_one_of(experts)}\\.{role}$'] = {'bits': width} | _own_group(plan, prefix, role)
+    return _json({'bits': plan.other_bits if plan.other_bits != 16 else 4, 'group_size': _least(plan), 'dynamic': dynamic})
 
 # %% ../nbs/33_export.ipynb #f14c80a3
 def to_autoround(
     plan:Plan,
 )->str: # JSON for `AutoRound(model, layer_config=json.load(f))`
     "AutoRound's `layer_config` (AutoRound 0.16.1, docs/step_by_step.md)."
-    def cell(bits): return {'bits': 16} if bits == 16 else {'bits': bits, 'group_size': plan.group_size}
+    def cell(name, bits): return {'bits': 16} if bits == 16 else {'bits': bits, 'group_size': _group(plan, name)}
     but = f'(?!({"|".join(plan.modules)})$)' if plan.modules else ''                  # a pattern goes before an exact name
     rest = {f'^{but}.*.mlp.(gate|shared_expert_gate|((shared_expert|shared_experts).)?(gate|up|down)_proj)$': 16, f'^{but}.*.self_attn.*': plan.other_bits}
-    return _json({n: cell(b) for n, b in (rest | widths(plan)).items()})
+    return _json({n: cell(n, b) for n, b in (rest | widths(plan)).items()})
 
 # %% ../nbs/33_export.ipynb #234569d7
 def to_llm_compressor(
@@ -157,7 +171,7 @@ def to_llm_compressor(
     lines = ['quant_stage:', '  quant_modifiers:', '    QuantizationModifier:', '      config_groups:']
     for bits in sorted(groups):
         lines += [f'        bits{bits}:', '          targets:', *(f"            - '{t}'" for t in groups[bits]),
-                  f'          weights: {{num_bits: {bits}, type: int, symmetric: true, strategy: group, group_size: {plan.group_size}}}']
+                  f'          weights: {{num_bits: {bits}, type: int, symmetric: true, strategy: group, group_size: {_least(plan)}}}']
     return '\n'.join(lines) + '\n'
 
 # %% ../nbs/33_export.ipynb #50261b34
@@ -165,8 +179,8 @@ def to_hqq(
     plan:Plan,
 )->str: # JSON, layer name -> arguments of `BaseQuantizeConfig`
     "Arguments of HQQ's `BaseQuantizeConfig` for each layer, `self_attn` for all of attention (HQQ 0.2.8, README)."
-    def cell(bits): return None if bits == 16 else {'nbits': bits, 'group_size': plan.group_size}
-    return _json({n: cell(b) for n, b in ({'self_attn': plan.other_bits} | widths(plan)).items()})
+    def cell(name, bits): return None if bits == 16 else {'nbits': bits, 'group_size': _group(plan, name)}
+    return _json({n: cell(n, b) for n, b in ({'self_attn': plan.other_bits} | widths(plan)).items()})
 
 # %% ../nbs/33_export.ipynb #0e64c3e4
 _gguf_types = {2: 'q2_k', 3: 'q3_k', 4: 'q4_k', 16: 'bf16'}
@@ -194,11 +208,13 @@ def to_mlx(
     family:str|None=None, # `model_type` of the checkpoint
 )->str: # JSON
     "The block `quantization` of an MLX-LM config.json (MLX-LM 0.32.2, utils.py, names in models/)."
-    def cell(bits): return False if bits == 16 else {'bits': bits, 'group_size': plan.group_size}
+    def cell(bits, group): return False if bits == 16 else {'bits': bits, 'group_size': group}
     place = _mlx_places.get(family, 'mlp.switch_mlp')
-    stacked = {f'{prefix.removesuffix(".mlp.experts")}.{place}.{role}': width for prefix, _, role, width in _shared(plan)}
+    stacked = {f'{prefix.removesuffix(".mlp.experts")}.{place}.{role}': cell(width, plan.group(prefix, role))
+               for prefix, _, role, width in _shared(plan)}
+    others = {n: cell(b, _least(plan)) for n, b in plan.modules.items()}
     default = plan.other_bits if plan.other_bits != 16 else 4
-    return _json({'group_size': plan.group_size, 'bits': default, 'mode': 'affine'} | {n: cell(b) for n, b in (stacked | plan.modules).items()})
+    return _json({'group_size': _least(plan), 'bits': default, 'mode': 'affine'} | stacked | others)
 
 # %% ../nbs/33_export.ipynb #51713409
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['WIDTHS', 'ZERO_STEPS', 'GRIDS', 'FIELDS', 'QuantizedWeight', 'dequantize_codes', 'round_to_grid', 'min_max_grid',
-           'sign_grid', 'mse_grid', 'group_of', 'quantize', 'rounding_error', 'hqq_grid', 'stored_bytes']
+           'sign_grid', 'mse_grid', 'group_of', 'has_groups', 'other_groups', 'quantize', 'rounding_error', 'hqq_grid',
+           'stored_bytes']
 
 # %% ../nbs/20_grid.ipynb #c11413ef
 from dataclasses import dataclass
@@ -151,10 +152,37 @@ def group_of(
     columns:int,     # of a matrix
     group_size:int,  # asked for
 )->int:              # weights of a row that share a grid
-    "The group size of a matrix: a row shorter than a group is one group; a longer one must divide into groups."
-    size = min(group_size, columns)
-    if columns % size: raise AlphaqError(f'group size {size} does not divide the {columns} inputs of the matrix; choose a divisor')
-    return size
+    "The largest group of a row that is not larger than asked for and divides it; powers of two come first."
+    if columns <= group_size: return columns
+    if columns % group_size == 0: return group_size
+    power = 1 << (min(group_size, columns & -columns).bit_length() - 1)
+    if power >= 32: return power
+    size = max(n for n in range(1, group_size + 1) if columns % n == 0)
+    if size >= 8: return size
+    raise AlphaqError(f'no group of 8 to {group_size} weights divides a row of {columns}; leave the matrix at 16 bits, '
+                      f'or make the row one group with --group-size {columns}')
+
+def has_groups(
+    columns:int,     # of a matrix
+    group_size:int,  # asked for
+)->bool:
+    "Whether a row can be cut into groups at all."
+    return columns <= group_size or any(columns % n == 0 for n in range(8, group_size + 1))
+
+def has_groups(
+    columns:int,     # of a matrix
+    group_size:int,  # asked for
+)->bool:
+    "Whether a row can be cut into groups at all."
+    return columns <= group_size or any(columns % n == 0 for n in range(8, group_size + 1))
+
+def other_groups(
+    columns,        # rows' lengths
+    group_size:int, # asked for
+)->str:             # '64 in rows of 2880'; empty where every row has what was asked for
+    "What is to be said when rows do not divide."
+    other = {n: group_of(n, group_size) for n in sorted({*columns}) if n > group_size and n % group_size}
+    return ', '.join(f'{size} in rows of {n}' for n, size in other.items())
 
 def quantize(
     W:Tensor,              # `[..., out, in]` weights, any float dtype, finite

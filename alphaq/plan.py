@@ -22,7 +22,7 @@ import numpy as np
 from .allocators import Allocation, allocate, choice_sizes
 from .checkpoint import PLAIN, ROLES, Checkpoint, split_name
 from .core import AlphaqError, natural, read_json, write_json
-from .grid import WIDTHS, stored_bytes
+from .grid import WIDTHS, group_of, has_groups, stored_bytes
 
 # %% ../nbs/25_plan.ipynb #b550478a
 @dataclass(frozen=True)
@@ -47,6 +47,24 @@ class Plan:
     differs_from_uniform:int|None=None          # projections whose width differs from the uniform plan at the same budget
     target:str|None=None                        # consumer under whose restrictions the plan was made
     price:float|None=None                       # predicted cost over that of the plan without these restrictions
+    groups:dict = field(default_factory=dict)   # role, or projection's module and role -> weights per scale where rows do not divide
+
+    def group(self,
+        module:str, # 'model.layers.0.mlp.experts'
+        role:str,
+    )->int:         # weights per scale and zero point
+        "Weights that share a scale in the matrices of a role."
+        return self.groups.get(f'{module}.{role}', self.groups.get(role, self.group_size))
+
+def _odd_groups(scores, group_size):
+    "Roles whose rows do not divide into groups as asked for, with the groups they get; by module where layers differ."
+    found = {}
+    for s in scores:
+        odd = s.cols > group_size and s.cols % group_size
+        if parts := split_name(s.name): found.setdefault(parts[2], {})[parts[0]] = group_of(s.cols, group_size) if odd else group_size
+    same = {role: next(iter(at.values())) for role, at in found.items() if len({*at.values()}) == 1}
+    apart = {f'{module}.{role}': g for role, at in found.items() if role not in same for module, g in at.items()}
+    return {name: g for name, g in (same | apart).items() if g != group_size}
 
 def widths(
     plan,  # a `Plan`, or the quantization_config of a folder
@@ -115,7 +133,8 @@ def make_plan(
     more['modules'] = modules | more.get('modules', {})
     return Plan(model, preset, settings.method, settings.gamma, settings.bits, settings.count, settings.choices, settings.group_size,
                 other_bits, *((solution.cost, solution.lower_bound, solution.gap) if solution else (None,) * 3), average, layers,
-                {s.name: s.variance for s in (scores[0], scores[len(scores) // 2], scores[-1])}, differs_from_uniform=differs, **more)
+                {s.name: s.variance for s in (scores[0], scores[len(scores) // 2], scores[-1])}, differs_from_uniform=differs,
+                groups=_odd_groups(scores, settings.group_size), **more)
 
 # %% ../nbs/25_plan.ipynb #b10a9d3a
 FORMAT = 'alphaq-plan/1'
@@ -169,7 +188,8 @@ def to_json(
     plan:Plan,
 )->dict: # JSON object, keys in a fixed order
     "The plan as written to disk."
-    return {'format': FORMAT, **{k: list(v) if isinstance(v, tuple) else v for k, v in vars(plan).items()}}
+    said = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(plan).items() if k != 'groups' or v}
+    return {'format': FORMAT, **said}
 
 def from_json(
     obj:dict,         # parsed JSON
@@ -245,12 +265,11 @@ def other_linears(
 )->dict: # module name -> width
     "Linear layers without routed experts that the plan quantizes: what `modules` names, and the decoder's attention whose inputs divide into groups."
     found = _linears(checkpoint)
-    def divides(name): return found[name][1] % min(plan.group_size, found[name][1]) == 0
     named = {n: b for n, b in plan.modules.items() if n in found}
-    for name in named:
-        if not divides(name): raise AlphaqError(f'{name}: group size {plan.group_size} does not divide its {found[name][1]} inputs; give it 16 bits or choose a divisor')
+    for name, bits in named.items():
+        if bits != 16: group_of(found[name][1], plan.group_size)  # refuses a row without groups
     attention = (n for n in found if '.self_attn.' in n and n.startswith(checkpoint.decoders))  # not a tower's
-    bits = {n: plan.other_bits for n in attention if divides(n)} | named
+    bits = {n: plan.other_bits for n in attention if has_groups(found[n][1], plan.group_size)} | named
     return {n: bits[n] for n in found if bits.get(n, 16) != 16}
 
 def named_linears(

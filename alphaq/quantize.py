@@ -141,10 +141,10 @@ def check_groups(
     checkpoint:Checkpoint,
     group_size:int,        # weights that share a scale; a narrower matrix is one group
 ):
-    "Refuse a group size that does not divide the inputs of every projection."
-    for p in checkpoint.projections:
-        if p.shape[1] % min(group_size, p.shape[1]):
-            raise AlphaqError(f'{p.name}: group size {group_size} does not divide its {p.shape[1]} inputs; allocate with --group-size set to a divisor')
+    "Refuse a projection whose rows no group divides."
+    for columns, name in {p.shape[1]: p.name for p in checkpoint.projections}.items():
+        try: group_of(columns, group_size)
+        except AlphaqError as e: raise AlphaqError(f'{name}: {e}') from None
 
 HEAD = 'lm_head'
 
@@ -160,7 +160,7 @@ def check_head(
     if len(shape) != 2 or checkpoint.config.get('tie_word_embeddings'):
         raise AlphaqError(f'{checkpoint.path}: its output head is tied to the embeddings, which are looked up by rows and stay as they are; '
                           'a packed copy would make the folder larger, leave out --head-bits')
-    if shape[1] % min(group_size, shape[1]): raise AlphaqError(f'{HEAD}: group size {group_size} does not divide its {shape[1]} inputs; leave out --head-bits')
+    group_of(shape[1], group_size)
 
 def _checked(job):
     "Refuse what cannot work before anything is written."

@@ -22,7 +22,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from .checkpoint import ROLES
 from .core import AlphaqError
 from .families import biases, check_experts, gated, matrices, place_of
-from .grid import dequantize_codes, quantize
+from .grid import dequantize_codes, group_of, quantize
 from .hook import CURE, poison_tensors
 from .pack import PackedWeight, check_table, pack, unpack_codes, word_count
 
@@ -56,9 +56,8 @@ class PackedMatrices(nn.Module):
         single:bool=False, # store scale and zero without the leading axis of matrices
     ):
         super().__init__()
-        self.shape, self.widths, self.group_size = tuple(shape), tuple(int(b) for b in widths), min(group_size, shape[1])
-        if shape[1] % self.group_size:
-            raise AlphaqError(f'groups of {self.group_size} do not divide the {shape[1]} inputs; config.json is damaged')
+        self.shape, self.widths = tuple(shape), tuple(int(b) for b in widths)
+        self.group_size = group_of(shape[1], group_size)
         self.starts = (0, *accumulate(word_count(shape, b) for b in self.widths))
         grid = (() if single else (len(self.widths),)) + (shape[0], shape[1] // self.group_size)
         self.register_buffer('words', torch.empty(self.starts[-1], dtype=torch.int16))
@@ -169,14 +168,14 @@ class AlphaqHfQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model, **kwargs):
         "Exchange the modules that `config.json` lists, on the skeleton."
-        config, prefix = self.quantization_config, model.base_model_prefix + '.'
+        config = self.quantization_config
         if unfinished := [f for f in kwargs.get('checkpoint_files') or () if Path(f).with_name('UNFINISHED').exists()]:
             raise AlphaqError(f'{Path(unfinished[0]).parent} is unfinished; run the same `alphaq quantize` again to resume it')
         with torch.device('meta'):
             for path, make in _replacements(model, config).items(): model.set_submodule(path, make(model.get_submodule(path)))
-        empty = [n for name in poison_tensors(config.to_dict()) for n in (name, name.removeprefix(prefix))]
+        tails = {''.join(name.rpartition('layers.')[1:]) for name in poison_tensors(config.to_dict())}  # whatever stands before
         ignored = model._keys_to_ignore_on_load_unexpected or ()
-        model._keys_to_ignore_on_load_unexpected = {*ignored, *(f'^{re.escape(name)}$' for name in empty)}
+        model._keys_to_ignore_on_load_unexpected = {*ignored, *(rf'^(\w+\.)*{re.escape(tail)}$' for tail in tails)}
         if model.config._experts_implementation == CURE:  # it has served; what is left of the plain experts runs as usual
             model.config._experts_implementation = model.get_correct_experts_implementation(None)
 

@@ -19,7 +19,7 @@ from .activations import load_weights
 from .checkpoint import INCLUDE, Checkpoint, Folder, open_checkpoint, open_folder
 from .core import SUMS, AlphaqError, VerificationError, check_sums, files_in, read_json, third_party, track
 from .dequantize import dense_matrices, outputs
-from .grid import ZERO_STEPS
+from .grid import ZERO_STEPS, group_of
 from .hook import CURE, poison_tensors
 from .pack import word_count
 from .plan import read_plan, widths
@@ -72,7 +72,7 @@ def check_plan_widths(
 # %% ../nbs/43_verify.ipynb #6364fa1d
 def _fits(folder, key, shape, bits, group_size, lead):
     "Findings about words, scale and zero of one arena."
-    group = min(group_size, shape[1])
+    group = group_of(shape[1], group_size)
     grid = (*lead, shape[0], shape[1] // group)
     wanted = dict(words=('I16', (sum(word_count(shape, b) for b in bits),)), scale=('F16', grid), zero=('U8', grid))
     for part, (dtype, dims) in wanted.items():
