@@ -500,6 +500,11 @@ def _prepared(scores, settings):
     if settings.count == 'active': parts *= visits(scores)
     return method_named(settings.method), settings, stand_in, np.take_along_axis(choice_sizes(scores, settings), stand_in, 1), parts
 
+def _inwards(low, high):
+    "A range in four digits, whose ends lie in it."
+    steps = [10. ** (np.floor(np.log10(end)) - 3) for end in (low, high)]
+    return f'{np.ceil(low / steps[0] - 1e-6) * steps[0]:.4g} to {np.floor(high / steps[1] + 1e-6) * steps[1]:.4g}'
+
 def allocate(
     scores,            # `[n]` `Score`, one per projection
     settings:Settings, # method and budget
@@ -508,7 +513,7 @@ def allocate(
     method, settings, stand_in, sizes, parts = _prepared(scores, settings)
     low, high = (sizes[:, end].sum() / parts.sum() for end in (0, -1))
     if not low - 1e-9 <= settings.bits <= high + 1e-9:
-        raise BudgetError(f'{settings.bits:g} bits by {settings.count} is out of reach; widths {settings.choices} reach {low:.4g} to {high:.4g}')
+        raise BudgetError(f'{settings.bits:g} bits by {settings.count} is out of reach; widths {settings.choices} reach {_inwards(low, high)}')
     if method.widths: return Allocation(_dealt(method, scores, settings, sizes, _budget(settings.bits, parts)), settings, None)
     costs = np.take_along_axis(method.costs(scores, settings), stand_in, 1)
     def solved(rows, place):

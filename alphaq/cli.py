@@ -526,8 +526,9 @@ def _informed(checkpoint, scores, windows, texts, group_size, probes, device):
     from alphaq.collect import collected
     from alphaq.core import cache_dir
     from alphaq.grid import quantize
+    from alphaq.search import rounding_code
     def rounds(W, bits): return quantize(W, bits, group_size).dequantize().to(W.dtype)
-    found = collected(checkpoint, windows, rounds, cache_dir()/'signals', f'mse/{group_size}', texts, probes=probes, device=device)
+    found = collected(checkpoint, windows, rounds, cache_dir()/'signals', f'mse/{group_size}/{rounding_code()}', texts, probes=probes, device=device)
     return [replace(s, **found.get(s.name, {})) for s in scores]
 
 Samples = Annotated[int, typer.Option(help='calibration windows', min=1)]
@@ -543,7 +544,7 @@ def collect(
     samples:Samples=32, window:Window=256,
     probes:Annotated[int, typer.Option(help='random vectors for the curvature, which needs the whole model in memory', min=0)]=0,
     group_size:Annotated[int, typer.Option(help='weights that share a scale when rounding is measured', min=1)]=128,
-    device:Device='cpu', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,
+    device:Device='auto', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,
 ):
     "Add what calibration text says to a table of scores. For the methods that read text."
     from alphaq.checkpoint import open_checkpoint
@@ -637,7 +638,7 @@ def tune(
     calibration:Annotated[str, typer.Option(help='texts to learn from: names joined by +, a file, or balanced: written by the model itself')]='pydoc+pycode+arithmetic',
     samples:Samples=128, window:Window=256,
     seed:Annotated[int, typer.Option(help='of the tokens that choices draws')]=0,
-    device:Device='cpu', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,
+    device:Device='auto', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,
 ):
     "Tune the routers of a quantized folder on text. Into another folder; says what it gained on text kept back."
     from alphaq.checkpoint import open_checkpoint
@@ -709,7 +710,7 @@ def eval(
     window:Annotated[int, typer.Option(help='tokens in a window', min=2)]=256,
     questions:Annotated[Optional[int], typer.Option(help='questions of each task at most, all unless said', min=1)]=None,
     against:Annotated[Optional[str], typer.Option(help='another model, read on the same windows, such as the unquantized one', metavar='MODEL')]=None,
-    device:Device='cpu', json_:Json=False, quiet:Quiet=False,
+    device:Device='auto', json_:Json=False, quiet:Quiet=False,
 ):
     "Perplexity and bits per byte on texts, accuracy on tasks. Of tasks alone when only tasks are named."
     from alphaq.evaluate import load_model, perplexity_of, sample, sample_nll
@@ -744,7 +745,7 @@ def generate(
     tokens:Annotated[int, typer.Option(help='tokens to write', min=1)]=64,
     temperature:Annotated[float, typer.Option(help='of the draws; 0 takes the likeliest token', min=0)]=0.,
     seed:Annotated[int, typer.Option(help='of the draws, when --temperature is above 0')]=0,
-    device:Device='cpu', json_:Json=False, quiet:Quiet=False,
+    device:Device='auto', json_:Json=False, quiet:Quiet=False,
 ):
     "Continue a prompt. With one argument, that is the prompt and the model is pocket."
     import torch

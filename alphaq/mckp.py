@@ -80,7 +80,7 @@ def solve_pulp(
     import pulp
     costs, sizes = _checked(costs, sizes, budget)
     model, unit = pulp.LpProblem('widths', pulp.LpMinimize), cost_unit(costs)
-    x = [[pulp.LpVariable(f'x_{i}_{j}', cat='Binary') for j in range(costs.shape[1])] for i in range(len(costs))]
+    x = [[model.add_variable(f'x_{i}_{j}', cat='Binary') for j in range(costs.shape[1])] for i in range(len(costs))]
     def total(table, kind): return pulp.lpSum(v * kind(t) for row, given in zip(x, table) for v, t in zip(row, given))
     model += total(costs / unit, float)
     model += total(sizes, int) <= int(budget), 'budget'

@@ -248,12 +248,12 @@ def fusion(
 # %% ../nbs/52_rivals.ipynb #ee8a0998
 def first_routers(
     path, # `str | Path` of rows that hold the routers at step 0
-)->dict:  # layer to `[experts, hidden]`
-    "Router rows at step 0, where a training run has written them down."
+)->dict:  # layer such as 'model.layers.3' to `[experts, hidden]`
+    "Router rows at step 0, where a training run of ours has written them down."
     if not Path(path).is_file(): return {}
     layers = {}
     for r in read_rows(path)[1]: layers.setdefault(r['layer'], []).append(r['step0'])
-    return {layer: torch.tensor(rows) for layer, rows in layers.items()}
+    return {f'model.layers.{layer}': torch.tensor(rows) for layer, rows in layers.items()}
 
 def _arguments(argv):
     parser = argparse.ArgumentParser(prog='python -m alphaq.rivals', description='Compare all allocators on one model; stopped and started again, it continues.')
@@ -271,7 +271,8 @@ def _rounded(quantizer, checkpoint, model, tokenizer, texts):
     "The model that puts plans on: without data, and then with three levels too, or with feedback on text that no method reads."
     if quantizer == 'mse': return RoundedModel(model, checkpoint, dict(ternary=ternary))
     windows, _ = calibration(f'text {len(SEEDS)}', model, tokenizer, texts, each=10)
-    return RoundedModel(model, checkpoint, rounds=fed_back(checkpoint, model, windows))
+    rule = f'feedback, {hashlib.sha256(windows.numpy().tobytes()).hexdigest()}'
+    return RoundedModel(model, checkpoint, rounds=fed_back(checkpoint, model, windows), rule=rule)
 
 def _header(args, checkpoint, samples, read):
     "Everything that the rows depend on; `read` samples of calibration text."
