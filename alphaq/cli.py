@@ -260,7 +260,7 @@ def doctor(
     from alphaq.score import read_scores, score
     from alphaq.untrained import judge
     _still()
-    rule, findings = None, [('ok', f'{k} {v}') for k, v in provenance('alphaq doctor')['versions'].items()]
+    findings = [('ok', f'{k} {v}') for k, v in provenance('alphaq doctor')['versions'].items()]
     if what.endswith('.csv'):
         scores = read_scores(what, left_out := [])
         if left_out: findings.append(('warning', f'rows without a value: {len(left_out)}, the first is {left_out[0]}'))
@@ -270,14 +270,14 @@ def doctor(
         scores, findings = [], [*findings, ('ok', f'{what} is what it says it is')]
     else:
         c = open_checkpoint(folder)
-        rule, scores = 'median', score(c, 'median')  # the rule that tells noise from training best; alpha itself is not used here
+        scores = score(c, 'median')  # alpha itself is not used here
         c.check_rest()
         findings.append(('warning' if c.unclaimed else 'ok', f'{c.coverage(s.name for s in scores)}, all finite'))
         if c.codes: findings.append(('wrong', f'{c.codes[0]} and {len(c.codes) - 1} more tensors hold codes of another tool, not weights; '
                                               'name the model it was made from'))
     if scores:
         verdict = judge(scores)
-        findings.append(('ok' if verdict.untrained is False else 'warning', verdict.text + (f', by the tail rule {rule}' if rule else '')))
+        findings.append(('ok' if verdict.untrained is False else 'warning', verdict.text))
     emit(dict(what=what, findings=[dict(level=l, text=t) for l, t in findings]), json_, table(['', 'finding'], findings))
     if any(level == 'wrong' for level, _ in findings): raise typer.Exit(1)
 

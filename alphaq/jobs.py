@@ -28,7 +28,7 @@ from .checkpoint import Checkpoint
 from .core import AlphaqError, UnreachableError, alone, check_free, track, write_text
 from .esd import eigenvalues
 from .farms import farms_tiles
-from .score import PART, Score, gaussian_null, naming, score_projection, write_scores
+from .score import JUDGE, PART, Score, gaussian_null, naming, score_projection, write_scores
 
 # %% ../nbs/18_jobs.ipynb #82eb87b4
 PIECE, BATCH = 2**26, 2**28  # bytes of a piece, about: half a second of eigenvalues, a batch for a GPU
@@ -67,10 +67,10 @@ class Job:
                     tail=self.rule, tile=self.tile, stride=self.stride, device=self.device, **self.options)
 
     @cached_property
-    def nulls(self)->dict:         # shape of a projection -> what a Gaussian matrix of this shape gives
-        def null(p):
-            with naming(p): return gaussian_null(p.shape, self.rule, self.tile, self.stride)
-        return {shape: null(p) for shape, p in {p.shape: p for p in self.projections[::-1]}.items()}
+    def nulls(self)->dict:         # shape of a projection -> what a Gaussian matrix of this shape gives, by the rule and by `JUDGE`
+        def both(p):
+            with naming(p): return tuple(gaussian_null(p.shape, r, self.tile, self.stride) for r in (self.rule, JUDGE))
+        return {shape: both(p) for shape, p in {p.shape: p for p in self.projections[::-1]}.items()}
 
 def score_piece(
     job:Job,

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['INITIALISERS', 'Verdict', 'like_noise', 'sizes_of_noise', 'judge', 'initialised', 'untrained_family', 'misses',
-           'main']
+           'trained_network', 'main']
 
 # %% ../nbs/26_untrained.ipynb #df0f2aad
 import re
+import sys
 import tempfile
 from collections import defaultdict
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ from itertools import product
 import numpy as np
 import torch
 
-from .checkpoint import open_checkpoint
-from .core import provenance, results_dir, track, write_rows
+from .checkpoint import open_checkpoint, open_dense
+from .core import AlphaqError, provenance, results_dir, track, write_rows
 from .families import FAMILIES, tiny_model
+from .farms import farms_eigenvalues
 from .hill import RULES
 from .score import centre_spread, gaussian_null, score, score_matrix
 
@@ -101,6 +103,15 @@ def _row(z, **what):
     "What is judged, the mean distance under each rule, and the rules that call it trained."
     return dict(what, n=len(next(iter(z.values()))), mean_z={r: round(float(np.mean(v)), 3) for r, v in z.items()}, trained=[r for r, v in z.items() if not like_noise(v)])
 
+def _distances(checkpoint, rules):
+    "Rule -> distance of every matrix from noise by that rule."
+    found = {rule: [] for rule in rules}
+    for p in track(checkpoint.projections, 'judging'):
+        W = checkpoint.read(p).float()
+        lam = farms_eigenvalues(W)
+        for rule in rules: found[rule].append(score_matrix(W, rule, lam=lam)[5])
+    return found
+
 def initialised(
     shape,            # `(rows, cols)`
     name:str,         # key of `INITIALISERS`
@@ -123,8 +134,7 @@ def untrained_family(
         model = tiny_model(name, seed, **more)
         model.save_pretrained(d)
         c = open_checkpoint(d)
-        shapes = sorted({p.shape for p in c.projections})
-        return _row({rule: [s.null_z for s in score(c, rule)] for rule in rules}, kind='family', name=name, shape=list(shapes[-1]), seed=seed)
+        return _row(_distances(c, rules), kind='family', name=name, shape=list(max(p.shape for p in c.projections)), seed=seed)
 
 # %% ../nbs/26_untrained.ipynb #1be281ef
 def misses(
@@ -138,14 +148,29 @@ def misses(
     jobs += [lambda n=n, s=s, x=x: initialised(x, n, s, rules=rules) for n in INITIALISERS for s in range(seeds) for x in shapes]
     return [job() for job in track(jobs, 'judging')]
 
-def main():
-    "`python -m alphaq.untrained`: count misses into results/score/untrained.jsonl."
+def trained_network(
+    name:str,   # to call it by
+    folder,     # `str | Path` of a network that was really trained, with experts or without
+    rules=tuple(RULES),
+)->dict:        # a row
+    "Judge a network that is known to be trained, and call it what the verdict calls it."
+    try: c = open_checkpoint(folder)
+    except AlphaqError: c = open_dense(folder)
+    verdict = judge(score(c))  # as `alphaq score` would, by the default rule
+    return _row(_distances(c, rules), kind='trained', name=name, layout=c.layout, untrained=verdict.untrained, verdict=verdict.text)
+
+def main(
+    argv=None, # arguments, `None` takes the process's own
+):
+    "`python -m alphaq.untrained [NAME=FOLDER ...]`: misses into results/score/untrained.jsonl, false alarms into trained.jsonl."
     from transformers.utils import logging
     logging.disable_progress_bar()
-    path = results_dir()/'score'/'untrained.jsonl'
+    given = [pair.partition('=') for pair in (sys.argv[1:] if argv is None else argv)]
+    path = results_dir()/'score'/f'{"trained" if given else "untrained"}.jsonl'
     if path.exists(): raise SystemExit(f'{path} exists; remove it to make it again')
-    header = provenance('python -m alphaq.untrained', seed=0, weights='random')
-    write_rows(path, header, misses())
+    names = ''.join(f' {name}=FOLDER' for name, _, _ in given)
+    header = provenance(f'python -m alphaq.untrained{names}', seed=0, weights='trained' if given else 'random')
+    write_rows(path, header, [trained_network(name, folder) for name, _, folder in given] if given else misses())
     print(path)
 
 # %% ../nbs/26_untrained.ipynb #829c1736
