@@ -300,6 +300,11 @@ def skeleton(
     if not hasattr(getattr(model, 'model', None), 'layers'):
         why = f'{type(model).__name__} keeps its decoder layers elsewhere than in model.layers'
         raise AlphaqError(f'{checkpoint.path}: {why}; use a data-free quantizer')
+    there = {n for n, _ in model.named_modules()}
+    for module in dict.fromkeys(model_name(checkpoint, p.module) for p in checkpoint.projections):
+        if module not in there:
+            why = f'{type(model).__name__} keeps its experts elsewhere than in {module}'
+            raise AlphaqError(f'{checkpoint.path}: {why}; use a data-free quantizer')
     return model
 
 # %% ../nbs/15_activations.ipynb #5a90bf3d

@@ -51,6 +51,8 @@ LAYOUTS = ( # the first that fits
     Layout('GPT-OSS', _fused, _stack, turned=tuple(_stack), in_turn=True, family='gpt_oss'),
     Layout('GPT-OSS, packed', rf'{_fused}_blocks', _stack, in_turn=True),
     Layout('one tensor per layer', _fused, _stack),
+    Layout('one tensor per layer', _fused.replace('mlp', '(?:block_sparse_moe|moe|ffn)'), _stack),
+    Layout('one tensor per layer', _fused.replace(r'mlp\.', ''), _stack),
     Layout('Llama-4', _fused.replace('mlp', 'feed_forward'), _stack, turned=tuple(_stack)),
     Layout('Mixtral', rf'{_layer}\.block_sparse_moe\.experts\.{_expert}\.(?P<token>w1|w3|w2)\.weight(?:_packed)?', _named('w1', 'w3', 'w2')),
     Layout('Granite', rf'{_layer}\.(?:block_sparse_moe|mlp)\.(?P<token>input_linear|output_linear)\.weight',
@@ -199,6 +201,16 @@ def _section(config, prefix, keys):
 
 _COUNTS = ('num_experts', 'num_local_experts', 'n_routed_experts', 'moe_num_experts', 'num_experts_per_layer',
            'num_routed_experts', 'num_moe_experts')
+
+def _oriented(fits, tensors, config):
+    "The same layouts, those of stacks that lie `[in, out]` turned: the width of the model shows it where names do not."
+    def turned(name, layout, m):
+        hidden, shape = _section(config, m['prefix'], ('hidden_size',)), tensors[name].shape
+        return len(shape) == 3 and m['token'] == 'gate_up_proj' and shape[1] == hidden != shape[2]
+    plain = {n: fit for n, fit in fits.items() if fit[0].name == 'one tensor per layer'}
+    if not plain or not any(turned(n, *fit) for n, fit in plain.items()): return fits
+    def turn(layout): return replace(layout, name='one tensor per layer, transposed', turned=tuple(layout.roles))
+    return fits | {n: (turn(layout), m) for n, (layout, m) in plain.items()}
 
 def declared(
     config:dict,     # of a checkpoint
@@ -416,6 +428,7 @@ def open_checkpoint(
         raise AlphaqError(f'{folder.path}: already quantized by alphaq; name the original checkpoint')
     fits = fitting(folder.tensors, folder.config.get('model_type')) or fitting(folder.tensors, layouts=guess_layouts(folder.tensors, folder.config))
     fits = {name: fit for name, fit in fits.items() if not _is_head(folder.config, name)}
+    fits = _oriented(fits, folder.tensors, folder.config)
     try: projections = tuple(find_projections(folder.tensors, folder.config, fits))
     except AlphaqError as e: raise (_prequantized(folder) if folder.config.get('quantization_config') else e) or e from None
     if not projections:

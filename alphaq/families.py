@@ -63,12 +63,18 @@ def place_of(
     model:nn.Module, # that transformers built
     there,           # names of its modules
 )->str|None:         # name of that module in the model, `None` when it has none
-    "Where the model has what the files call by another prefix: a bare backbone, or the language model of a larger one."
+    """Where the model has what the files call by another prefix: a bare backbone, or the language model of a larger one.
+
+    The experts of a layer may also lie elsewhere in it than in `mlp`, where their canonical name puts them."""
     if name in there: return name
     if (short := name.removeprefix(model.base_model_prefix + '.')) in there: return short
     _, layers, tail = name.partition('layers.')
-    fits = [n for n in there if layers and (n == layers + tail or n.endswith(f'.{layers}{tail}'))]
-    return fits[0] if len(fits) == 1 else None
+    if not layers: return None
+    number = tail.partition('.')[0]
+    for pattern in (re.escape(tail), *([rf'{number}\.(?:\w+\.)*experts'] if tail == f'{number}.mlp.experts' else [])):
+        fits = [n for n in there if re.fullmatch(rf'(?:\w+\.)*layers\.{pattern}', n)]
+        if len(fits) == 1: return fits[0]
+    return None
 
 def all_matrices(
     experts:nn.Module,  # of any family below

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from transformers.core_model_loading import WeightConverter, WeightRenaming
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import HfQuantizer
@@ -178,6 +179,16 @@ class AlphaqHfQuantizer(HfQuantizer):
         model._keys_to_ignore_on_load_unexpected = {*ignored, *(rf'^(\w+\.)*{re.escape(tail)}$' for tail in tails)}
         if model.config._experts_implementation == CURE:  # it has served; what is left of the plain experts runs as usual
             model.config._experts_implementation = model.get_correct_experts_implementation(None)
+
+    def update_weight_conversions(self, weight_conversions, model):
+        "Without what a family does to its plain experts, and with their packed names turned into places of the model."
+        names = list(self.quantization_config.layers)
+        keys = [f'{name}.{role}.words' for name in names[:1] for role in ROLES]
+        def touches(c): return isinstance(c, WeightConverter) and any(re.search(p, k) for p in c.source_patterns for k in keys)
+        kept = [c for c in weight_conversions if not touches(c)]
+        there = {name for name, _ in model.named_modules()}
+        places = {re.sub(r'.*\blayers\.\d+\.', '', place_of(n, model, there) or '') for n in names} - {'mlp.experts', ''}
+        return kept + [WeightRenaming(rf'\.mlp\.experts\.{role}\.', f'.{place}.{role}.') for place in places for role in ROLES]
 
     def _process_model_after_weight_loading(self, model, **kwargs):
         "Refuse a model with a tensor that was not read, and guard its configuration again."
