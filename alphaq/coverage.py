@@ -11,15 +11,16 @@ import tempfile
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
-from .activations import load_for_calibration, model_name, put
-from .checkpoint import INCLUDE, MISREADINGS, agrees, including, open_checkpoint
+from .activations import load_weights, model_name, put
+from .checkpoint import INCLUDE, MISREADINGS, PLAIN, agrees, including, open_checkpoint
 from .console import emit, table
-from .core import AlphaqError, provenance, results_dir, track, write_rows
+from .core import AlphaqError, provenance, results_dir, track, write_json, write_rows
 from .families import FAMILIES, OTHER_FAMILIES, all_matrices, experts_modules, in_codes, tiny_model
 from .grid import quantize as rounded
 from .longruns import mixed_plan
-from .plan import other_linears, widths
+from .plan import widths
 from .quantize import Job, quantize
 from .score import score
 from .verify import verify
@@ -30,23 +31,35 @@ def plain_twin(
     plan,        # its widths
 ):               # the model in float32, with every named weight rounded
     "What a quantized folder must say, made without the folder."
-    model, bits = load_for_calibration(checkpoint).requires_grad_(False), widths(plan)
+    bits, linears = widths(plan), Job(checkpoint, plan).linears
+    def nearest(W, b): return rounded(W, b, plan.group_size).dequantize()
+    if not {*checkpoint.stored_types} <= {*PLAIN}: return _decoded_twin(checkpoint, bits, linears, nearest)
+    tensors = {n: checkpoint.stored(n).clone() for n in checkpoint.tensors}
+    for p in checkpoint.projections: _place(tensors[p.key], p).copy_(nearest(checkpoint.read(p), bits[p.name]))
+    for n, b in linears.items(): tensors[f'{n}.weight'] = nearest(tensors[f'{n}.weight'], b).to(tensors[f'{n}.weight'])
+    with tempfile.TemporaryDirectory() as d:
+        save_file({n: t.contiguous() for n, t in tensors.items()}, f'{d}/model.safetensors', metadata={'format': 'pt'})
+        write_json(f'{d}/config.json', checkpoint.config, strict=False)
+        return load_weights(d).requires_grad_(False)
+
+def _place(tensor, p):
+    "The part of a tensor that a projection is, as `[out, in]`."
+    part = tensor[tuple(i if isinstance(i, int) else slice(*i) for i in p.part)] if p.part else tensor
+    return part.mT if p.turned else part
+
+def _decoded_twin(checkpoint, bits, linears, nearest):
+    "The same of a checkpoint in codes, whose family's own reader decodes them."
+    model = load_weights(checkpoint.path).requires_grad_(False)
     for n in checkpoint.rest: # what was in codes is kept as bfloat16
         if checkpoint.scale_of(n): put(model, model_name(checkpoint, n), checkpoint.keep(n))
-    def nearest(W, b): return rounded(W, b, plan.group_size).dequantize()
     for p in checkpoint.projections: put(model, model_name(checkpoint, p.name), nearest(checkpoint.read(p), bits[p.name]))
-    for n in other_linears(checkpoint, plan):
-        put(model, f'{model_name(checkpoint, n)}.weight', nearest(checkpoint.tensor(f'{n}.weight'), plan.other_bits))
+    for n, b in linears.items(): put(model, f'{model_name(checkpoint, n)}.weight', nearest(checkpoint.tensor(f'{n}.weight'), b))
     return model
 
 def _logits(model):
-    with torch.no_grad(): return model(torch.arange(24).view(2, 12)).logits.float()
+    with torch.no_grad(): return model(input_ids=torch.arange(24).view(2, 12)).logits.float()
 
 def _words(model): return model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=6, do_sample=False).tolist()
-
-def _opened(folder):
-    from transformers import AutoModelForCausalLM
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
 
 def run_through(
     checkpoint,
@@ -57,9 +70,9 @@ def run_through(
     try: quantize(Job(checkpoint, plan), out)
     except AlphaqError as e: return dict(quantized=str(e).split('not quantized: ')[-1].split('; ')[0])
     verify(out)
-    model, twin, copy = _opened(out), plain_twin(checkpoint, plan), out.with_name(f'{out.name}-again')
+    model, twin, copy = load_weights(out), plain_twin(checkpoint, plan), out.with_name(f'{out.name}-again')
     model.save_pretrained(copy)
-    again = _opened(copy)
+    again = load_weights(copy)
     return dict(quantized=True, loads=torch.allclose(_logits(model), _logits(twin), rtol=1e-3, atol=1e-3), generates=_words(model) == _words(twin),
                 reloads=torch.equal(_logits(model), _logits(again)))
 
@@ -76,7 +89,7 @@ def trial(
         model.save_pretrained(source)
         if codes:
             in_codes(source)
-            model = _opened(source)
+            model = load_weights(source)
         c, stacks = open_checkpoint(source), {name: all_matrices(m) for name, m in experts_modules(model).items()}
         noticed = {name: agrees(c, stacks, change) for name, change in MISREADINGS.items()}
         row = dict(family=family, stored=', '.join(c.stored_types), layout=c.layout, as_in_model=agrees(c, stacks),

@@ -331,12 +331,19 @@ def _stream(job, folder, engine=None):
     missing = [i for i, shard in enumerate(job.shards) if not _written(job, folder, shard)]
     if engine and job.quantizer != 'gptq': return _spread(job, folder, missing, engine)
     files = {job.shards[i].file for i in missing}
-    fed = job.quantizer == 'gptq' and any(job.shards[i].prefix.startswith(job.checkpoint.decoder) for i in missing)
-    for shard, seen in _calibrated(job, folder) if fed else ():
+    for shard, seen in track(_in_turn(job, folder, {*files}), 'quantizing', len(job.shards)):
         if shard.file in files: _make_shard(job, folder, shard, seen)
-        files.discard(shard.file)
         seen = None  # before the next layer's are made
-    for shard in track([s for s in job.shards if s.file in files], 'quantizing'): _make_shard(job, folder, shard)
+
+def _in_turn(job, folder, files):
+    "Every shard, those that are there first, and the statistics that a missing one needs, `None` without data."
+    yield from ((s, None) for s in job.shards if s.file not in files)
+    fed = job.quantizer == 'gptq' and any(s.prefix.startswith(job.checkpoint.decoder) for s in job.shards if s.file in files)
+    for shard, seen in _calibrated(job, folder) if fed else ():
+        if shard.file in files: yield shard, seen
+        files.discard(shard.file)
+        seen = None  # one layer's at a time
+    yield from ((s, None) for s in job.shards if s.file in files)
 
 def _spread(job, folder, missing, engine):
     "Without data no layer waits for another: whoever is free makes the next."
