@@ -154,10 +154,10 @@ def _groups(group_size, columns):
 
 def _family(c):
     "The family by config.json, and whether it is one that the book has tried."
-    from alphaq.families import FAMILIES, OTHER_FAMILIES
+    from alphaq.families import FAMILIES, OTHER_FAMILIES, SWEPT
     inner = c.config.get('text_config')
     kinds = [c.family, *([str(inner.get('model_type'))] if isinstance(inner, dict) else [])]
-    if {*kinds} & (FAMILIES | OTHER_FAMILIES).keys(): return c.family
+    if {*kinds} & {*FAMILIES, *OTHER_FAMILIES, *SWEPT}: return c.family
     return f'{c.family} (unknown; recognised by {"shape" if c.guessed else "names and shapes"})'
 
 def _still():
