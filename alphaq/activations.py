@@ -144,7 +144,7 @@ def layer_calls(
                 if index == len(layers) - 1: raise _Caught
                 return x
             return forward
-        with _forward(layers, noting):
+        with _forward(layers, noting), third_party('the model does not run', 'use a data-free quantizer'):
             try: model(input_ids=part.to(device), use_cache=False)
             except _Caught: pass
         yield states[0], calls
@@ -163,7 +163,7 @@ def run_layer(
     kwargs:dict,     # what else the model calls it with, from `layer_calls`
 )->Tensor:           # `[batch, length, hidden]`
     "One decoder layer on one batch."
-    out = layer(x, **kwargs)
+    with third_party(f'{type(layer).__name__} does not run', 'use a data-free quantizer'): out = layer(x, **kwargs)
     return out[0] if isinstance(out, tuple) else out
 
 # %% ../nbs/15_activations.ipynb #1939f247

@@ -11,7 +11,7 @@ __all__ = ['ROLES', 'LAYOUTS', 'PLAIN', 'MOST', 'INCLUDE', 'MISREADINGS', 'Layou
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import islice
 from math import prod
 
@@ -266,14 +266,18 @@ def _depth(config, prefix):
 
 _HEAD = re.compile(r'(?:\w+\.)*?(?:mtp|nextn)\w*\.')
 
-def _is_head(config, name):
-    "Whether a tensor or a projection is of a head that predicts further tokens: by name, or beyond the last layer."
-    if _HEAD.match(name): return True
-    if not (layer := re.match(rf'{_layer}\.', name)): return False
-    depth = _depth(config, layer['prefix'])
-    return depth is not None and int(layer['layer']) >= depth and not _other_stack(layer['prefix'])
-
-def _other_stack(prefix): return any(word in prefix for word in (*_OTHERS, 'encoder'))  # numbered by a count of its own
+def _heads(config):
+    "Whether a tensor is of a head that predicts further tokens: by name, or beyond the last layer."
+    place = re.compile(rf'{_layer}\.')
+    @cache
+    def depth(prefix): # other stacks are numbered by a count of their own
+        return None if any(word in prefix for word in (*_OTHERS, 'encoder')) else _depth(config, prefix)
+    def is_head(name):
+        if _HEAD.match(name): return True
+        m = place.match(name)
+        last = m and depth(m['prefix'])
+        return last is not None and int(m['layer']) >= last
+    return is_head
 
 def _check_depth(folder, prefix):
     "Refuse a checkpoint that holds nothing of one of its decoder's layers."
@@ -337,7 +341,7 @@ class Checkpoint(Folder):
 
     @cached_property
     def left_out(self)->tuple[str, ...]: # tensors of heads that predict further tokens, no part of the model
-        return tuple(n for n in self.tensors if _is_head(self.config, n))
+        return tuple(filter(_heads(self.config), self.tensors))
 
     @cached_property
     def codes(self)->tuple[str, ...]: # tensors outside the experts that hold another tool's codes, not weights
@@ -427,7 +431,8 @@ def open_checkpoint(
     if folder.packed:
         raise AlphaqError(f'{folder.path}: already quantized by alphaq; name the original checkpoint')
     fits = fitting(folder.tensors, folder.config.get('model_type')) or fitting(folder.tensors, layouts=guess_layouts(folder.tensors, folder.config))
-    fits = {name: fit for name, fit in fits.items() if not _is_head(folder.config, name)}
+    is_head = _heads(folder.config)
+    fits = {name: fit for name, fit in fits.items() if not is_head(name)}
     fits = _oriented(fits, folder.tensors, folder.config)
     try: projections = tuple(find_projections(folder.tensors, folder.config, fits))
     except AlphaqError as e: raise (_prequantized(folder) if folder.config.get('quantization_config') else e) or e from None
