@@ -321,6 +321,11 @@ def _seen(tensors, limit=6):
 _CODE_NAMES = re.compile(r'.*\.(?:weight|qweight|qzeros|g_idx|\w+_packed|\w*absmax|\w*quant_map|SCB|CB)|.*\.quant_state\..*')
 _BESIDE = ('_scale', '_scale_inv', '_scales', '.absmax', '.scale', '_absmax')
 
+def _foreign(config):
+    "Whether a config names a tool whose codes are not known here."
+    said = config.get('quantization_config')
+    return isinstance(said, dict) and said.get('quant_method') not in (None, 'fp8', 'mxfp4')
+
 def _is_code(info, tensors, foreign):
     "Whether a tensor holds codes; `foreign`: the config names another tool."
     if info.dtype in PLAIN: return False
@@ -345,13 +350,12 @@ class Checkpoint(Folder):
 
     @cached_property
     def codes(self)->tuple[str, ...]: # tensors outside the experts that hold another tool's codes, not weights
-        said = self.config.get('quantization_config')
-        foreign = isinstance(said, dict) and bool(said)
-        return tuple(n for n in self.rest if _is_code(self.decoded(n), self.tensors, foreign))
+        return tuple(n for n in self.rest if _is_code(self.decoded(n), self.tensors, _foreign(self.config)))
 
     @cached_property
     def unclaimed(self)->tuple[str, ...]: # stacks of matrices that may be experts, but of no layout that is known
-        counts = {p.expert + 1 for p in self.projections} and {max(p.expert for p in self.projections) + 1}
+        experts = {p.module: p.expert + 1 for p in sorted(self.projections, key=lambda p: p.expert)}
+        counts = {*experts.values()}
         def stack(t): return len(t.shape) == 3 and min(t.shape[1:]) > 1 and 'conv' not in t.name
         return tuple(n for n in self.rest if stack(t := self.tensors[n]) and ('experts' in n or t.shape[0] in counts))
 
@@ -410,14 +414,14 @@ class Checkpoint(Folder):
         skipped = sum(p.name not in names for p in self.projections)
         skipped += sum(self.tensors[n].shape[0] for n in self.unclaimed)
         said = ', '.join([*counts, f'{skipped:,} skipped'])
-        if self.unclaimed: said += f'; not understood: {len(self.unclaimed)} stacks of matrices like {self.unclaimed[0]}'
+        if self.unclaimed: said += f'; not understood: {len(self.unclaimed)} stack{"s" * (len(self.unclaimed) > 1)} of matrices like {self.unclaimed[0]}'
         if self.left_out: said += f'; left out: {len(self.left_out)} tensors of a head for further tokens'
         return said
 
 def _prequantized(folder):
     "What to say of experts that another tool has quantized; `None` of plain ones."
     said = folder.config.get('quantization_config')
-    codes = [n for n, t in folder.tensors.items() if _is_code(folder.decoded(n), folder.tensors, isinstance(said, dict))]
+    codes = [n for n, t in folder.tensors.items() if _is_code(folder.decoded(n), folder.tensors, _foreign(folder.config))]
     if not codes: return None
     tool = said.get('quant_method') if isinstance(said, dict) else None
     return AlphaqError(f'{folder.path}: quantized already, by {tool or "another tool"} ({codes[0]} is stored as '

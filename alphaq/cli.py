@@ -120,8 +120,8 @@ def info(
     "Layout, counts and exact sizes; what each budget would weigh. From headers alone. Of a quantized folder: its widths."
     from alphaq.checkpoint import open_checkpoint
     from alphaq.grid import WIDTHS, stored_bytes
-    from alphaq.plan import predicted_bytes, read_plan
-    from alphaq.quantize import Job, predicted_files
+    from alphaq.plan import read_plan
+    from alphaq.quantize import Job, predicted_files, predicted_tensors
     from alphaq.remote import open_anywhere
     folder = open_anywhere(model)
     if folder.packed and not plan:
@@ -137,7 +137,7 @@ def info(
                 expert_parameters=numel, bytes=total, expert_bytes=stored, other_bytes=total - stored, experts_at=experts)
     if plan:
         p = read_plan(plan)
-        data['plan'] = predicted_bytes(p, c) | dict(files=sum(predicted_files(Job(c, p)).values()))
+        data['plan'] = predicted_tensors(Job(c, p)) | dict(files=sum(predicted_files(Job(c, p)).values()))
     rows = [['family', data['family']], ['layout', f'{c.layout}, {data["stored_as"]}'], ['found', data['coverage']],
             ['layers with experts', data['layers']],
             ['expert projections', f'{len(c.projections)} of shapes {", ".join("x".join(map(str, s)) for s in shapes)}'],

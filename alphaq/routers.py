@@ -28,7 +28,7 @@ from .core import (AlphaqError, atomic, check_known, files_in, one_line, provena
                          track, write_json, write_rows, write_text)
 from .dequantize import dense_matrices, folder_parts
 from .evaluate import load_model, load_tokenizer, paired, sample, verdict
-from .folder import Folder, open_folder
+from .folder import Folder, contained, open_folder
 from .making import UNFINISHED, making
 from .pocket import corpus
 from .quantize import LOGITS
@@ -357,6 +357,7 @@ def tune(
     check_device(device)
     verify(folder, run=False)
     source, out = open_folder(folder), Path(out).absolute()
+    for name in files_in(source.path): contained(source.path/name, source.path)  # all of them are copied
     if wrong := next(check_source(source, original), None): raise AlphaqError(wrong)
     learn, back = (part.to(device) for part in _parted(windows))
     model = skeleton(original, device)
