@@ -163,7 +163,7 @@ def run_layer(
     kwargs:dict,     # what else the model calls it with, from `layer_calls`
 )->Tensor:           # `[batch, length, hidden]`
     "One decoder layer on one batch."
-    with third_party(f'{type(layer).__name__} does not run', 'use a data-free quantizer'): out = layer(x, **kwargs)
+    out = layer(x, **kwargs)
     return out[0] if isinstance(out, tuple) else out
 
 # %% ../nbs/15_activations.ipynb #1939f247
@@ -226,13 +226,14 @@ def walk(
         with weights(index):
             seen = None
             if record(index):
-                with recording(layer, routing) as seen:
+                with recording(layer, routing) as seen, third_party(f'layer {index} does not run', 'use a data-free quantizer'):
                     for x, called in zip(states, calls): run_layer(layer, x, called[index])
                 _finite(index, seen.inputs, seen.between, *seen.linears.values())
             yield index, layer, seen
             seen = None  # large, and nobody's any more
             for i, called in enumerate(calls):
-                states[i] = x = run_layer(layer, states[i], called[index])
+                with third_party(f'layer {index} does not run', 'use a data-free quantizer'):
+                    states[i] = x = run_layer(layer, states[i], called[index])
                 _finite(index, x)
 
 # %% ../nbs/15_activations.ipynb #c24b8364
