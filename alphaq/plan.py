@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'Plan', 'widths', 'grouped', 'lacking', 'uniform_twin', 'make_plan', 'plan_schema', 'to_json', 'from_json',
-           'read_plan', 'write_plan', 'check_plan', 'other_linears', 'named_linears', 'uniform_plan', 'predicted_bytes',
-           'diff']
+           'read_plan', 'write_plan', 'check_plan', 'check_linear', 'other_linears', 'named_linears', 'uniform_plan',
+           'predicted_bytes', 'diff']
 
 # %% ../nbs/25_plan.ipynb #31a15583
 import json
@@ -22,7 +22,7 @@ import numpy as np
 from .allocators import Allocation, allocate, choice_sizes
 from .checkpoint import PLAIN, ROLES, Checkpoint, split_name
 from .core import AlphaqError, natural, read_json, write_json
-from .grid import WIDTHS, group_of, has_groups, stored_bytes
+from .grid import FIELDS, WIDTHS, group_of, has_groups, stored_bytes
 
 # %% ../nbs/25_plan.ipynb #b550478a
 @dataclass(frozen=True)
@@ -176,6 +176,7 @@ def _check_sense(plan, fail):
             odd = next((e for e, d in enumerate(digits) if int(d) not in plan.choices), None)
             if odd is not None: fail(f'{prefix}.{odd}.{role} has {digits[odd]} bits, choices are {", ".join(map(str, plan.choices))}; change one of them')
     flat = widths(plan)
+    if long := next((n for n, g in plan.groups.items() if g > plan.group_size), None): fail(f'groups.{long}: {plan.groups[long]} is more than group_size, {plan.group_size}')
     if len(flat) < len(plan.modules) + sum(len(d) for roles in plan.layers.values() for d in roles.values()): fail('a projection is named twice, in layers and in modules')
     routed = [b for name, b in flat.items() if not _linear.fullmatch(name)]
     if not routed: fail('names no expert projection; allocate again')
@@ -259,17 +260,30 @@ def check_plan(
         if found is None or abs(found - variance) > 1e-3 * max(abs(variance), 1e-30):
             raise AlphaqError(f'the plan was made for another model ({plan.model}): {name} has variance {found}, the plan remembers {variance}; allocate again')
 
+def check_linear(
+    name:str,
+    columns:int,    # its inputs
+    bits:int,       # 1 .. 4
+    group_size:int, # asked for
+):
+    "Refuse a linear layer without experts that no folder could hold: its inputs are told by its words, so no block may be padded."
+    try: group_of(columns, group_size)
+    except AlphaqError as e: raise AlphaqError(f'{name}: {e}, or give it 16 bits') from None
+    if columns % FIELDS[bits]:
+        raise AlphaqError(f'{name}: at {bits} bits its {columns} inputs must be a multiple of {FIELDS[bits]}; give it 4 or 16 bits')
+
 def other_linears(
     checkpoint:Checkpoint,
     plan:Plan,
 )->dict: # module name -> width
-    "Linear layers without routed experts that the plan quantizes: what `modules` names, and the decoder's attention whose inputs divide into groups."
+    "Linear layers without routed experts that the plan quantizes: what `modules` names, and the decoder's attention whose inputs divide into groups and blocks."
     found = _linears(checkpoint)
     named = {n: b for n, b in plan.modules.items() if n in found}
     for name, bits in named.items():
-        if bits != 16: group_of(found[name][1], plan.group_size)  # refuses a row without groups
+        if bits != 16: check_linear(name, found[name][1], bits, plan.group_size)
+    def fits(n): return has_groups(found[n][1], plan.group_size) and not found[n][1] % FIELDS.get(plan.other_bits, 1)
     attention = (n for n in found if '.self_attn.' in n and n.startswith(checkpoint.decoders))  # not a tower's
-    bits = {n: plan.other_bits for n in attention if has_groups(found[n][1], plan.group_size)} | named
+    bits = {n: plan.other_bits for n in attention if fits(n)} | named
     return {n: bits[n] for n in found if bits.get(n, 16) != 16}
 
 def named_linears(

@@ -75,7 +75,7 @@ INPUTS = {
     'the plan of a twin': ('made for another model', 'quantize', 'twin', '--plan', 'plan.json', '-o', 'out'),
     'the plan of a shallower model': ('does not fit deep', 'quantize', 'deep', '--plan', 'plan.json', '-o', 'out'),
     'a plan that lacks a layer': ('does not fit toy: it lacks', 'quantize', 'toy', '--plan', 'lacking.json', '-o', 'out'),
-    'groups that divide nothing': ('no group of 8 to 7 weights divides a row of 64', 'quantize', 'toy', '--bits', '2', '--group-size', '7', '-o', 'out'),
+    'groups that divide nothing': ('no group of 7 to 7 weights divides a row of 64', 'quantize', 'toy', '--bits', '2', '--group-size', '7', '-o', 'out'),
     'activations that overflow': ('layer 1: activations are not finite', 'quantize', 'loud', '--bits', '2', '-o', 'out', *GPTQ),
     'weights that are no numbers': ('holds 4096 non-finite of 4096 values', 'quantize', 'broken', '--bits', '2', '-o', 'out'),
     'an output below a file': ('Not a directory', 'quantize', 'toy', '--bits', '2', '-o', 'short.txt/out'),
