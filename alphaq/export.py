@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import nan
+from math import gcd, nan
 
 import numpy as np
 
@@ -30,6 +30,7 @@ class Target:
     source:str                  # where this was read
     weighs:Callable|None=None   # (width, group size) -> bits per weight stored there; `None` is our own packing
     groups:tuple|None=None      # group sizes, `None` for any
+    one_group:bool=False        # one size for all experts
 
 _k_quants = {2: 2.625, 3: 3.4375, 4: 4.5}  # blocks of 256 weights with scales of their own
 
@@ -37,7 +38,7 @@ TARGETS = {
     'native': Target('projection', WIDTHS, 'this package, chapter 41'),
     'gptqmodel': Target('projection', (2, 3, 4), 'GPTQModel 7.7.0, QuantizeConfig.dynamic', lambda b, g: b + (16 + b) / g),
     'autoround': Target('projection', (2, 3, 4), 'AutoRound 0.16.1, layer_config and the torch backends', lambda b, g: b + (16 + b) / g),
-    'vllm': Target('layer', (2, 3, 4), 'vLLM 0.33.0, compressed_tensors_moe.py: one scheme for all projections', lambda b, g: b + 16 / g),
+    'vllm': Target('layer', (2, 3, 4), 'vLLM 0.33.0, compressed_tensors_moe.py: one scheme for all projections', lambda b, g: b + 16 / g, one_group=True),
     'gguf': Target('role', (2, 3, 4), 'llama.cpp, experts stacked in blk.N.ffn_*_exps, K-quants', lambda b, g: _k_quants.get(b, nan)),
     'mlx': Target('role', (2, 3, 4), 'MLX-LM 0.32.2, SwitchLinear, affine mode', lambda b, g: b + 32 / g, (32, 64, 128)),
     'exl3': Target('role', WIDTHS, 'ExLlamaV3 1.6.5, MultiLinear: equal K across experts', lambda b, g: b),
@@ -98,16 +99,28 @@ def _obstacle(plan, t):
             if 'expert' not in _apart[t.finest] and len(set(digits)) > 1: return f'{prefix}.{role} mixes the widths {", ".join(sorted(set(digits)))} between experts'
         used = {digits[0] for digits in roles.values()}
         if t.finest == 'layer' and len(used) > 1: return f'{prefix} mixes the widths {", ".join(sorted(used))} between roles'
-    for g in (plan.group_size, *plan.groups.values()):
-        if t.groups and g not in t.groups: return f'groups of {g} weights, there are {", ".join(map(str, t.groups))}'
+
+def _used_groups(plan): return sorted({plan.group(prefix, role) for prefix, roles in plan.layers.items() for role in roles})
+
+def _group_obstacle(plan, t):
+    "The first group size in a plan that a target cannot load, and one that it can, if there is any for these rows; `None` when it can."
+    used = _used_groups(plan)
+    for g in used:
+        if t.groups and g not in t.groups:
+            return f'groups of {g} weights, there are {", ".join(map(str, t.groups))}', max((n for n in t.groups if g % n == 0), default=None)
+    if t.one_group and len(used) > 1: return f'groups of {" and ".join(map(str, used))} weights, there is one size for all', gcd(*used)
 
 def check_loads(
     plan:Plan,
     target:str,  # key of `TARGETS`
 ):
     "Raise unless a target can load the plan."
-    if what := _obstacle(plan, target_named(target)):
+    t = target_named(target)
+    if what := _obstacle(plan, t):
         raise AlphaqError(f'{target} cannot load this plan: {what}; allocate again with --target {target}')
+    if found := _group_obstacle(plan, t):
+        cure = f'allocate again with --target {target} --group-size {found[1]}' if found[1] else 'rows of this length need another target'
+        raise AlphaqError(f'{target} cannot load this plan: {found[0]}; {cure}')
 
 # %% ../nbs/33_export.ipynb #19a9e396
 def _json(obj): return json.dumps(obj, indent=1) + '\n'
@@ -115,14 +128,14 @@ def _json(obj): return json.dumps(obj, indent=1) + '\n'
 def _group(plan, name):
     "Weights that share a scale in a matrix; of what is no expert's, whatever divides every expert's rows."
     parts = split_name(name)
-    return plan.group(parts[0], parts[2]) if parts else _least(plan)
+    return plan.group(parts[0], parts[2]) if parts else _common(plan)
 
-def _least(plan): return min((plan.group_size, *plan.groups.values()))
+def _common(plan): return gcd(*_used_groups(plan))
 
 def _own_group(plan, module, role):
     "A group size of its own, for tools that ask for one for all."
     own = plan.group(module, role)
-    return {} if own == _least(plan) else {'group_size': own}
+    return {} if own == _common(plan) else {'group_size': own}
 
 def _one_of(items): return items[0] if len(items) == 1 else f'({"|".join(items)})'
 
@@ -143,7 +156,7 @@ def to_gptqmodel(
     dynamic = {f'-:^(?!{_one_of(quantized)}$).*$': {}} | {f'-:^{re.escape(n)}$': {} for n, b in plan.modules.items() if b == 16}
     dynamic |= {f'+:^{re.escape(n)}$': {'bits': plan.modules[n]} for n in named}
     for prefix, experts, role, width in _shared(plan): dynamic[f'+:^{re.escape(prefix)}\\.{_one_of(experts)}\\.{role}$'] = {'bits': width} | _own_group(plan, prefix, role)
-    return _json({'bits': plan.other_bits if plan.other_bits != 16 else 4, 'group_size': _least(plan), 'dynamic': dynamic})
+    return _json({'bits': plan.other_bits if plan.other_bits != 16 else 4, 'group_size': _common(plan), 'dynamic': dynamic})
 
 # %% ../nbs/33_export.ipynb #f14c80a3
 def to_autoround(
@@ -171,7 +184,7 @@ def to_llm_compressor(
     lines = ['quant_stage:', '  quant_modifiers:', '    QuantizationModifier:', '      config_groups:']
     for bits in sorted(groups):
         lines += [f'        bits{bits}:', '          targets:', *(f"            - '{t}'" for t in groups[bits]),
-                  f'          weights: {{num_bits: {bits}, type: int, symmetric: true, strategy: group, group_size: {_least(plan)}}}']
+                  f'          weights: {{num_bits: {bits}, type: int, symmetric: true, strategy: group, group_size: {_common(plan)}}}']
     return '\n'.join(lines) + '\n'
 
 # %% ../nbs/33_export.ipynb #50261b34
@@ -212,9 +225,9 @@ def to_mlx(
     place = _mlx_places.get(family, 'mlp.switch_mlp')
     stacked = {f'{prefix.removesuffix(".mlp.experts")}.{place}.{role}': cell(width, plan.group(prefix, role))
                for prefix, _, role, width in _shared(plan)}
-    others = {n: cell(b, _least(plan)) for n, b in plan.modules.items()}
+    others = {n: cell(b, _common(plan)) for n, b in plan.modules.items()}
     default = plan.other_bits if plan.other_bits != 16 else 4
-    return _json({'group_size': _least(plan), 'bits': default, 'mode': 'affine'} | stacked | others)
+    return _json({'group_size': _common(plan), 'bits': default, 'mode': 'affine'} | stacked | others)
 
 # %% ../nbs/33_export.ipynb #51713409
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from .grid import WIDTHS, QuantizedWeight, group_of, quantize as round_matrix, s
 from .hook import guarded, poison_tensors
 from .making import copy_companions, making, shard_bytes, write_index
 from .pack import PackedWeight, layer_tensors, pack, unpacked_layer, word_count
-from .plan import Plan, check_plan, grouped, other_linears, predicted_bytes, to_json, widths
+from .plan import Plan, check_linear, check_plan, grouped, other_linears, predicted_bytes, to_json, widths
 
 # %% ../nbs/32_quantize.ipynb #61682fa5
 QUANTIZERS = {'mse': 'searched grid', 'rtn': 'min-max grid, sign at one bit', 'hqq': 'half-quadratic splitting, sign at one bit',
@@ -160,7 +160,7 @@ def check_head(
     if len(shape) != 2 or checkpoint.config.get('tie_word_embeddings'):
         raise AlphaqError(f'{checkpoint.path}: its output head is tied to the embeddings, which are looked up by rows and stay as they are; '
                           'a packed copy would make the folder larger, leave out --head-bits')
-    group_of(shape[1], group_size)
+    check_linear(HEAD, shape[1], bits, group_size)
 
 def _checked(job):
     "Refuse what cannot work before anything is written."
