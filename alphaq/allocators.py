@@ -500,10 +500,17 @@ def _prepared(scores, settings):
     if settings.count == 'active': parts *= visits(scores)
     return method_named(settings.method), settings, stand_in, np.take_along_axis(choice_sizes(scores, settings), stand_in, 1), parts
 
+def _reach(scores, settings, sizes, parts):
+    "Least and greatest average: of the whole, or of the block that has the most at its smallest widths."
+    blocks = [rows for rows, _, _ in _knapsacks(scores, settings)]
+    return (max(sizes[rows, end].sum() / parts[rows].sum() for rows in blocks) for end in (0, -1))
+
 def _inwards(low, high):
-    "A range in four digits, whose ends lie in it."
-    steps = [10. ** (np.floor(np.log10(end)) - 3) for end in (low, high)]
-    return f'{np.ceil(low / steps[0] - 1e-6) * steps[0]:.4g} to {np.floor(high / steps[1] + 1e-6) * steps[1]:.4g}'
+    "A range in as few digits as have both ends in it, three after the point unless they are too few."
+    for digits in range(3, 10):
+        ends = np.ceil(low * 10**digits - 1e-9) / 10**digits, np.floor(high * 10**digits + 1e-9) / 10**digits
+        if ends[0] <= ends[1]: break
+    return f'{ends[0]:.10g} to {max(ends):.10g}'
 
 def allocate(
     scores,            # `[n]` `Score`, one per projection
@@ -511,13 +518,14 @@ def allocate(
 )->Allocation:         # raises `BudgetError` outside the reachable range
     "A width for every projection under a budget."
     method, settings, stand_in, sizes, parts = _prepared(scores, settings)
-    low, high = (sizes[:, end].sum() / parts.sum() for end in (0, -1))
+    low, high = _reach(scores, settings, sizes, parts)
     if not low - 1e-9 <= settings.bits <= high + 1e-9:
         raise BudgetError(f'{settings.bits:g} bits by {settings.count} is out of reach; widths {settings.choices} reach {_inwards(low, high)}')
-    if method.widths: return Allocation(_dealt(method, scores, settings, sizes, _budget(settings.bits, parts)), settings, None)
+    bits = max(settings.bits, low)  # what is printed as least may be short of it by a rounding
+    if method.widths: return Allocation(_dealt(method, scores, settings, sizes, _budget(bits, parts)), settings, None)
     costs = np.take_along_axis(method.costs(scores, settings), stand_in, 1)
     def solved(rows, place):
-        one = solve(*_added(place, costs[rows], sizes[rows]), _budget(settings.bits, parts[rows]))
+        one = solve(*_added(place, costs[rows], sizes[rows]), _budget(bits, parts[rows]))
         return rows, replace(one, choice=one.choice[place])
     solution = _one_solution([solved(rows, place) for rows, _, place in _knapsacks(scores, settings)])
     return Allocation(np.array(settings.choices)[np.take_along_axis(stand_in, solution.choice[:, None], 1)[:, 0]], settings, solution)
