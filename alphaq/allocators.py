@@ -83,6 +83,12 @@ def choice_sizes(
     return 8 * np.array([[stored_bytes((s.rows, s.cols), b, settings.group_size) for b in settings.choices] for s in scores])
 
 # %% ../nbs/24_allocators.ipynb #cf9cdc60
+def _check_measured(scores, group_size):
+    "Refuse errors that were measured in other groups than the plan will have."
+    other = next((s for s in scores if s.group and group_of(s.cols, s.group) != group_of(s.cols, group_size)), None)
+    if other: raise AlphaqError(f'{other.name}: its errors were measured with --group-size {other.group}, the plan has {group_size}; '
+                                f'allocate with --group-size {other.group}, or score the checkpoint again')
+
 def noise_table(
     scores,            # `[n]` `Score`
     settings:Settings, # names the noise model
@@ -96,6 +102,7 @@ def noise_table(
         for g in np.unique(groups): table[groups == g] = table_noise(variance[groups == g], int(g))
     else:
         missing = [s.name for s in scores if not s.mse]
+        _check_measured(scores, settings.group_size)
         if missing: raise AlphaqError(f'{missing[0]}: no measured error in the scores; score the checkpoint again or use --noise table')
         table = np.array([s.mse for s in scores])
     return table[:, [WIDTHS.index(b) for b in settings.choices]]

@@ -104,7 +104,8 @@ def fingerprint(
 )->str:           # 16 hexadecimal digits
     "Digest of everything outside its cells that a chapter's outputs depend on."
     root, digest = Path(root), hashlib.sha256()
-    for path in (*_needed(root, chapter), *sorted((root/'results').rglob('*.json*')), *sorted((root/'nbs').glob('matplotlibrc'))):
+    data = (path for folder in ('results', 'alphaq') for path in (root/folder).rglob('*.json*'))  # rows, and what the package brings
+    for path in (*_needed(root, chapter), *sorted(data), *sorted((root/'nbs').glob('matplotlibrc'))):
         digest.update(path.relative_to(root).as_posix().encode() + b'\0' + path.read_bytes() + b'\0')
     return digest.hexdigest()[:16]
 

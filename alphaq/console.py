@@ -54,9 +54,10 @@ def emit(
     for t in tables: console.print(t)
 
 def size(
-    n:float, # bytes
-)->str:      # for people
+    n:float,       # bytes
+    towards=round, # of the last digit: floor or ceil for the end of a range
+)->str:            # for people
     "A number of bytes with a unit."
     for unit in ('B', 'KiB', 'MiB', 'GiB'):
-        if n < 1024 or unit == 'GiB': return f'{n:.0f} {unit}' if unit == 'B' else f'{n:.2f} {unit}'
+        if n < 1024 or unit == 'GiB': return f'{n:.0f} {unit}' if unit == 'B' else f'{towards(100 * n) / 100:.2f} {unit}'
         n /= 1024

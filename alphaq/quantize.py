@@ -15,7 +15,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import isfinite
+from math import ceil, floor, isfinite
 from pathlib import Path
 
 import torch
@@ -503,7 +503,7 @@ def budget_for_size(
     experts = sum(stored_bytes(p.shape, bits[p.name], widest.plan.group_size) for p in widest.checkpoint.projections)
     least = most - experts + sum(stored_bytes(s, narrow, widest.plan.group_size) for s in shapes)
     if not least <= nbytes <= most:
-        raise BudgetError(f'{size(nbytes)} ({nbytes} bytes) is out of reach; the weight files of this checkpoint reach {least} to {most} bytes, about {size(least)} to {size(most)}')
+        raise BudgetError(f'{size(nbytes)} ({nbytes} bytes) is out of reach; the weight files of this checkpoint reach {least} to {most} bytes, {size(least, ceil)} to {size(most, floor)}')
     return 8 * (nbytes - most + experts) / sum(out * cols for out, cols in shapes)
 
 # %% ../nbs/32_quantize.ipynb #93f5b0c8

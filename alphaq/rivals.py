@@ -10,6 +10,7 @@ __all__ = ['SEEDS', 'FREE', 'INFORMED', 'VARIANTS', 'STARTS', 'RIVALS', 'Variant
 # %% ../nbs/52_rivals.ipynb #6930cf22
 import argparse, hashlib
 from dataclasses import dataclass, replace
+from inspect import getsource
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from .grid import WIDTHS, quantize
 from .noise import measured_noise
 from .pocket import corpus
 from .score import score
-from .search import Losses, RoundedModel, search_widths
+from .search import Losses, RoundedModel, rounding_code, search_widths
 from .signals import describer
 
 # %% ../nbs/52_rivals.ipynb #f19c4992
@@ -112,7 +113,7 @@ def informed(
     tables = {None: scores}
     for name in track(names, 'samples'):
         windows, of = calibration(name, model, tokenizer, texts, **more)
-        found = collected(checkpoint, windows, rounds, folder, texts=of, probes=2 * name.startswith('text'), seed=int(name.split()[1]))
+        found = collected(checkpoint, windows, rounds, folder, f'mse/128/{rounding_code()}', of, probes=2 * name.startswith('text'), seed=int(name.split()[1]))
         tables[name] = [replace(s, **found[s.name]) for s in scores]
     return tables
 
@@ -269,7 +270,7 @@ def _arguments(argv):
 
 def _rounded(quantizer, checkpoint, model, tokenizer, texts):
     "The model that puts plans on: without data, and then with three levels too, or with feedback on text that no method reads."
-    if quantizer == 'mse': return RoundedModel(model, checkpoint, dict(ternary=ternary))
+    if quantizer == 'mse': return RoundedModel(model, checkpoint, dict(ternary=ternary), rule=f'nearest, mse; ternary: {getsource(ternary)}')
     windows, _ = calibration(f'text {len(SEEDS)}', model, tokenizer, texts, each=10)
     rule = f'feedback, {hashlib.sha256(windows.numpy().tobytes()).hexdigest()}'
     return RoundedModel(model, checkpoint, rounds=fed_back(checkpoint, model, windows), rule=rule)

@@ -62,6 +62,7 @@ class Score:
     layer_error:tuple|None=None   # at 1 .. 4 bits of this projection alone: change of the layer's output
     gradient:tuple|None=None      # sum of |gradient times change of the weight|
     fisher:tuple|None=None        # squared change of each output channel, weighted with its Fisher information
+    group:int|None=None           # group size that the rounding errors were measured with, as asked for; `None` when nobody says
 
 # %% ../nbs/14_score.ipynb #f975ff78
 NULL_TILES = 1024  # Gaussian tiles behind one null at most, unless eight matrices need more
@@ -203,7 +204,7 @@ WIDE = ('expert_error', 'expert_loss', 'layer_error', 'gradient', 'fisher')     
 def _wide(name): return [f'{name}_{b}' for b in range(1, 5)]
 
 COLUMNS = ('name', 'layer', 'expert', 'role', 'rows', 'cols', 'numel', 'alpha', 'alpha_stderr', 'tail_k', 'n_eigs', 'variance',
-           *_wide('mse'), 'null_z', *SIGNALS, *chain.from_iterable(map(_wide, WIDE)))
+           *_wide('mse'), 'null_z', *SIGNALS, *chain.from_iterable(map(_wide, WIDE)), 'group')
 PART = '# alphaq part '  # begins a table that is a part of one
 
 def write_scores(
@@ -271,4 +272,4 @@ def _parsed(row, name, where):
     layer = number('layer', int, -1) if row.get('layer', '').lstrip('-').isdigit() else -1
     stderr, k, n = number('alpha_stderr', empty=0., low=0), number('tail_k', int, 0, 0), number('n_eigs', int, 0, 0)
     return Score(name, layer, number('expert', int, -1), row.get('role') or '', *shape, alpha, stderr, k, n, number('variance', low=0), four('mse') or (),
-                 number('null_z'), *(number(c, low=-inf if c in SIGNED else 0) for c in SIGNALS), *map(four, WIDE))
+                 number('null_z'), *(number(c, low=-inf if c in SIGNED else 0) for c in SIGNALS), *map(four, WIDE), number('group', int, low=1))

@@ -106,9 +106,10 @@ class RoundedModel:
         checkpoint:Checkpoint,  # that it was loaded from
         others:dict|None=None,  # name of another rounding -> `W` to what replaces it
         rounds=nearest,         # `(projection, W, bits, group)` to a `QuantizedWeight`; without more, to nearest and without data
-        rule:str='nearest, mse', # what `rounds` is and the text that it rests on: losses are remembered under it
+        rule:str|None=None,     # what `rounds` is and the text that it rests on: losses are remembered under it
     ):
-        self.model, self.checkpoint, self.others, self.rounds, self.rule = model, checkpoint, others or {}, rounds, rule
+        if rounds is not nearest and not rule: raise AlphaqError('another rounding needs a rule, which says what it is and on what text it rests')
+        self.model, self.checkpoint, self.others, self.rounds, self.rule = model, checkpoint, others or {}, rounds, rule or 'nearest, mse'
         self.kept, self.now = {}, {}
 
     def _matrix(self, p, bits, group)->Tensor:
