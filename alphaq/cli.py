@@ -173,7 +173,7 @@ def _codes(c):
 
 Engine = Annotated[str, typer.Option(help='who works: local (all cores) or ray (a cluster, pip install \'alphaq[ray]\')')]
 
-Device = Annotated[str, typer.Option(help='cpu, cuda, or auto: the GPU if there is one')]
+Device = Annotated[str, typer.Option(help='cpu, cuda, or auto: the GPU if there is one, for everything that is computed')]
 
 def _engine(name, device='cpu'):
     from alphaq.jobs import ENGINES
@@ -197,9 +197,11 @@ def _job(model, tail, tile, stride, group_size, **more):
     from alphaq.signals import describer
     def measure(W): return measured_noise(W, group_size) if has_groups(W.shape[1], group_size) else ()
     odd = [p.name for p in model.projections if not has_groups(p.shape[1], group_size)]
-    if odd: _say(f'alphaq: no rounding error of {odd[0]} and {len(odd) - 1} more: no group of 8 to {group_size} weights divides their rows')
+    if odd: _say(f'alphaq: no rounding error of {len(odd)} projections, {odd[0]} first: no group of at most {group_size} weights divides their rows')
+    signals = describer(model)
+    def describe(p, W): return signals(p, W) | dict(group=group_size)
     others = sorted({p.role for p in model.projections if p.expert < 0})
-    return Job(model, tail, tile, stride, measure, describer(model), dict(group_size=group_size, others=others), **more)
+    return Job(model, tail, tile, stride, measure, describe, dict(group_size=group_size, others=others), **more)
 
 @verb
 def score(
@@ -217,6 +219,7 @@ def score(
     "Alpha, variance and rounding error of every expert matrix. From the weights alone; run again after a crash, it continues."
     import re
     from alphaq.checkpoint import INCLUDE, including
+    from alphaq.grid import other_groups
     from alphaq.jobs import part_named, score_to
     from alphaq.hill import RULES
     if dense and include: raise typer.BadParameter('a dense model is scored whole; --include goes with experts')
@@ -228,7 +231,9 @@ def score(
     device = _device(device, engine)
     job = _job(c, tail, tile, stride, group_size, part=part_named(shard), device=device)
     scores = score_to(out, job, _engine(engine, device), overwrite)
-    summary = _alphas(scores) | dict(tail=tail, model=str(c.path), out=str(out), family=_family(c), coverage=c.coverage(s.name for s in scores), **_codes(c))
+    other = other_groups([s.cols for s in scores if s.mse], group_size)
+    summary = _alphas(scores) | dict(tail=tail, model=str(c.path), out=str(out), family=_family(c), coverage=c.coverage(s.name for s in scores),
+                                     **({'groups': f'{group_size}; {other}'} if other else {}), **_codes(c))
     _show(summary, json_, None if dense else f'allocate {_q(out)} --bits 2.5 -o plan.json' if shard == '1/1' else 'merge ALL PARTS -o scores.csv')
 
 @verb
@@ -328,7 +333,7 @@ Count = Annotated[Optional[str], typer.Option(help='the average is by params, mo
 Scope = Annotated[Optional[str], typer.Option(help='where the budget holds: global, or block for every decoder layer')]
 Granularity = Annotated[Optional[str], typer.Option(help='what shares a width: projection, expert, role or layer')]
 Bound = Annotated[Optional[list[str]], typer.Option(help='PATTERN=WIDTH or PATTERN=LEAST-MOST for projections of that name; may be repeated')]
-Group = Annotated[Optional[int], typer.Option(help='weights that share a scale, 128 unless said', min=1)]
+Group = Annotated[Optional[int], typer.Option(help='weights that share a scale, at most; unless said 128, or what the table was measured with', min=1)]
 Also = Annotated[Optional[list[str]], typer.Option(help='PATTERN=WIDTH for other linear layers, for example *.shared_expert*=4; may be repeated')]
 Target = Annotated[Optional[str], typer.Option(help='what must be able to load the plan: native, vllm, gguf, mlx, exl3, gptqmodel or autoround')]
 Measure = Annotated[Optional[str], typer.Option(help='a named text or a file: measure there what --target costs --model, in memory')]
@@ -390,6 +395,12 @@ def _one_budget(bits, size_, count, target):
     if count not in (None, 'stored'): raise typer.BadParameter('a size counts what is stored; leave --count out')
     if target not in (None, 'native'): raise typer.BadParameter('a size is that of our own files; with --target, give --bits and --count stored')
 
+def _measured_group(scores, asked):
+    "The group size of a plan: what is asked for, else what the errors were measured with; `None` for the usual."
+    from alphaq.allocators import Settings
+    found = {s.group for s in scores} - {None, Settings.group_size}
+    return found.pop() if asked is None and len(found) == 1 else asked
+
 def _experts_only(scores, left_out):
     "Without the rows of attention, routers and shared experts, whose widths are not allocated; a table of nothing else stays as it is."
     from alphaq.checkpoint import ROLES
@@ -420,8 +431,10 @@ def allocate(
     if (size_ or also) and model is None: raise typer.BadParameter('--size and --also need --model, the checkpoint that the scores came from')
     check_free(out, overwrite)
     skipped = []
+    table_ = _experts_only(read_scores(scores, skipped), skipped)
+    group_size = _measured_group(table_, group_size)
     changes = (method, gamma, cap, noise, choices, count, group_size, scope, granularity, bound or None, target)
-    table_, settings = _experts_only(read_scores(scores, skipped), skipped), _settings(preset, bits, *changes[:-1])
+    settings = _settings(preset, bits, *changes[:-1])
     lost = [n for n in lacking(s.name for s in table_) if n not in skipped]
     if lost: raise AlphaqError(f'{scores}: the row of {lost[0]} is missing ({len(lost)} in all); score the checkpoint again')
     c = _opened(model) if model and (size_ or also or measure or model == 'pocket' or Path(model).is_dir()) else None
@@ -472,8 +485,9 @@ def frontier(
     from alphaq.score import read_scores
     check_free(out, overwrite)
     skipped = []
-    settings = _settings(preset, None, method, gamma, cap, noise, choices, count, group_size, scope, granularity, bound)
     experts, text = _experts_only(read_scores(scores, skipped), skipped), io.StringIO()
+    group_size = _measured_group(experts, group_size)
+    settings = _settings(preset, None, method, gamma, cap, noise, choices, count, group_size, scope, granularity, bound)
     rows = every(experts, settings)
     table_ = csv.DictWriter(text, rows[0], lineterminator='\n')
     table_.writeheader(); table_.writerows(rows)
@@ -543,7 +557,7 @@ def collect(
     out:Annotated[Path, typer.Option('-o', '--out', help='table to write')]=Path('informed.csv'),
     samples:Samples=32, window:Window=256,
     probes:Annotated[int, typer.Option(help='random vectors for the curvature, which needs the whole model in memory', min=0)]=0,
-    group_size:Annotated[int, typer.Option(help='weights that share a scale when rounding is measured', min=1)]=128,
+    group_size:Annotated[Optional[int], typer.Option(help='weights that share a scale when rounding is measured; unless said, as in the table', min=1)]=None,
     device:Device='auto', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,
 ):
     "Add what calibration text says to a table of scores. For the methods that read text."
@@ -556,7 +570,8 @@ def collect(
     if lacking := {p.name for p in c.projections} - {s.name for s in given}:
         raise AlphaqError(f'{scores}: a table of another model, it lacks {min(lacking)}')
     windows, described, texts = calibration_windows(c.path, calibration.split('+'), window, samples)
-    write_scores(out, _informed(c, given, windows, texts, group_size, probes, _device(device)))
+    group = _measured_group(given, group_size) or 128
+    write_scores(out, _informed(c, given, windows, texts, group, probes, _device(device)))
     data = dict(out=str(out), read=described, curvature=f'{probes} vectors for each window' if probes else 'not asked for')
     _show(data, json_, f'allocate {_q(out)} --bits 2.5 --method mxmoe -o plan.json')
 
@@ -604,9 +619,9 @@ def quantize(
     settings = None if plan else _settings(preset, bits, *changes)
     reads = settings and method_named(settings.method).data
     if reads and not calibration: raise AlphaqError(f'{settings.method} reads text; name some with --calibration')
-    device = _device(device)
+    device = _device(device, engine)
     check_quantizer(quantizer, calibration is not None and (quantizer == 'gptq' or not reads), device, routing)
-    work, c = _engine(engine), open_checkpoint(model)
+    work, c = _engine(engine, device), open_checkpoint(model)
     if settings:
         modules = _also(c, also)
         check_head(c, head_bits, settings.group_size)
@@ -618,7 +633,7 @@ def quantize(
     if plan: chosen = read_plan(plan)
     else:
         p = preset_named(preset)
-        scores = score_all(_job(c, p.tail, p.tile, None, settings.group_size), work)
+        scores = score_all(_job(c, p.tail, p.tile, None, settings.group_size, device=device), work)
         if reads: scores = _informed(c, scores, tokens, texts, settings.group_size, 2 if 'trace' in reads else 0, device)
         chosen = _plan(scores, c.name, _label(preset, *changes), other_bits, settings, modules=modules)
     windows = tokens if quantizer == 'gptq' else None

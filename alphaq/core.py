@@ -101,7 +101,8 @@ def check_free(
     overwrite:bool,   # it may be replaced
     kind:str='name',  # of what is to be chosen instead
 ):
-    "Refuse to replace what nobody asked to have replaced."
+    "Refuse to replace what nobody asked to have replaced, and what cannot be."
+    if path.is_dir() and kind != 'folder': raise AlphaqError(f'{path} is a folder; choose another {kind}')
     if path.exists() and not overwrite: raise AlphaqError(f'{path} exists; choose another {kind} or pass --overwrite')
 
 def write_text(
