@@ -620,8 +620,9 @@ def quantize(
     reads = settings and method_named(settings.method).data
     if reads and not calibration: raise AlphaqError(f'{settings.method} reads text; name some with --calibration')
     device = _device(device, engine)
+    work = _engine(engine, device)
     check_quantizer(quantizer, calibration is not None and (quantizer == 'gptq' or not reads), device, routing)
-    work, c = _engine(engine, device), open_checkpoint(model)
+    c = open_checkpoint(model)
     if settings:
         modules = _also(c, also)
         check_head(c, head_bits, settings.group_size)
