@@ -93,8 +93,8 @@ def split_name(
 def layer_of(
     name:str, # of a projection, or of anything else
 )->str|None:  # for example 'model.layers.3'
-    "The decoder layer a matrix belongs to. Its number alone is no identity: a folder can hold two stacks of layers."
-    m = re.match(r'(?:\w+\.)*?layers\.\d+(?=\.)', name)
+    "The layer a matrix belongs to. Its number alone is no identity: a folder can hold two stacks of layers."
+    m = re.match(r'(?:\w+\.)*?(?:\w*(?:layer|block)s?|h)\.\d+(?=\.)', name)
     return m and m[0]
 
 PLAIN = ('F64', 'F32', 'F16', 'BF16')

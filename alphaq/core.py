@@ -158,16 +158,21 @@ def sha256(
 
 # %% ../nbs/00_core.ipynb #e7de7bfc
 _locks = set()  # descriptors that are locked by this process
-if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=lambda: [*map(os.close, _locks)])
+
+def _let_go():
+    "A forked process holds nothing, so that it may live longer than the run that it came from."
+    while _locks: os.close(_locks.pop())
+
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_let_go)
 
 def _locked(path):
     "A descriptor of the lock file, locked; `None` where somebody else has it."
     while True:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0), 0o644)
         try:
             import fcntl
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError: os.close(lock); return None
+        except (BlockingIOError, PermissionError): os.close(lock); return None  # some disks say the latter
         except (ImportError, OSError): return lock  # a system or disk without locks: better unguarded than refused
         try: current = os.path.samestat(os.fstat(lock), os.stat(path))
         except FileNotFoundError: current = False
@@ -180,7 +185,8 @@ def alone(
 ):
     "Be the only run that writes a target, as long as the context is open; whoever comes second is refused."
     target = Path(target).absolute()
-    path = target.with_name(f'.{target.name}.lock')
+    path, owner = target.with_name(f'.{target.name}.lock'), os.getpid()
+    if path.is_symlink(): raise AlphaqError(f'{path} is a link; remove it')
     if not path.parent.exists(): path.parent.mkdir(parents=True, exist_ok=True)
     lock = _locked(path)
     if lock is None:
@@ -190,12 +196,13 @@ def alone(
     _locks.add(lock)
     since = datetime.now().strftime('%Y-%m-%d %H:%M:%S')
     os.truncate(lock, 0)
-    os.write(lock, f'process {os.getpid()} on {socket.gethostname()} since {since}\n'.encode())
+    os.write(lock, f'process {owner} on {socket.gethostname()} since {since}\n'.encode())
     try: yield
     finally:
-        path.unlink(missing_ok=True)  # still locked: nobody can have taken the name
-        _locks.discard(lock)
-        os.close(lock)
+        if os.getpid() == owner:          # a forked process leaves what is not its own
+            path.unlink(missing_ok=True)  # still locked: nobody can have taken the name
+            _locks.discard(lock)
+            os.close(lock)
 
 # %% ../nbs/00_core.ipynb #0c801cbf
 SUMS = 'SHA256SUMS'

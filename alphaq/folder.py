@@ -111,9 +111,11 @@ class Here:
     @cached_property
     def _digests(self): return {}
 
-    def digest(self, name)->str: # of an open folder, read once, however often it is asked for
-        if name not in self._digests: self._digests[name] = sha256(self.path/name)
-        return self._digests[name]
+    def digest(self, name)->str: # read once, however often it is asked for, as long as the file is the same
+        now = (self.path/name).stat()
+        file = name, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
+        if file not in self._digests: self._digests[file] = sha256(self.path/name)
+        return self._digests[file]
 
 # %% ../nbs/07_folder.ipynb #4cc6a68e
 def _weight_map(content, index):
@@ -237,7 +239,8 @@ class Folder:
 
     @property
     def version(self)->str|None: # of a published model, from its `version.json`
-        return self.place.json('version.json')['version'] if self.place.has('version.json') else None
+        said = self.place.json('version.json') if self.place.has('version.json') else None
+        return said.get('version') if isinstance(said, dict) else None
 
     def fingerprint(self)->str: # 64 hexadecimal digits
         "SHA-256 over the names and contents of config.json and every weight file."

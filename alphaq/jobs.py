@@ -217,8 +217,12 @@ def score_to(
     "Score a checkpoint into a table; run again after a crash, it continues."
     out = Path(out)
     check_free(out, overwrite)
-    unfinished = out.with_name(f'{out.name}.partial')
-    with alone(out), Journal(unfinished, job.manifest, overwrite) as journal:
+    with alone(out):
+        check_free(out, overwrite)  # another run may have finished meanwhile
+        return _continued(out, job, engine, overwrite)
+
+def _continued(out, job, engine, overwrite):
+    with Journal(out.with_name(f'{out.name}.partial'), job.manifest, overwrite) as journal:
         try:
             for i, rows in run(job, engine, journal.done): journal.add(i, rows)
         except AlphaqError as e:
