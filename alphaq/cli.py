@@ -606,6 +606,7 @@ def quantize(
     from alphaq.checkpoint import open_checkpoint
     from alphaq.evaluate import calibration_windows
     from alphaq.jobs import score_all
+    from alphaq.making import companions
     from alphaq.plan import read_plan
     from alphaq.quantize import Job, check_head, check_quantizer, check_source, quantize as run
     _still()
@@ -629,6 +630,7 @@ def quantize(
         if size_: settings = _sized(c, settings, size_, other_bits, modules, head_bits)
         _feasible(c, settings)
     check_source(c, unopened)
+    companions(c.path)  # refuses a link that leads out of the folder
     c.check_rest()
     tokens, described, texts = calibration_windows(c.path, calibration.split('+'), window, samples) if calibration else (None, None, None)
     if plan: chosen = read_plan(plan)

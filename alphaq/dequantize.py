@@ -6,7 +6,6 @@
 __all__ = ['MIXTRAL', 'DTYPES', 'outputs', 'dense_matrices', 'stored_experts', 'Dequantized', 'folder_parts', 'dequantize']
 
 # %% ../nbs/34_dequantize.ipynb #3a00ec5e
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +13,12 @@ import torch
 from safetensors.torch import save_file
 
 import alphaq
-from .checkpoint import ROLES, split_name
-from .core import AlphaqError, atomic, check_known, read_json, track, write_json, write_text
+from .checkpoint import ROLES, layer_of, split_name
+from .core import AlphaqError, atomic, check_known, natural, read_json, track, write_json, write_text
 from .families import FAMILIES
 from .folder import Folder, open_folder
 from .hook import poison_tensors
-from .making import UNFINISHED, copy_companions, making, write_index
+from .making import UNFINISHED, copy_companions, holds, making, write_index
 from .pack import check_table, unpacked_layer
 
 # %% ../nbs/34_dequantize.ipynb #e71003c6
@@ -87,7 +86,7 @@ def _quantization(folder):
     check_table(q['layers'], q['modules'], q['group_size'])
     return q
 
-def _prefix(name): return m[0] if (m := re.match(r'(?:\w+\.)*?layers\.\d+', name)) else ''
+def _prefix(name): return layer_of(name) or ''
 
 def folder_parts(
     folder:Folder, # quantized
@@ -101,7 +100,7 @@ def folder_parts(
     for n in kept: found[_prefix(n)][0].append(n)
     for n, roles in q['layers'].items(): found[_prefix(n)][1][n] = roles
     for n, bits in q['modules'].items(): found[_prefix(n)][2][n] = bits
-    return {p: found[p] for p in sorted(found, key=lambda p: (p == '', [int(d) for d in re.findall(r'\d+', p)], p))}
+    return {p: found[p] for p in sorted(found, key=lambda p: (p == '', natural(p)))}
 
 def _shard(folder, part, family, dtype):
     "The tensors of one shard."
@@ -114,6 +113,13 @@ def _shard(folder, part, family, dtype):
         else: tensors[f'{name}.weight'] = W.to(dtype)
     for module, roles in experts.items(): tensors |= stored_experts(module, roles, family)
     return tensors
+
+def _foretold(part, family):
+    "Names of the tensors of one shard."
+    (kept, layers, modules), blank = part, torch.empty(1, 1, device='meta')
+    names = {*kept, *(f'{n}.weight' for n in modules)}
+    for module, roles in layers.items(): names |= stored_experts(module, {r: [blank] * len(line) for r, line in roles.items()}, family).keys()
+    return names
 
 def _weighs(folder, parts, dtype):
     "Bytes of all tensors, from headers."
@@ -141,21 +147,23 @@ def dequantize(
     shards = [f'model-{i:05d}-of-{len(parts):05d}.safetensors' for i in range(1, len(parts) + 1)]
     manifest = dict(alphaq=alphaq.__version__, dequantized=source.fingerprint(), dtype=dtype)
     with making(out, source.path, manifest, _weighs(source, parts, DTYPES[dtype]), overwrite) as partial:
+        behind = copy_companions(source.path, partial)
         for shard, part in track(list(zip(shards, parts.values())), 'dequantizing'):
-            if (partial/shard).exists(): continue  # it arrived by renaming, so it is complete
+            if holds(partial/shard, _foretold(part, family)): continue
             with atomic(partial/shard) as temporary: save_file(_shard(source, part, family, DTYPES[dtype]), temporary, metadata={'format': 'pt'})
-        total = _close(source, partial, shards, dtype)
+        foretold = {name for part in parts.values() for name in _foretold(part, family)}
+        total = _close(source, partial, behind, dtype, shards, foretold)
     matrices = sum(len(line) for roles in q['layers'].values() for line in roles.values()) + len(q['modules'])
     return Dequantized(out, matrices, total)
 
-def _close(source, folder, shards, dtype):
+def _close(source, folder, behind, dtype, shards, foretold):
     "Everything but the shards; bytes of all tensors."
-    copy_companions(source.path, folder)
     ours = ('quantization_config', 'experts_implementation', 'torch_dtype')
     config = {k: v for k, v in source.config.items() if k not in ours} | dict(dtype=dtype)
     write_json(folder/'config.json', config, strict=False)
     made = read_json(source.path/'job.json') if (source.path/'job.json').is_file() else {}
     headless = 'The head that predicts further tokens (MTP) of the original is left out.\n' if made.get('left_out') else ''
+    stayed = f'Not copied from the quantized folder: {", ".join(behind)}.\n' if behind else ''
     write_text(folder/'README.md', f'Plain {dtype} weights of a model that was quantized by alphaq: they take few values, '
-                                   f'and are as good as the quantized model.\n{headless}')
-    return write_index(folder, shards)
+                                   f'and are as good as the quantized model.\n{headless}{stayed}')
+    return write_index(folder, shards, foretold)

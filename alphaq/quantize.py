@@ -10,7 +10,6 @@ __all__ = ['QUANTIZERS', 'HEAD', 'AT_ONCE', 'LOGITS', 'Job', 'check_quantizer', 
 # %% ../nbs/32_quantize.ipynb #baa0f5dd
 import hashlib
 import json
-import re
 import time
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -26,14 +25,13 @@ from torch import Tensor
 import alphaq
 from .activations import ROUTINGS, check_device, model_name, put, rehearse, skeleton, stored, streamed_logits, walk
 from .allocators import METHODS
-from .checkpoint import ROLES, Checkpoint, split_name
+from .checkpoint import ROLES, Checkpoint, layer_of, split_name
 from .console import size
 from .core import AlphaqError, BudgetError, atomic, check_known, natural, read_json, track, write_json, write_text
-from .folder import read_header
 from .gptq import Basis, bases, factor, gptq, shrunk
 from .grid import WIDTHS, QuantizedWeight, group_of, quantize as round_matrix, stored_bytes
 from .hook import guarded, poison_tensors
-from .making import copy_companions, making, shard_bytes, write_index
+from .making import copy_companions, holds, making, shard_bytes, write_index
 from .pack import PackedWeight, layer_tensors, pack, unpacked_layer, word_count
 from .plan import Plan, check_linear, check_plan, grouped, other_linears, predicted_bytes, to_json, widths
 
@@ -182,11 +180,9 @@ class Shard:
     matrices:tuple   # names of matrices to round
     kept:tuple       # names of tensors kept as they are
 
-_STACK = re.compile(r'(?:\w+\.)*?(?:layers?|blocks?|h)\.\d+')
-
 def _by_prefix(names):
     found = defaultdict(list)
-    for n in names: found[m[0] if (m := _STACK.match(n)) else ''].append(n)
+    for n in names: found[layer_of(n) or ''].append(n)
     return found
 
 def _shards(job):
@@ -294,19 +290,19 @@ def _from_shard(job, folder, shard, kept=True):
         for n, W in unpacked_layer(tensors, {n: job.shapes[n] for n in shard.matrices}, job.bits):
             yield named(n if split_name(n) else f'{n}.weight'), W
 
-def _calibrated(job, folder):
-    "The walk of the calibration text through the model: finished layers from their shards, the others from the source."
+def _fed(job, folder):
+    "Walk the calibration text through the model and make each layer that is missing; yields the shards of the layers."
     shard_of = _decoder(job)
-    def finished(index): return _written(job, folder, shard_of(index))
-    def source(index): return stored(job.checkpoint, index) if index is None or not finished(index) else _from_shard(job, folder, shard_of(index))
+    def there(index): return _written(job, folder, shard_of(index))
+    def source(index): return stored(job.checkpoint, index) if index is None or not there(index) else _from_shard(job, folder, shard_of(index))
     model = skeleton(job.checkpoint, job.device)
-    for index, _, seen in walk(model, job.windows.to(job.device), source=source, record=lambda i: not finished(i),
+    for index, _, seen in walk(model, job.windows.to(job.device), source=source, record=lambda i: not there(i),
                                routing=job.routing, spill=folder):
-        fresh = seen is not None
-        yield shard_of(index), seen
-        seen = None  # one layer's statistics at a time
-        if fresh:
+        if seen is not None:
+            _make_shard(job, folder, shard_of(index), seen)
+            seen = None  # one layer's statistics at a time
             for name, W in _from_shard(job, folder, shard_of(index), kept=False): put(model, name, W)
+        yield shard_of(index)
 
 def _make_shard(job, folder, shard, seen=None):
     "Round, pack and write what belongs together."
@@ -321,29 +317,26 @@ def _make_shard(job, folder, shard, seen=None):
     tensors = layer_tensors(packed) | {n: files.keep(n) for n in shard.kept} | ({} if shard.prefix else poison_tensors(_quantization(job)))
     _write_shard(folder/shard.file, tensors, [rows[n] for n in shard.matrices])
 
-def _written(job, folder, shard):
-    "Whether a shard is there. It arrived by renaming, so it is whole; that it is this shard, its names say."
-    path = folder/shard.file
-    return path.exists() and read_header(path).keys() == _entries(job, shard).keys()
+def _written(job, folder, shard): return holds(folder/shard.file, _entries(job, shard))
+
+def _made(job, folder, missing):
+    "Yields each shard when it is there: first those of the decoder, in the order of its layers, if text is read."
+    def layer(shard): return shard.prefix.rpartition('.')[0] == f'{job.checkpoint.decoder}layers'
+    done, fed = set(), job.quantizer == 'gptq' and any(map(layer, missing))
+    for shard in _fed(job, folder) if fed else ():
+        done.add(shard.file)
+        yield shard
+    for shard in job.shards:
+        if shard.file in done: continue
+        if shard in missing: _make_shard(job, folder, shard)
+        yield shard
 
 def _stream(job, folder, engine=None):
-    "Write every shard that is not there yet: first those of the decoder, in the order of its layers, if text is read."
+    "Write every shard that is not there yet."
     missing = [i for i, shard in enumerate(job.shards) if not _written(job, folder, shard)]
     if engine and job.quantizer != 'gptq': return _spread(job, folder, missing, engine)
-    files = {job.shards[i].file for i in missing}
-    for shard, seen in track(_in_turn(job, folder, {*files}), 'quantizing', len(job.shards)):
-        if shard.file in files: _make_shard(job, folder, shard, seen)
-        seen = None  # before the next layer's are made
-
-def _in_turn(job, folder, files):
-    "Every shard, those that are there first, and the statistics that a missing one needs, `None` without data."
-    yield from ((s, None) for s in job.shards if s.file not in files)
-    fed = job.quantizer == 'gptq' and any(s.prefix.startswith(job.checkpoint.decoder) for s in job.shards if s.file in files)
-    for shard, seen in _calibrated(job, folder) if fed else ():
-        if shard.file in files: yield shard, seen
-        files.discard(shard.file)
-        seen = None  # one layer's at a time
-    yield from ((s, None) for s in job.shards if s.file in files)
+    steps = _made(job, folder, [job.shards[i] for i in missing])
+    for _ in track(steps, 'quantizing', total=len(job.shards)): pass
 
 def _spread(job, folder, missing, engine):
     "Without data no layer waits for another: whoever is free makes the next."
@@ -451,14 +444,13 @@ model = AutoModelForCausalLM.from_pretrained("this folder")
 `plan.json` names each width, `errors.jsonl` what each cost, `job.json` what it was made from, `logits.json` what it said to a few tokens.
 """
 
-def _close(job, folder):
+def _close(job, folder, behind):
     "Everything but the shards; bytes of all tensors."
     notes = [(folder/shard.file).with_suffix('.rows.json') for shard in job.shards]
     if not (folder/'errors.jsonl').exists():  # it may, if a kill came late
         rows = [r for path in notes for r in read_json(path)]
         write_text(folder/'errors.jsonl', ''.join(json.dumps(r) + '\n' for r in rows))
     for path in notes: path.unlink(missing_ok=True)
-    behind = copy_companions(job.checkpoint.path, folder)
     write_json(folder/'plan.json', to_json(job.plan))
     write_text(folder/'README.md', _card(job, predicted_tensors(job), behind))
     write_json(folder/'config.json', written_config(job), strict=False)
@@ -528,9 +520,10 @@ def quantize(
     start, out = time.perf_counter(), Path(out).absolute()
     weighs = sum(predicted_files(job).values())  # refuses what cannot work
     with making(out, job.checkpoint.path, job.manifest(), weighs, overwrite) as partial:
+        behind = copy_companions(job.checkpoint.path, partial)
         _stream(job, partial, engine)
         _write_logits(job, partial)
-        total = _close(job, partial)
+        total = _close(job, partial, behind)
     rows = map(json.loads, (out/'errors.jsonl').read_text(encoding='utf-8').splitlines())
     starved = tuple(r['name'] for r in rows if r.get('rests_on', 'own') != 'own')
     files, predicted = sum(p.stat().st_size for p in out.glob('*.safetensors')), predicted_tensors(job)['total']

@@ -274,9 +274,9 @@ def packed_source(
 ):                         # layer's index, or `None` for the rest -> `(name in the model, tensor)` pairs, for `passage`
     "Read a quantized folder one layer at a time."
     parts = folder_parts(folder, folder.config['quantization_config'])
-    def number(prefix): return int(prefix.rsplit('.', 1)[1]) if prefix else None
     def source(index):
-        kept, layers, modules = next((part for prefix, part in parts.items() if number(prefix) == index), ((), {}, {}))
+        prefix = '' if index is None else f'{original.decoder}layers.{index}'
+        kept, layers, modules = parts.get(prefix, ((), {}, {}))
         for n in kept: yield model_name(original, n), folder.tensor(n)
         for n, W in (*dense_matrices(folder, {}, modules),): yield model_name(original, f'{n}.weight'), W
         for n, W in dense_matrices(folder, layers, {}): yield model_name(original, n), W
@@ -325,9 +325,9 @@ On the quarter kept back the model loses {mean:+.4f} ± {stderr:.4f} nats per to
 standard errors); {before:.1%} of choices of experts differed from the original model's before, {after:.1%} after.
 """
 
-def _write(folder, original, model, partial, routers, said):
+def _write(folder, original, model, partial, names, routers, said):
     "The files of a folder with other routers."
-    for name in files_in(folder.path):
+    for name in names:
         if name in ('job.json', UNFINISHED): continue
         with atomic(partial/name) as temporary:
             own = {key: R for key, R in routers.items() if folder.tensors[key].file == name}
@@ -357,7 +357,8 @@ def tune(
     check_device(device)
     verify(folder, run=False)
     source, out = open_folder(folder), Path(out).absolute()
-    for name in files_in(source.path): contained(source.path/name, source.path)  # all of them are copied
+    names = files_in(source.path)
+    for name in names: contained(source.path/name, source.path)  # all of them are copied
     if wrong := next(check_source(source, original), None): raise AlphaqError(wrong)
     learn, back = (part.to(device) for part in _parted(windows))
     model = skeleton(original, device)
@@ -368,7 +369,8 @@ def tune(
     with making(out, source.path, manifest, sum((source.path/f).stat().st_size for f in source.files), overwrite) as partial:
         routers = _fitted(method, model, source, original, learn, seed, source.tensor(keys[min(keys)]).dtype)
         found = Tuned(out, method, len(learn), len(back), **_compared(model, source, original, back, routers))
-        _write(source, original, skeleton(original), partial, {keys[i]: R.cpu() for i, R in routers.items()}, _card(found, calibration))
+        tuned = {keys[i]: R.cpu() for i, R in routers.items()}
+        _write(source, original, skeleton(original), partial, names, tuned, _card(found, calibration))
     return found
 
 # %% ../nbs/60_routers.ipynb #62d4dc7b
