@@ -11,7 +11,7 @@ __all__ = ['ROLES', 'LAYOUTS', 'PLAIN', 'MOST', 'INCLUDE', 'MISREADINGS', 'Layou
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import islice
 from math import prod
 
@@ -39,6 +39,7 @@ class Layout:
     def all_roles(self)->tuple[str, ...]: return tuple(r for r in ROLES if any(r in roles for roles in self.roles.values()))
 
 _prefix, _number = r'(?P<prefix>(?:\w+\.)*?)', r'(?:0|[1-9][0-9]{0,5})'
+_STACK = re.compile(rf'{_prefix}(?:layers?|h|blocks?)\.(?P<layer>{_number})\.')  # what has a number
 _layer, _expert = rf'{_prefix}layers\.(?P<layer>{_number})', rf'(?P<expert>{_number})'
 def _named(*tokens): return dict(zip(tokens, ((role,) for role in ROLES)))                # three tensors: gate, up, down
 def _stacked(*tokens): return dict(zip(tokens, (ROLES[:2], ROLES[2:])))                # two: gate and up, down
@@ -261,29 +262,30 @@ def guess_layouts(
 # %% ../nbs/10_checkpoint.ipynb #2cffe4f0
 def _depth(config, prefix):
     "Layers of the decoder whose names begin so; `None` when the config does not say."
-    said = _section(config, prefix, ('num_hidden_layers', 'n_layer', 'n_layers', 'num_layers'))
+    own = ('decoder_layers', 'num_decoder_layers') if 'decoder' in prefix.split('.') else ()
+    said = _section(config, prefix, (*own, 'num_hidden_layers', 'n_layer', 'n_layers', 'num_layers'))
     return said if type(said) is int else None
 
+_router = (r'(?:\w+\.)*(?:mlp|block_sparse_moe|feed_forward|ffn|mixer|moe)\.'
+           r'(?:gate|router)(?:\.layer|\.classifier|\.wg)?')
 _HEAD = re.compile(r'(?:\w+\.)*?(?:mtp|nextn)\w*\.')
 
-def _heads(config):
-    "Whether a tensor is of a head that predicts further tokens: by name, or beyond the last layer."
+def _heads(config, decoders):
+    "Whether a tensor is of a head for further tokens: by name, or beyond a decoder's last layer."
     place = re.compile(rf'{_layer}\.')
-    @cache
-    def depth(prefix): # other stacks are numbered by a count of their own
-        return None if any(word in prefix for word in (*_OTHERS, 'encoder')) else _depth(config, prefix)
+    depths = {prefix: _depth(config, prefix) for prefix in decoders}
     def is_head(name):
         if _HEAD.match(name): return True
         m = place.match(name)
-        last = m and depth(m['prefix'])
+        last = m and depths.get(m['prefix'])  # other stacks are numbered by a count of their own
         return last is not None and int(m['layer']) >= last
     return is_head
 
 def _check_depth(folder, prefix):
     "Refuse a checkpoint that holds nothing of one of its decoder's layers."
     said = _depth(folder.config, prefix)
-    numbers = (re.match(rf'{re.escape(prefix)}layers\.([0-9]{{1,6}})\.', name) for name in folder.tensors)
-    held = {int(m[1]) for m in numbers if m}
+    places = filter(None, map(_STACK.match, folder.tensors))
+    held = {int(m['layer']) for m in places if m['prefix'] == prefix}
     missing = [n for n in range(said or 0) if n not in held] if held else []
     if missing:
         raise AlphaqError(f'{folder.path}: config.json says {said} layers, but nothing of layer {missing[0]} is here '
@@ -295,9 +297,21 @@ def _expected(folder, module, experts):
     prefix, _, number = stem.rpartition('layers.')
     may, held = declared(folder.config, prefix, int(number)), max(experts) + 1
     if may: return min((n for n in may if n >= held), default=max(may))
-    rows = [t.shape[0] for n, t in folder.tensors.items()
-            if n.startswith(f'{stem}.') and _ROUTER.fullmatch(n[len(stem) + 1:]) and len(t.shape) == 2]
+    router = re.compile(rf'{re.escape(stem)}\.{_router}\.weight')
+    found = (t.shape for n, t in folder.tensors.items() if router.fullmatch(n))
+    rows = [shape[0] for shape in found if len(shape) == 2]
     return max([held, *rows]) if max(rows, default=0) < 2 * held else held  # a matrix of that name may be no router
+
+def _check_routers(folder, modules, is_head):
+    "Refuse a layer that has a router like the others, and no experts."
+    named = re.compile(rf'(?P<stem>{_layer})\.{_router}\.weight')
+    found = filter(None, map(named.fullmatch, folder.tensors))
+    routers = {m[0]: f'{m["stem"]}.mlp.experts' for m in found if not is_head(m[0])}
+    shapes = {folder.tensors[n].shape for n, module in routers.items() if module in modules}
+    for name, module in routers.items():
+        if module in modules or folder.tensors[name].shape not in shapes: continue
+        raise AlphaqError(f'{folder.path}: {name} is a router, but its layer has no experts; '
+                          'download the checkpoint again')
 
 def _check_layer(folder, module, experts, count, wanted=ROLES):
     "Refuse a layer with a missing, repeated or misshapen projection."
@@ -318,25 +332,35 @@ def _seen(tensors, limit=6):
     return ', '.join(f'{n} x {kind:.120}' for kind, n in kinds[:limit]) + (f' and {len(kinds) - limit} more kinds' if len(kinds) > limit else '')
 
 # %% ../nbs/10_checkpoint.ipynb #3182f11e
-_CODE_NAMES = re.compile(r'.*\.(?:weight|qweight|qzeros|g_idx|\w+_packed|\w*absmax|\w*quant_map|SCB|CB)|.*\.quant_state\..*')
-_BESIDE = ('_scale', '_scale_inv', '_scales', '.absmax', '.scale', '_absmax')
+_CODE_NAMES = re.compile(r'.*\.(?:weight(?:\..+)?|qweight|qzeros|g_idx|Qidxs|indices|SCB|CB|'
+                         r'\w+_packed|\w*absmax|\w*quant_map)')
+_SCALE = re.compile(r'.*(?:scales?|scale_inv|absmax)')
 
 def _foreign(config):
     "Whether a config names a tool whose codes are not known here."
     said = config.get('quantization_config')
     return isinstance(said, dict) and said.get('quant_method') not in (None, 'fp8', 'mxfp4')
 
-def _is_code(info, tensors, foreign):
-    "Whether a tensor holds codes; `foreign`: the config names another tool."
-    if info.dtype in PLAIN: return False
-    if info.dtype[0] == 'F': return True  # eight bits and fewer
-    if info.dtype == 'BOOL': return False
-    stem = info.name.removesuffix('_packed').removesuffix('_blocks')
-    scaled = any(f'{stem}{beside}' in tensors for beside in _BESIDE)
-    narrow = info.dtype in ('U8', 'I8') or foreign and info.dtype in ('I16', 'U16', 'I32', 'U32')
-    return scaled or bool(_CODE_NAMES.fullmatch(info.name)) or narrow and len(info.shape) > 1
+def _is_code(info, beside, foreign):
+    "Whether a tensor holds codes; `beside`: what its module holds; `foreign`: the config names a tool."
+    if info.dtype in (*PLAIN, 'BOOL'): return False
+    if info.dtype[0] == 'F' or _CODE_NAMES.fullmatch(info.name): return True  # floats of few bits
+    weight = beside.get(f'{info.name.rpartition(".")[0]}.weight')
+    if weight and weight.dtype in PLAIN or info.dtype == 'I64': return False  # a table, a mask
+    others = (t for n, t in beside.items() if n != info.name)
+    scaled = any(_SCALE.fullmatch(t.name) or t.dtype in PLAIN and t.shape for t in others)
+    return len(info.shape) > 1 and (scaled or foreign)
+
+def _codes(tensors, config):
+    "Names of the tensors that hold codes of some tool."
+    modules, foreign = defaultdict(dict), _foreign(config)
+    for name, info in tensors.items(): modules[name.rpartition('.')[0]][name] = info
+    return tuple(n for near in modules.values() for n, t in near.items() if _is_code(t, near, foreign))
 
 # %% ../nbs/10_checkpoint.ipynb #43d7f7cb
+# the weight of an expert that has a number
+_OF_ONE = re.compile(rf'(?!.*shared)(?:\w+\.)*\w*experts?\.[a-z_]*{_number}\.(?:\w+\.)*weight')
+
 @dataclass(frozen=True)
 class Checkpoint(Folder):
     "A model on disk: a `Folder` whose matrices are known; for a mixture of experts, its routed expert projections."
@@ -346,18 +370,21 @@ class Checkpoint(Folder):
 
     @cached_property
     def left_out(self)->tuple[str, ...]: # tensors of heads that predict further tokens, no part of the model
-        return tuple(filter(_heads(self.config), self.tensors))
+        known, is_head = {p.key for p in self.projections}, _heads(self.config, self.decoders)
+        return tuple(n for n in self.tensors if n not in known and is_head(n))
 
     @cached_property
     def codes(self)->tuple[str, ...]: # tensors outside the experts that hold another tool's codes, not weights
-        return tuple(n for n in self.rest if _is_code(self.decoded(n), self.tensors, _foreign(self.config)))
+        return _codes({n: self.decoded(n) for n in self.rest}, self.config)
 
     @cached_property
-    def unclaimed(self)->tuple[str, ...]: # stacks of matrices that may be experts, but of no layout that is known
+    def unclaimed(self)->tuple[str, ...]: # what may be experts, but in no layout that is known
         experts = {p.module: p.expert + 1 for p in sorted(self.projections, key=lambda p: p.expert)}
         counts = {*experts.values()}
         def stack(t): return len(t.shape) == 3 and min(t.shape[1:]) > 1 and 'conv' not in t.name
-        return tuple(n for n in self.rest if stack(t := self.tensors[n]) and ('experts' in n or t.shape[0] in counts))
+        def one(t): return len(t.shape) == 2 and _OF_ONE.fullmatch(t.name)
+        def may(t): return one(t) or stack(t) and ('experts' in t.name or t.shape[0] in counts)
+        return tuple(n for n in self.rest if may(self.tensors[n]))
 
     def check_rest(self):
         "Refuse NaN and infinity in what is no expert's, before any work; experts are looked at as they are read."
@@ -376,6 +403,13 @@ class Checkpoint(Folder):
 
     @property
     def decoder(self)->str: return self.decoders[0] # the first of them
+
+    def in_decoder(self,
+        name:str, # of a tensor or a module
+    )->bool:      # not of a tower, beside the decoder or inside its prefix
+        "Whether a name is of one of the decoder's layers."
+        m = _STACK.match(name)
+        return bool(m) and m['prefix'] in self.decoders
 
     @property
     def family(self)->str: # as config.json has it
@@ -412,16 +446,17 @@ class Checkpoint(Folder):
             mine = [p.name in names for p in self.projections if (p.expert >= 0) == of_experts]
             if mine: counts.append(f'{sum(mine):,} of {len(mine):,} {kind}')
         skipped = sum(p.name not in names for p in self.projections)
-        skipped += sum(self.tensors[n].shape[0] for n in self.unclaimed)
+        skipped += sum(prod(self.tensors[n].shape[:-2]) for n in self.unclaimed)
         said = ', '.join([*counts, f'{skipped:,} skipped'])
-        if self.unclaimed: said += f'; not understood: {len(self.unclaimed)} stack{"s" * (len(self.unclaimed) > 1)} of matrices like {self.unclaimed[0]}'
+        strange, s = self.unclaimed, 's' * (len(self.unclaimed) > 1)
+        if strange: said += f'; not understood: {len(strange)} tensor{s} like {strange[0]}'
         if self.left_out: said += f'; left out: {len(self.left_out)} tensors of a head for further tokens'
         return said
 
 def _prequantized(folder):
     "What to say of experts that another tool has quantized; `None` of plain ones."
     said = folder.config.get('quantization_config')
-    codes = [n for n, t in folder.tensors.items() if _is_code(folder.decoded(n), folder.tensors, _foreign(folder.config))]
+    codes = _codes({n: folder.decoded(n) for n in folder.tensors}, folder.config)
     if not codes: return None
     tool = said.get('quant_method') if isinstance(said, dict) else None
     return AlphaqError(f'{folder.path}: quantized already, by {tool or "another tool"} ({codes[0]} is stored as '
@@ -435,7 +470,7 @@ def open_checkpoint(
     if folder.packed:
         raise AlphaqError(f'{folder.path}: already quantized by alphaq; name the original checkpoint')
     fits = fitting(folder.tensors, folder.config.get('model_type')) or fitting(folder.tensors, layouts=guess_layouts(folder.tensors, folder.config))
-    is_head = _heads(folder.config)
+    is_head = _heads(folder.config, {m['prefix'] for _, m in fits.values()})
     fits = {name: fit for name, fit in fits.items() if not is_head(name)}
     fits = _oriented(fits, folder.tensors, folder.config)
     try: projections = tuple(find_projections(folder.tensors, folder.config, fits))
@@ -448,6 +483,7 @@ def open_checkpoint(
     for p in projections: layers[p.module][p.expert].append(p)
     for module, experts in layers.items():
         _check_layer(folder.path, module, experts, _expected(folder, module, experts), used[module].all_roles)
+    _check_routers(folder, layers, is_head)
     for prefix in dict.fromkeys(module.rpartition('layers.')[0] for module in layers): _check_depth(folder, prefix)
     names = ', '.join(dict.fromkeys(layout.name for layout in used.values()))
     return Checkpoint(folder.place, folder.config, folder.tensors, projections, names, any(layout.guessed for layout in used.values()))
@@ -456,10 +492,9 @@ def open_checkpoint(
 INCLUDE = { # what can be scored beside routed experts -> its place in a layer
     'attention': r'(?:\w+\.)*\w*[aA]tt(?:n|ention)\.[\w.]+',
     'shared': r'(?:mlp|feed_forward|block_sparse_moe|ffn|mixer|moe)\.shared_(?:experts?|mlp)\.\w+',
-    'router': r'(?:\w+\.)*(?:mlp|block_sparse_moe|feed_forward|ffn|mixer|moe)\.(?:gate|router)(?:\.layer|\.classifier|\.wg)?',
+    'router': _router,
 }
-_ROUTER = re.compile(INCLUDE['router'] + r'\.weight')
-_ANY = rf'{_prefix}(?:layers?|h|blocks?)\.(?P<layer>{_number})\.(?P<role>[\w.]+)\.weight(?:_packed)?'
+_ANY = rf'{_STACK.pattern}(?P<role>[\w.]+)\.weight(?:_packed)?'
 
 def _matrices(folder, names, place=r'.+'):
     "Every two-dimensional weight at a place in a layer, as projections of no expert."
@@ -477,8 +512,7 @@ def including(
     "A checkpoint for scoring, in which routers, attention or shared experts are listed like experts."
     if unknown := [k for k in kinds if k not in INCLUDE]:
         raise AlphaqError(f'matrices to include are {", ".join(INCLUDE)}, got {unknown[0]!r}')
-    homes = {p.name.split('layers.')[0] for p in checkpoint.projections}
-    names = [n for n in checkpoint.rest if (m := re.fullmatch(_ANY, n)) and m['prefix'] in homes]
+    names = [n for n in checkpoint.rest if checkpoint.in_decoder(n)]
     more = [_matrices(checkpoint, names, INCLUDE[k]) for k in INCLUDE if k in kinds]
     return replace(checkpoint, projections=(*checkpoint.projections, *(p for found in more for p in found)))
 
@@ -489,8 +523,10 @@ def open_dense(
     folder = path if isinstance(path, Folder) else open_folder(path)
     if fitting(folder.tensors): raise AlphaqError(f'{folder.path}: a mixture of experts; score it without --dense')
     found = _matrices(folder, folder.tensors)
+    dense = Checkpoint(folder.place, folder.config, folder.tensors, found, 'dense')
+    if dense.codes: raise _prequantized(folder)
     if not found: raise AlphaqError(f'{folder.path}: no matrices in numbered layers; seen: {_seen(folder.tensors)}')
-    return Checkpoint(folder.place, folder.config, folder.tensors, found, 'dense')
+    return dense
 
 # %% ../nbs/10_checkpoint.ipynb #3f55d4f7
 def _exchanged(p, others):

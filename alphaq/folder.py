@@ -11,7 +11,7 @@ import hashlib, json
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
-from math import prod
+from math import inf, prod
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -257,12 +257,12 @@ def check_finite(
     file,     # `Path` it was read from
     name:str, # for the message
 ):            # the same tensor
-    "Refuse a tensor with NaN or infinite entries, and say how many. A bias of minus infinity is meant: it switches off."
+    "Refuse a tensor with NaN or infinite entries. Minus infinity is meant in a bias or a mask."
     if not value.is_floating_point() or not value.numel(): return value
     asked = value.float() if value.dtype.itemsize == 1 else value  # PyTorch does not ask eight-bit floats
     if all(end.isfinite() for end in asked.aminmax()): return value  # far faster than asking each
     wrong = ~asked.isfinite()
-    if value.ndim == 1 and name.endswith('bias'): wrong &= asked != -torch.inf
+    if value.ndim < 2 and name.endswith('bias') or name.endswith('mask'): wrong &= asked != -inf
     if not wrong.any(): return value
     bad = int(wrong.sum())
     raise AlphaqError(f'{file}: tensor {name} holds {bad} non-finite of {value.numel()} values; '

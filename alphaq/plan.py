@@ -225,20 +225,25 @@ def _linears(checkpoint):
     weights = {n.removesuffix('.weight'): checkpoint.decoded(n) for n in checkpoint.rest if n.endswith('.weight')}
     return {n: t.shape for n, t in weights.items() if t.dtype in PLAIN and len(t.shape) == 2 and _linear.fullmatch(n)}
 
+def _namesake(name, names):
+    "The same place of a layer under another prefix, `None` where there is none."
+    place = name.split('layers.')[-1]
+    return next((n for n in names if n != name and n.split('layers.')[-1] == place), None)
+
 def _misfit(plan, checkpoint, held, linears):
     "Why a plan's names are not those of a checkpoint, `None` when they are."
     modules = {}
     for p in checkpoint.projections: modules[p.module] = max(modules.get(p.module, 0), p.expert + 1)
     for prefix, roles in plan.layers.items():
+        other = prefix not in modules and _namesake(prefix, modules)
+        if other: return f'{other} is named differently there: {prefix}'
         if prefix not in modules: return f'it names {prefix}, the checkpoint has experts in {next(iter(modules))} ... {list(modules)[-1]}'
         for role, digits in roles.items():
             if len(digits) != modules[prefix]: return f'{prefix}.{role} has {len(digits)} digits, the checkpoint has {modules[prefix]} experts there'
     flat = widths(plan)
     lost = [n for n in held if n not in flat]
     if lost:
-        strange = [n for n in flat if split_name(n) and n not in held]
-        ending = lost[0].split('layers.')[-1]
-        other = next((n for n in strange if n.split('layers.')[-1] == ending), None)
+        other = _namesake(lost[0], [n for n in flat if n not in held])
         if other: return f'{lost[0]} is named differently there: {other}'
         return f'it lacks {lost[0]} ({len(lost)} missing)'
     for name, bits in plan.modules.items():
@@ -282,7 +287,7 @@ def other_linears(
     for name, bits in named.items():
         if bits != 16: check_linear(name, found[name][1], bits, plan.group_size)
     def fits(n): return has_groups(found[n][1], plan.group_size) and not found[n][1] % FIELDS.get(plan.other_bits, 1)
-    attention = (n for n in found if '.self_attn.' in n and n.startswith(checkpoint.decoders))  # not a tower's
+    attention = (n for n in found if '.self_attn.' in n and checkpoint.in_decoder(n))  # not a tower's
     bits = {n: plan.other_bits for n in attention if fits(n)} | named
     return {n: bits[n] for n in found if bits.get(n, 16) != 16}
 

@@ -1,5 +1,5 @@
 "A number imports only lower numbers, and importing the package costs next to nothing."
-import ast, re, subprocess, sys, time
+import ast, builtins, dis, re, subprocess, sys, time, types
 
 import pytest
 
@@ -53,3 +53,22 @@ def test_modules_can_be_named():
     import alphaq
     assert alphaq.core.AlphaqError and alphaq.__version__
     with pytest.raises(AttributeError, match='no attribute'): alphaq.nothing
+
+def unknown(path):
+    "Names that functions read and nothing in their module defines: its tests have imported more."
+    def inside(code):
+        yield code
+        for c in code.co_consts:
+            if isinstance(c, types.CodeType): yield from inside(c)
+    module = compile(path.read_text(), path, 'exec')
+    steps = [i for code in inside(module) for i in dis.get_instructions(code)]
+    made = {i.argval for i in steps if i.opname in ('STORE_NAME', 'STORE_GLOBAL')}
+    read = {i.argval for i in steps if i.opname == 'LOAD_GLOBAL'}
+    return read - made - {*dir(builtins), '__file__', '__name__'}
+
+@pytest.mark.parametrize('name', sorted(NUMBER, key=NUMBER.get))
+def test_names_are_defined(name): assert not unknown(ROOT/f'alphaq/{name}.py')
+
+def test_unknown_names_are_seen(tmp_path):
+    (tmp_path/'x.py').write_text('import os\nfrom math import pi as p\nclass A:\n    def f(self): return [q for q in os.environ if p and torch]\n')
+    assert unknown(tmp_path/'x.py') == {'torch'}
