@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROLES', 'LAYOUTS', 'PLAIN', 'MOST', 'INCLUDE', 'MISREADINGS', 'Layout', 'Projection', 'split_name', 'layer_of',
            'layout_of', 'find_projections', 'fitting', 'declared', 'guess_layouts', 'Checkpoint', 'open_checkpoint',
-           'including', 'open_dense', 'agrees']
+           'including', 'open_dense', 'open_either', 'agrees']
 
 # %% ../nbs/10_checkpoint.ipynb #5c9bfa8e
 import re
@@ -478,7 +478,7 @@ def open_checkpoint(
     if not projections:
         seen = _seen(folder.tensors)
         raise _prequantized(folder) or AlphaqError(
-            f'{folder.path}: no routed experts, so not a mixture of experts of a known layout; seen: {seen}')
+            f'{folder.path}: no routed experts, so not a mixture of experts of a known layout (a dense model is scored with --dense); seen: {seen}')
     layers, used = defaultdict(lambda: defaultdict(list)), {p.module: fits[p.key][0] for p in projections}
     for p in projections: layers[p.module][p.expert].append(p)
     for module, experts in layers.items():
@@ -527,6 +527,14 @@ def open_dense(
     if dense.codes: raise _prequantized(folder)
     if not found: raise AlphaqError(f'{folder.path}: no matrices in numbered layers; seen: {_seen(folder.tensors)}')
     return dense
+
+def open_either(
+    path,          # `str | Path | Folder` a model with experts or without
+)->Checkpoint:
+    "Open a model for a look at it: as dense only when neither its config nor a name speaks of experts."
+    folder = path if isinstance(path, Folder) else open_folder(path)
+    sparse = declared(folder.config) or any('expert' in n for n in folder.tensors) or fitting(folder.tensors)
+    return open_checkpoint(folder) if sparse else open_dense(folder)
 
 # %% ../nbs/10_checkpoint.ipynb #3f55d4f7
 def _exchanged(p, others):

@@ -260,9 +260,9 @@ def doctor(
     json_:Json=False, quiet:Quiet=False,
 ):
     "What looks wrong: damage, untrained spectra, the environment."
-    from alphaq.checkpoint import open_checkpoint
+    from alphaq.checkpoint import open_either
     from alphaq.remote import open_anywhere
-    from alphaq.score import read_scores, score
+    from alphaq.score import JUDGE, read_scores, score
     from alphaq.untrained import judge
     _still()
     findings = [('ok', f'{k} {v}') for k, v in provenance('alphaq doctor')['versions'].items()]
@@ -274,8 +274,8 @@ def doctor(
         check(what)
         scores, findings = [], [*findings, ('ok', f'{what} is what it says it is')]
     else:
-        c = open_checkpoint(folder)
-        scores = score(c, 'median')  # alpha itself is not used here
+        c = open_either(folder)
+        scores = score(c, JUDGE)  # alpha itself is not used here
         c.check_rest()
         findings.append(('warning' if c.unclaimed else 'ok', f'{c.coverage(s.name for s in scores)}, all finite'))
         if c.codes: findings.append(('wrong', f'{c.codes[0]} and {len(c.codes) - 1} more tensors hold codes of another tool, not weights; '

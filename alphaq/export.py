@@ -139,6 +139,11 @@ def _own_group(plan, module, role):
 
 def _one_of(items): return items[0] if len(items) == 1 else f'({"|".join(items)})'
 
+def _decoder(plan, place='', number=r'\d+', dot=r'\.'):
+    "A pattern for what lies in the layers of the decoder, which a tower beside it has layers of its own to be told from."
+    prefixes = dict.fromkeys(p.rpartition('layers.')[0] for p in plan.layers)
+    return f'{_one_of([p.replace(".", dot) for p in prefixes])}layers{dot}{number}{dot}{place}'
+
 def _shared(plan):
     "Layer, role and width with the experts that share it: `(prefix, experts, role, width)`."
     for prefix, roles in plan.layers.items():
@@ -152,7 +157,7 @@ def to_gptqmodel(
     "Arguments of GPTQModel's `QuantizeConfig` (GPTQModel 7.7.0, README, dynamic quantization)."
     named = [n for n, b in plan.modules.items() if b != 16]
     within = dict.fromkeys(re.sub(r'^.*\blayers\.\d+\.', '', n) for n in named)
-    quantized = [r'(.*\.)?mlp\.experts\..*', *([r'(.*\.)?self_attn\..*'] if plan.other_bits != 16 else []), *map(re.escape, [*within, *named])]
+    quantized = [r'(.*\.)?mlp\.experts\..*', *([rf'({_decoder(plan)})?self_attn\..*'] if plan.other_bits != 16 else []), *map(re.escape, [*within, *named])]
     dynamic = {f'-:^(?!{_one_of(quantized)}$).*$': {}} | {f'-:^{re.escape(n)}$': {} for n, b in plan.modules.items() if b == 16}
     dynamic |= {f'+:^{re.escape(n)}$': {'bits': plan.modules[n]} for n in named}
     for prefix, experts, role, width in _shared(plan): dynamic[f'+:^{re.escape(prefix)}\\.{_one_of(experts)}\\.{role}$'] = {'bits': width} | _own_group(plan, prefix, role)
@@ -165,7 +170,7 @@ def to_autoround(
     "AutoRound's `layer_config` (AutoRound 0.16.1, docs/step_by_step.md)."
     def cell(name, bits): return {'bits': 16} if bits == 16 else {'bits': bits, 'group_size': _group(plan, name)}
     but = f'(?!({"|".join(plan.modules)})$)' if plan.modules else ''                  # a pattern goes before an exact name
-    rest = {f'^{but}.*.mlp.(gate|shared_expert_gate|((shared_expert|shared_experts).)?(gate|up|down)_proj)$': 16, f'^{but}.*.self_attn.*': plan.other_bits}
+    rest = {f'^{but}.*.mlp.(gate|shared_expert_gate|((shared_expert|shared_experts).)?(gate|up|down)_proj)$': 16, f'^{but}{_decoder(plan, "self_attn", "[0-9]+", ".")}.*': plan.other_bits}
     return _json({n: cell(n, b) for n, b in (rest | widths(plan)).items()})
 
 # %% ../nbs/33_export.ipynb #234569d7
@@ -178,7 +183,7 @@ def to_llm_compressor(
         groups.setdefault(int(next(iter(roles.values()))[0]), []).append(f're:^{re.escape(prefix)}\\.\\d+\\.{_one_of(list(roles))}$')
     if plan.other_bits != 16:
         but = f'(?!{_one_of([re.escape(n) for n in plan.modules])}$)' if plan.modules else ''
-        groups.setdefault(plan.other_bits, []).append(f're:^{but}.*\\.self_attn\\..*_proj.*$')
+        groups.setdefault(plan.other_bits, []).append(f're:^{but}{_decoder(plan)}self_attn\\..*_proj.*$')
     for name, bits in plan.modules.items():
         if bits != 16: groups.setdefault(bits, []).append(name)
     lines = ['quant_stage:', '  quant_modifiers:', '    QuantizationModifier:', '      config_groups:']
@@ -191,9 +196,9 @@ def to_llm_compressor(
 def to_hqq(
     plan:Plan,
 )->str: # JSON, layer name -> arguments of `BaseQuantizeConfig`
-    "Arguments of HQQ's `BaseQuantizeConfig` for each layer, `self_attn` for all of attention (HQQ 0.2.8, README)."
+    "Arguments of HQQ's `BaseQuantizeConfig` for each layer, by a pattern for all of attention (HQQ 0.2.8, README)."
     def cell(name, bits): return None if bits == 16 else {'nbits': bits, 'group_size': _group(plan, name)}
-    return _json({n: cell(n, b) for n, b in ({'self_attn': plan.other_bits} | widths(plan)).items()})
+    return _json({n: cell(n, b) for n, b in ({_decoder(plan, r'self_attn\..*'): plan.other_bits} | widths(plan)).items()})
 
 # %% ../nbs/33_export.ipynb #0e64c3e4
 _gguf_types = {2: 'q2_k', 3: 'q3_k', 4: 'q4_k', 16: 'bf16'}

@@ -45,7 +45,7 @@ class Score:
     n_eigs:int                    # positive eigenvalues of all tiles
     variance:float                # of all entries, population
     mse:tuple[float, ...]         # mean squared rounding error at 1 .. 4 bits; empty when not measured
-    null_z:float|None             # deviations from what a Gaussian matrix of this shape gives, by the rule `median`; `None` when unknown
+    null_z:float|None             # deviations from what a Gaussian matrix of this shape gives, by the rule `JUDGE`; `None` when unknown
     norm:float|None=None          # Frobenius norm; this and what follows {doc}`16_signals`, `None` when not asked for
     kurtosis:float|None=None      # of all entries, 3 for a Gaussian
     outlier:float|None=None       # largest ratio of a column's greatest to its mean magnitude, >= 1
@@ -139,7 +139,7 @@ def score_matrix(
     except AlphaqError: return mean, 0., 0, len(lam), variance, 0.  # the null has passed, so it is this spectrum that has no tail
     return fit.alpha, fit.stderr, fit.k, fit.n, variance, (fit.alpha - mean) / sd
 
-JUDGE = 'median'  # the tail rule that tells noise from training, whatever rule an alpha is asked for by
+JUDGE = 'top_frac'  # the tail rule that tells noise from training, whatever rule an alpha is asked for by
 
 def null_distance(
     lam,          # `[n]` eigenvalues of the tiles of a matrix
@@ -204,7 +204,7 @@ WIDE = ('expert_error', 'expert_loss', 'layer_error', 'gradient', 'fisher')     
 def _wide(name): return [f'{name}_{b}' for b in range(1, 5)]
 
 COLUMNS = ('name', 'layer', 'expert', 'role', 'rows', 'cols', 'numel', 'alpha', 'alpha_stderr', 'tail_k', 'n_eigs', 'variance',
-           *_wide('mse'), 'null_z', *SIGNALS, *chain.from_iterable(map(_wide, WIDE)), 'group')
+           *_wide('mse'), 'null_z', *SIGNALS, *chain.from_iterable(map(_wide, WIDE)), 'group', 'null_rule')
 PART = '# alphaq part '  # begins a table that is a part of one
 
 def write_scores(
@@ -218,7 +218,7 @@ def write_scores(
     table = csv.writer(out, lineterminator='\n')
     table.writerow(COLUMNS)
     for s in scores:
-        values = vars(s) | {c: v for w in ('mse', *WIDE) for c, v in zip(_wide(w), getattr(s, w) or ())}
+        values = vars(s) | {'null_rule': None if s.null_z is None else JUDGE} | {c: v for w in ('mse', *WIDE) for c, v in zip(_wide(w), getattr(s, w) or ())}
         table.writerow(['' if values.get(c) is None else repr(values[c]) if isinstance(values[c], float) else values[c] for c in COLUMNS])
     write_text(path, out.getvalue())
 
@@ -271,5 +271,6 @@ def _parsed(row, name, where):
     if alpha == 0: raise AlphaqError(f'{where}: alpha is 0; a tail exponent is positive')
     layer = number('layer', int, -1) if row.get('layer', '').lstrip('-').isdigit() else -1
     stderr, k, n = number('alpha_stderr', empty=0., low=0), number('tail_k', int, 0, 0), number('n_eigs', int, 0, 0)
+    null_z = number('null_z') if row.get('null_rule') == JUDGE else None  # a table that names no rule went by the rule of its alphas, which cannot tell
     return Score(name, layer, number('expert', int, -1), row.get('role') or '', *shape, alpha, stderr, k, n, number('variance', low=0), four('mse') or (),
-                 number('null_z'), *(number(c, low=-inf if c in SIGNED else 0) for c in SIGNALS), *map(four, WIDE), number('group', int, low=1))
+                 null_z, *(number(c, low=-inf if c in SIGNED else 0) for c in SIGNALS), *map(four, WIDE), number('group', int, low=1))

@@ -17,8 +17,8 @@ from itertools import product
 import numpy as np
 import torch
 
-from .checkpoint import open_checkpoint, open_dense
-from .core import AlphaqError, provenance, results_dir, track, write_rows
+from .checkpoint import open_checkpoint, open_either
+from .core import provenance, results_dir, track, write_rows
 from .families import FAMILIES, tiny_model
 from .farms import farms_eigenvalues
 from .hill import RULES
@@ -36,7 +36,7 @@ def like_noise(
 )->bool:    # the tails are not heavier than those of noise
     "Whether a table of distances does not beat the null ({eq}`eq-beats-null`)."
     z = np.asarray(z, float)
-    return not (z.mean() < -(1 + 3 / len(z) ** .5) or len(z) >= 20 and (z < 0).mean() >= .95)
+    return not (np.median(z) < -(1 + 3 / len(z) ** .5) or len(z) >= 20 and (z < 0).mean() >= .95)
 
 # %% ../nbs/26_untrained.ipynb #f5874959
 _KNOWN = tuple(n for k in range(4, 14) for n in (2**k, 3 * 2**k))  # sides that networks have
@@ -48,24 +48,30 @@ def _kinds(scores):
     for s in scores: kinds[re.sub(r'\d+', 'N', s.name), s.rows, s.cols].append(s)
     return [k for k in kinds.values() if len(k) >= _LEAST]
 
+def _size(variances):
+    "Entries that Gaussian matrices of these variances have ({eq}`eq-implied-size`)."
+    v = np.asarray(variances, float)
+    return 2 * (v.mean() / v.std()) ** 2 if v.std() else np.inf
+
+def _slack(rows): return 4 * (2 / len(rows)) ** .5  # four relative standard errors of the size
+
 def sizes_of_noise(
     variances,  # `[n]` of matrices of one kind
 )->list:        # `(rows, cols)` with rows <= cols, at most 2^24 entries
     "Shapes of matrices whose variances would scatter as these do if they were Gaussian of one true variance ({eq}`eq-implied-size`)."
-    v = np.asarray(variances, float)
-    if not v.std(): return []
-    size, slack = 2 * (v.mean() / v.std()) ** 2, 4 * (2 / len(v)) ** .5
+    size, slack = _size(variances), _slack(variances)
     return [(r, c) for r in _KNOWN for c in _KNOWN if r <= c <= 8 * r and r * c <= 2**24 and abs(r * c / size - 1) < slack]
 
 def _explained(rows):
     "The shape and rule under which Gaussian matrices give these alphas most nearly, `None` when none comes near."
-    alpha, known, found = [s.alpha for s in rows], rows[0].numel, []
+    alpha, variances, known, found = [s.alpha for s in rows], [s.variance for s in rows], rows[0].numel, []
+    if known and known > _size(variances) * (1 + _slack(rows)): return None  # initialised matrices of this shape do not scatter so
     centre, spread = centre_spread(alpha)
-    for shape in [(rows[0].rows, rows[0].cols)] if known else sizes_of_noise([s.variance for s in rows]):
+    for shape in [(rows[0].rows, rows[0].cols)] if known else sizes_of_noise(variances):
         for rule, tile in product(('top_frac', 'median', 'peak'), (128, 256) if known else (128,)):
             mean, sd = gaussian_null(shape, rule, tile)
             off = abs(centre - mean) / (sd * 1.25 * (1 / len(alpha) + 1 / 32) ** .5)  # medians scatter by 1.25 of what means do
-            if off < 4 and 2 / 3 < spread / sd < 3 / 2: found.append((off, shape, rule, mean, sd))
+            if off < 4 and (known or 2 / 3 < spread / sd < 3 / 2): found.append((off, shape, rule, mean, sd))
     return min(found)[1:] if found else None
 
 # %% ../nbs/26_untrained.ipynb #d1c10fb0
@@ -75,7 +81,8 @@ def judge(
     "Whether a table of alphas says more than noise would."
     z = [s.null_z for s in scores if s.null_z is not None and (s.tail_k or s.null_z)]  # a row without a tail has neither
     if z:
-        text = f'{len(z)} spectra lie {abs(np.mean(z)):.1f} deviations {"below" if np.mean(z) < 0 else "above"} those of Gaussian matrices on average'
+        middle = np.median(z)
+        text = f'{len(z)} spectra lie {abs(middle):.1f} deviations {"below" if middle < 0 else "above"} those of Gaussian matrices, at the median'
         return Verdict(True, f'{text}; they look untrained, and alpha says nothing here') if like_noise(z) else Verdict(False, text)
     if any(s.null_z is not None for s in scores): return Verdict(True, 'no spectrum has a tail; alpha says nothing here')
     kinds = _kinds(scores)
@@ -100,8 +107,8 @@ INITIALISERS = {  # how networks are initialised: shape and generator to matrix
     'orthogonal': lambda shape, g: torch.nn.init.orthogonal_(torch.empty(shape), generator=g)}
 
 def _row(z, **what):
-    "What is judged, the mean distance under each rule, and the rules that call it trained."
-    return dict(what, n=len(next(iter(z.values()))), mean_z={r: round(float(np.mean(v)), 3) for r, v in z.items()}, trained=[r for r, v in z.items() if not like_noise(v)])
+    "What is judged, the median distance under each rule, and the rules that call it trained."
+    return dict(what, n=len(next(iter(z.values()))), median_z={r: round(float(np.median(v)), 3) for r, v in z.items()}, trained=[r for r, v in z.items() if not like_noise(v)])
 
 def _distances(checkpoint, rules):
     "Rule -> distance of every matrix from noise by that rule."
@@ -154,8 +161,7 @@ def trained_network(
     rules=tuple(RULES),
 )->dict:        # a row
     "Judge a network that is known to be trained, and call it what the verdict calls it."
-    try: c = open_checkpoint(folder)
-    except AlphaqError: c = open_dense(folder)
+    c = open_either(folder)
     verdict = judge(score(c))  # as `alphaq score` would, by the default rule
     return _row(_distances(c, rules), kind='trained', name=name, layout=c.layout, untrained=verdict.untrained, verdict=verdict.text)
 
