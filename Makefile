@@ -18,7 +18,7 @@ help: ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 16
 
 demo: $(VENV)/demo-stamp ## the whole way, checkpoint to perplexity; MODEL=folder, default: the model in the package
-	$(BIN)/python -m alphaq.benchmarks demo --model '$(MODEL)'
+	$(BIN)/python -m alphaq.lab.demo demo --model '$(MODEL)'
 
 test: export OMP_NUM_THREADS ?= 1
 test: export HF_HUB_OFFLINE = 1
@@ -30,17 +30,17 @@ book: $(VENV)/test-stamp ## the book, in _build/html/index.html; a warning is an
 	@echo "open _build/html/index.html"
 
 gpu: ## on a GPU machine: every benchmark whose rows are missing, with PYTHON=... as it is; installs nothing
-	PYTHONPATH=. $(PYTHON) -m alphaq.benchmarks gpu
+	PYTHONPATH=. $(PYTHON) -m alphaq.lab.demo gpu
 
 results: $(VENV)/demo-stamp ## everything in results/ that needs neither a GPU nor a training run; ALPHAQ_DATA names the texts
 	$(PIP) -e '.[eval]'
-	$(BIN)/python -m alphaq.benchmarks results --model '$(MODEL)'
-	$(BIN)/python -m alphaq.card quality --model '$(MODEL)'
-	$(BIN)/python -m alphaq.rivals --model '$(MODEL)'
-	$(BIN)/python -m alphaq.rivals --model '$(MODEL)' --quantizer gptq --bits 1.5 2 2.5 3 3.5
-	$(BIN)/python -m alphaq.rivals --model '$(MODEL)' --fusion --bits 1.5 2 2.5 3 3.5
-	$(BIN)/python -m alphaq.solvers agreement
-	$(BIN)/python -m alphaq.solvers speed
+	$(BIN)/python -m alphaq.lab.demo results --model '$(MODEL)'
+	$(BIN)/python -m alphaq.lab.card quality --model '$(MODEL)'
+	$(BIN)/python -m alphaq.lab.rivals --model '$(MODEL)'
+	$(BIN)/python -m alphaq.lab.rivals --model '$(MODEL)' --quantizer gptq --bits 1.5 2 2.5 3 3.5
+	$(BIN)/python -m alphaq.lab.rivals --model '$(MODEL)' --fusion --bits 1.5 2 2.5 3 3.5
+	$(BIN)/python -m alphaq.lab.solvers agreement
+	$(BIN)/python -m alphaq.lab.solvers speed
 
 clean: ## remove what was built; keeps $(VENV) and results/
 	rm -rf _build _vendor build dist *.egg-info .pytest_cache .hypothesis

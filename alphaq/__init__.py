@@ -3,11 +3,12 @@
 From a checkpoint to a smaller one (chapter 68 walks through it):
 
     from alphaq.checkpoint import open_checkpoint
-    from alphaq.score import score
+    from alphaq.scores import score
     from alphaq.noise import measured_noise
-    from alphaq.allocators import Settings, allocate
-    from alphaq.plan import make_plan
-    from alphaq.quantize import Job, quantize
+    from alphaq.allocation import allocate
+    from alphaq.methods import Settings
+    from alphaq.plans import make_plan
+    from alphaq.rounding import Job, quantize
 
     checkpoint = open_checkpoint('pocket')
     scores = score(checkpoint, measure=lambda W: measured_noise(W, 128))

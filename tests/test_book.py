@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from alphaq.book import split_directives
+from alphaq.lab.book import split_directives
 from conftest import CHAPTERS, ROOT
 
 HTML = ROOT/'_build/html'

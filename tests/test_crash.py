@@ -14,11 +14,11 @@ from conftest import ROOT
 DRIVER = """
 import json, os, pty, signal, sys
 from pathlib import Path
-import alphaq.quantize as q
-from alphaq.benchmarks import toy_checkpoint
+import alphaq.rounding as q
+from alphaq.lab.toys import toy_checkpoint
 from alphaq.cli import main
-from alphaq.longruns import start_child, warm
-from alphaq.verify import verify
+from alphaq.lab.endurance import start_child, warm
+from alphaq.checks import verify
 
 home = Path(sys.argv[1])
 whole, killed, partial = home/'whole', home/'killed', home/'killed.partial'

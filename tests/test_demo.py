@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from alphaq.benchmarks import BUDGETS
+from alphaq.lab.demo import BUDGETS
 from alphaq.checkpoint import open_checkpoint
 from alphaq.core import AlphaqError
 
@@ -29,7 +29,7 @@ def a_model():
 def demo(tmp_path_factory):
     model, out = a_model(), tmp_path_factory.mktemp('demo')
     if model is None: pytest.skip('no trained model: neither `pocket` in the package nor models/pocket-v0 beside ALPHAQ_DATA')
-    done = subprocess.run([sys.executable, '-m', 'alphaq.benchmarks', 'demo', '--model', model, '--out', str(out), '--tokens', '4096', '--json'],
+    done = subprocess.run([sys.executable, '-m', 'alphaq.lab.demo', 'demo', '--model', model, '--out', str(out), '--tokens', '4096', '--json'],
                           cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     result = json.loads(done.stdout)

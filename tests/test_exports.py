@@ -2,8 +2,8 @@
 import pytest
 
 from alphaq.core import read_rows
-from alphaq.export import EXPORTERS, TARGETS, export
-from alphaq.plan import read_plan
+from alphaq.exports import EXPORTERS, TARGETS, export
+from alphaq.plans import read_plan
 from conftest import ROOT
 
 GOLDEN = ROOT/'tests/golden'

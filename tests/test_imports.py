@@ -1,36 +1,80 @@
-"A number imports only lower numbers, and importing the package costs next to nothing."
+"A number imports only lower numbers, the product imports nothing of the laboratory, and importing the package costs next to nothing."
 import ast, builtins, dis, re, subprocess, sys, time, types
 
 import pytest
+import yaml
 
 from conftest import ROOT
 
-ORIGIN = re.compile(r'File to edit: \.\./nbs/(\d\d)_(\w+)\.ipynb')
-NUMBER = {p.stem: int(m[1]) for p in (ROOT/'alphaq').glob('*.py') if (m := ORIGIN.search(p.read_text()))}
+ORIGIN = re.compile(r'File to edit: (?:\.\./)+nbs/(\d\d)_(\w+)\.ipynb')
+EXPORTED = {'.'.join(p.relative_to(ROOT/'alphaq').with_suffix('').parts): (int(m[1]), p)
+            for p in (ROOT/'alphaq').rglob('*.py') if (m := ORIGIN.search(p.read_text()))}
+MODULES = sorted(EXPORTED, key=lambda name: EXPORTED[name][0])
 
-def imported(path):
-    "Our modules that a file imports anywhere, inside functions too."
+def imported(path, package='alphaq', known=EXPORTED):
+    "Our modules that a file imports anywhere, inside functions too, by their names below `alphaq`."
+    def ours(parts, names):
+        "A module, or modules out of a package."
+        if parts[:1] != ['alphaq']: return
+        inside = '.'.join(parts[1:])
+        if inside in ('', 'lab'): yield from (f'{inside}.{n}'.strip('.') for n in names if f'{inside}.{n}'.strip('.') in known)
+        else: yield inside
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
-            assert all(a.name != '*' for a in node.names), f'{path.name}:{node.lineno}: star import; name what you need'
-            parts = [*['alphaq'][:node.level], *(node.module or '').split('.')]  # nbdev exports `alphaq.x` as `.x`
-            if parts in (['alphaq'], ['alphaq', '']): yield from (a.name for a in node.names if a.name in NUMBER)
-            elif parts[0] == 'alphaq': yield parts[1]
+            names = [a.name for a in node.names]
+            assert '*' not in names, f'{path.name}:{node.lineno}: star import; name what you need'
+            above = package.split('.')
+            if node.level: above = above[:len(above) - node.level + 1]
+            yield from ours([*(above if node.level else ()), *(node.module or '').split('.')] if node.module else above, names)
         elif isinstance(node, ast.Import):
-            for a in node.names:
-                if a.name.startswith('alphaq.'): yield a.name.split('.')[1]
+            for a in node.names: yield from ours(a.name.split('.'), ())
 
-@pytest.mark.parametrize('name', sorted(NUMBER, key=NUMBER.get))
+def broken(name, others, number):
+    "Which of a module's imports break the law, one line each."
+    for other in others:
+        if other not in number: yield f'{name} imports alphaq.{other}, which no chapter exports'
+        elif number[other] >= number[name]: yield f'chapter {number[name]} ({name}) imports chapter {number[other]} ({other}); move what it needs to a lower number'
+        elif other.startswith('lab.') and not name.startswith('lab.'): yield f'{name} imports alphaq.{other}; the product imports nothing of the laboratory'
+
+@pytest.mark.parametrize('name', MODULES)
 def test_imports_point_down(name):
-    if name == 'cli': return  # the command line imports whatever it offers
-    for other in imported(ROOT/f'alphaq/{name}.py'):
-        assert other in NUMBER, f'{name} imports alphaq.{other}, which no chapter exports'
-        assert NUMBER[other] < NUMBER[name], f'chapter {NUMBER[name]} ({name}) imports chapter {NUMBER[other]} ({other})'
+    package = '.'.join(['alphaq', *name.split('.')[:-1]])
+    wrong = [*broken(name, imported(EXPORTED[name][1], package), {n: number for n, (number, _) in EXPORTED.items()})]
+    assert not wrong, '\n'.join(wrong)
 
 def test_the_law_can_fail(tmp_path):
-    "The reader of imports sees each way to import, inside functions too."
-    (tmp_path/'x.py').write_text('import alphaq.core\ndef f():\n    from alphaq.grid import quantize\n    from alphaq import plot\nfrom .esd import a\nfrom . import hill\n')
-    assert sorted(imported(tmp_path/'x.py')) == sorted({'core', 'grid', 'plot', 'esd', 'hill'} & {'core', 'grid', 'plot', 'esd', *NUMBER})
+    "The reader of imports sees each way to import, and each way to break the law is told."
+    known = {'core', 'grid', 'plot', 'esd', 'hill', 'lab.toys', 'lab.demo'}
+    code = 'import alphaq.core\ndef f():\n    from alphaq.grid import quantize\n    from alphaq import plot\nfrom ..esd import a\nfrom .. import hill\nfrom .toys import b\nfrom . import demo\n'
+    (tmp_path/'x.py').write_text(code)
+    assert sorted(imported(tmp_path/'x.py', 'alphaq.lab', known)) == sorted(known)
+    number = {'a': 1, 'b': 2, 'lab.c': 0}
+    assert not [*broken('b', ['a'], number)] and not [*broken('lab.c', [], number)]
+    assert [w.split('; ')[-1] for w in broken('a', ['b', 'lab.c', 'd'], number)] == [
+        'move what it needs to a lower number', 'the product imports nothing of the laboratory', 'a imports alphaq.d, which no chapter exports']
+
+def descents(files):
+    "Pages of a table of contents whose number is not above that of the page before."
+    numbers = [(f, int(m[1])) for f in files if (m := re.match(r'nbs/(\d\d)_', f))]
+    return [f'{b}: stands behind {a}; order _toc.yml by number' for (a, n), (b, m) in zip(numbers, numbers[1:]) if m <= n]
+
+def test_numbers_are_the_order_of_the_book():
+    toc = yaml.safe_load((ROOT/'_toc.yml').read_text())
+    assert not descents([c['file'] for part in toc['parts'] for c in part['chapters']])
+    assert descents(['nbs/02_a', 'results/README', 'nbs/01_b']) == ['nbs/01_b: stands behind nbs/02_a; order _toc.yml by number']
+
+def twice(defined):
+    "Public functions and classes that two modules define."
+    found = {}
+    for module, text in defined.items():
+        for node in ast.parse(text).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith('_'): found.setdefault(node.name, []).append(module)
+    return {name: modules for name, modules in found.items() if len(modules) > 1 and name != 'main'}
+
+def test_a_name_is_defined_once():
+    again = twice({name: path.read_text() for name, (_, path) in EXPORTED.items()})
+    assert not again, '\n'.join(f'{name} is defined in {" and ".join(modules)}; give one of them another name' for name, modules in again.items())
+    assert twice({'a': 'def f(): pass\ndef _g(): pass', 'b': 'class f: pass\ndef _g(): pass'}) == {'f': ['a', 'b']}
 
 def seconds(code):
     "Least wall time of three fresh interpreters."
@@ -45,7 +89,7 @@ def test_import_is_cheap():
     assert cost < .3, f'import alphaq costs {cost:.2f} s'
 
 def test_import_is_light():
-    code = "import alphaq, sys; assert {'score', 'grid', 'cli'} <= {*dir(alphaq)} and alphaq.__doc__; print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'transformers', 'numpy', 'scipy'}))"
+    code = "import alphaq, sys; assert {'scores', 'grid', 'cli', 'lab'} <= {*dir(alphaq)} and alphaq.__doc__; print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'transformers', 'numpy', 'scipy'}))"
     loaded = subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     assert loaded == '[]', f'import alphaq loads {loaded}'
 
@@ -66,8 +110,8 @@ def unknown(path):
     read = {i.argval for i in steps if i.opname == 'LOAD_GLOBAL'}
     return read - made - {*dir(builtins), '__file__', '__name__'}
 
-@pytest.mark.parametrize('name', sorted(NUMBER, key=NUMBER.get))
-def test_names_are_defined(name): assert not unknown(ROOT/f'alphaq/{name}.py')
+@pytest.mark.parametrize('name', MODULES)
+def test_names_are_defined(name): assert not unknown(EXPORTED[name][1])
 
 def test_unknown_names_are_seen(tmp_path):
     (tmp_path/'x.py').write_text('import os\nfrom math import pi as p\nclass A:\n    def f(self): return [q for q in os.environ if p and torch]\n')

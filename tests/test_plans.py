@@ -8,11 +8,12 @@ from conftest import ROOT
 CODE = '''
 import hashlib, json
 import numpy as np
-from alphaq.allocators import METHODS, Settings, allocate
-from alphaq.checkpoint import ROLES
+from alphaq.allocation import allocate
+from alphaq.methods import METHODS, Settings
+from alphaq.core import ROLES
 from alphaq.core import AlphaqError
-from alphaq.plan import make_plan, to_json
-from alphaq.score import Score
+from alphaq.plans import make_plan, to_json
+from alphaq.scores import Score
 rng = np.random.default_rng(0)
 def score(l, e, r):
     shape, m = {'down_proj': (128, 384)}.get(r, (256, 128)), np.sort(rng.uniform(size=4).round(1))[::-1]  # unequal sizes, ties, no convexity
@@ -38,11 +39,11 @@ def test_plans_are_the_same_to_the_byte():
 def test_many_spectra_at_once_lead_to_the_same_plan(monkeypatch):
     from dataclasses import replace
     from alphaq import esd
-    from alphaq.allocators import allocate, preset_named
+    from alphaq.allocation import allocate, preset_named
     from alphaq.batched import batched_eigenvalues
     from alphaq.checkpoint import open_checkpoint
     from alphaq.jobs import Job, score_all
-    from alphaq.plan import make_plan, to_json
+    from alphaq.plans import make_plan, to_json
     preset, pocket = preset_named('paper'), open_checkpoint('pocket')
     checkpoint = replace(pocket, projections=tuple(p for p in pocket.projections if p.layer < 2))  # half a minute for all on one core, and no other answer
     def planned(device):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from alphaq import making, quantize as quantizing
-from alphaq.benchmarks import toy_checkpoint
+from alphaq.lab.toys import toy_checkpoint
 from alphaq.cli import app
 from alphaq.core import check_sums
 

@@ -7,9 +7,10 @@ from common import ROLES, answer, asked, consult, mixture
 
 def prepare(folder):
     "The mixture, and what a tiny model of each family that MLX-LM has would be told."
-    from alphaq.export import to_mlx
-    from alphaq.families import FAMILIES, tiny_model
-    from alphaq.plan import Plan
+    from alphaq.exports import to_mlx
+    from alphaq.families import FAMILIES
+    from alphaq.lab.toys import tiny_model
+    from alphaq.plans import Plan
     mixture(folder)
     cases = {}
     for family in (*FAMILIES, 'phimoe', 'granitemoe', 'jamba', 'glm4_moe'):

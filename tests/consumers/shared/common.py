@@ -31,7 +31,7 @@ def linears():
 
 def mixture(folder):
     "The mixture as a checkpoint of transformers, random, a tokenizer of letters beside it."
-    from alphaq.families import tiny_model
+    from alphaq.lab.toys import tiny_model
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
     tiny_model('qwen2_moe', vocab_size=256, hidden_size=HIDDEN, moe_intermediate_size=INNER, shared_expert_intermediate_size=INNER, num_hidden_layers=LAYERS,
@@ -52,10 +52,10 @@ def answer(check, wanted, got, **more):
 def _plan(to):
     "Random scores, solved within what the tool can load, as `alphaq allocate --target` does; a shared expert and an exception in attention beside them."
     import numpy as np
-    from alphaq.allocators import Settings
-    from alphaq.export import EXPORTERS, priced
-    from alphaq.plan import make_plan
-    from alphaq.score import Score
+    from alphaq.methods import Settings
+    from alphaq.exports import EXPORTERS, priced
+    from alphaq.plans import make_plan
+    from alphaq.scores import Score
     rng, scores = np.random.default_rng(0), []
     for l in range(LAYERS):
         for e in range(EXPERTS):
@@ -78,13 +78,13 @@ def _environment(name, steps):
 
 def wanted_widths(plan):
     "What `asked` reads: the width of every linear layer of the mixture."
-    from alphaq.plan import widths
+    from alphaq.plans import widths
     return {n: None if b == 16 else b for n in shapes() for b in [widths(plan).get(n, plan.other_bits if '.self_attn.' in n else None)]}
 
 def consult(script, to, steps, packages, prepare=mixture):
     "Install, export, prepare a model, ask, keep the answer in `results/consumers/`, remove the environment."
     from alphaq.core import provenance, write_rows
-    from alphaq.export import export
+    from alphaq.exports import export
     name, plan = Path(script).stem, _plan(to)
     header = provenance(f'python tests/consumers/{Path(script).name}')
     home = _environment(name, steps)
