@@ -23,6 +23,7 @@ demo: $(VENV)/demo-stamp ## the whole way, checkpoint to perplexity; MODEL=folde
 test: export OMP_NUM_THREADS ?= 1
 test: export HF_HUB_OFFLINE = 1
 test: $(VENV)/test-stamp ## every chapter, every law that crosses chapters, the book
+	$(BIN)/nbdev_test --n_workers 2 --timing | tee $(VENV)/chapters
 	$(BIN)/python -m pytest --durations=10 -n 2 --dist loadfile tests
 
 book: $(VENV)/test-stamp ## the book, in _build/html/index.html; a warning is an error

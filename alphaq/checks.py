@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'STRAYS', 'check_finished', 'check_index', 'check_plan_widths', 'check_tensors', 'check_numbers',
-           'read_errors', 'check_errors', 'check_source', 'check_kept', 'check_logits', 'check_runs', 'Report',
+           'read_errors', 'check_errors', 'check_original', 'check_kept', 'check_logits', 'check_runs', 'Report',
            'examine', 'verify']
 
 # %% ../nbs/55_checks.ipynb #d30fb734
@@ -153,7 +153,7 @@ def check_errors(
 
 def _job(folder): return read_json(folder.path/'job.json') if (folder.path/'job.json').is_file() else {}
 
-def check_source(
+def check_original(
     folder:Folder,       # the opened folder
     original:Checkpoint, # what it should have been made from
 ):                       # yields findings
@@ -258,7 +258,7 @@ def examine(
         check('tensors', check_tensors, opened, config)
         if 'tensors' not in dict(findings):  # numbers are compared tensor by tensor
             check('numbers', check_numbers, opened, config)
-            if source: check('original', check_source, opened, source)
+            if source: check('original', check_original, opened, source)
             if source: check('kept', check_kept, opened, config, source)
             if 'numbers' not in dict(findings): check('errors', check_errors, opened, config, source)
     if run and not findings: check('runs', check_runs, folder)

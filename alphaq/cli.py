@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-from rich.console import Console
 
+import alphaq
 from . import __version__
-from .console import emit, facts, size, table
-from .core import AlphaqError, check_free, check_known, provenance, third_party
+from .console import emit, facts, say, size, table
+from .core import AlphaqError, UsageError, check_free, check_known, provenance, third_party
 
 # %% ../nbs/61_cli.ipynb #0863b96f
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -46,10 +46,6 @@ EXAMPLES = dict(
     generate='OUT "Once upon a time"',
 )
 
-def _say(line):
-    "One line on stderr, for people."
-    Console(stderr=True, soft_wrap=True, highlight=False, markup=False, force_jupyter=False).print(line)
-
 def _show(data, as_json, then=None):
     "A result, entry by entry, and the command that comes next."
     emit(data, as_json, _facts(data, then))
@@ -69,7 +65,7 @@ def verb(function):
         except AlphaqError as e: code, text = e.exit_code, str(e)
         except OSError as e: code, text = 1, f'{e.filename or "file system"}: {e.strerror or e}'
         except KeyboardInterrupt: code, text = 130, 'stopped' + (', and nothing is lost: the same command continues' if function.__name__ in ('score', 'quantize') else '')
-        _say(f'alphaq {function.__name__}: {text}')
+        say(f'alphaq {function.__name__}: {text}')
         raise typer.Exit(code)
     example = EXAMPLES.get(function.__name__)
     return app.command(function.__name__, epilog=example and f'Example: alphaq {function.__name__} {example}')(guarded)
@@ -86,12 +82,6 @@ Quiet = Annotated[bool, typer.Option('--quiet', '-q', help='no progress bars')]
 Overwrite = Annotated[bool, typer.Option('--overwrite', help='replace what exists')]
 
 # %% ../nbs/61_cli.ipynb #f9ee4212
-def _opened(model, kind='checkpoint'):
-    "A model that is looked at or scored, wherever it lies."
-    from alphaq import checkpoint
-    from alphaq.remote import open_anywhere
-    return getattr(checkpoint, f'open_{kind}')(open_anywhere(model))
-
 def _packed(folder):
     "What a quantized folder holds, by its configuration and headers."
     from collections import Counter
@@ -121,7 +111,7 @@ def info(
     from alphaq.checkpoint import open_checkpoint
     from alphaq.grid import WIDTHS, stored_bytes
     from alphaq.plans import read_plan
-    from alphaq.rounding import Job, predicted_files, predicted_tensors
+    from alphaq.rounding import QuantizeJob, predicted_files, predicted_tensors
     from alphaq.remote import open_anywhere
     folder = open_anywhere(model)
     if folder.packed and not plan:
@@ -137,7 +127,7 @@ def info(
                 expert_parameters=numel, bytes=total, expert_bytes=stored, other_bytes=total - stored, experts_at=experts)
     if plan:
         p = read_plan(plan)
-        data['plan'] = predicted_tensors(Job(c, p)) | dict(files=sum(predicted_files(Job(c, p)).values()))
+        data['plan'] = predicted_tensors(QuantizeJob(c, p)) | dict(files=sum(predicted_files(QuantizeJob(c, p)).values()))
     rows = [['family', data['family']], ['layout', f'{c.layout}, {data["stored_as"]}'], ['found', data['coverage']],
             ['layers with experts', data['layers']],
             ['expert projections', f'{len(c.projections)} of shapes {", ".join("x".join(map(str, s)) for s in shapes)}'],
@@ -175,34 +165,6 @@ Engine = Annotated[str, typer.Option(help='who works: local (all cores) or ray (
 
 Device = Annotated[str, typer.Option(help='cpu, cuda, or auto: the GPU if there is one, for everything that is computed')]
 
-def _engine(name, device='cpu'):
-    from alphaq.jobs import ENGINES
-    check_known(name, ENGINES, 'engines')
-    if device != 'cpu' and name == 'ray': raise AlphaqError('the engine ray works on CPUs; say --device cpu, or use --engine local')
-    return ENGINES[name] if device == 'cpu' else functools.partial(ENGINES[name], workers=2)  # one reads while the other computes
-
-def _device(name, engine='local'):
-    "The GPU if there is one and the engine can use it, for auto."
-    import torch
-    from alphaq.activations import check_device
-    chosen = ('cuda' if torch.cuda.is_available() and engine == 'local' else 'cpu') if name == 'auto' else name
-    check_device(chosen)
-    return chosen
-
-def _job(model, tail, tile, stride, group_size, **more):
-    "Scoring with the measured error of every width and the signals of every method."
-    from alphaq.jobs import Job
-    from alphaq.grid import has_groups
-    from alphaq.noise import measured_noise
-    from alphaq.signals import describer
-    def measure(W): return measured_noise(W, group_size) if has_groups(W.shape[1], group_size) else ()
-    odd = [p.name for p in model.projections if not has_groups(p.shape[1], group_size)]
-    if odd: _say(f'alphaq: no rounding error of {len(odd)} projections, {odd[0]} first: no group of at most {group_size} weights divides their rows')
-    signals = describer(model)
-    def describe(p, W): return signals(p, W) | dict(group=group_size)
-    others = sorted({p.role for p in model.projections if p.expert < 0})
-    return Job(model, tail, tile, stride, measure, describe, dict(group_size=group_size, others=others), **more)
-
 @verb
 def score(
     model:Anywhere='pocket',
@@ -222,15 +184,16 @@ def score(
     from alphaq.grid import other_groups
     from alphaq.jobs import part_named, score_to
     from alphaq.hill import RULES
-    if dense and include: raise typer.BadParameter('a dense model is scored whole; --include goes with experts')
+    from alphaq.pipeline import device_named, engine_named, score_job
+    if dense and include: raise UsageError('a dense model is scored whole; --include goes with experts')
     check_known(tail, RULES, 'tail rules')
     kinds = include.split(',') if include else []
-    c = _opened(model, 'dense') if dense else including(_opened(model), kinds)
+    c = alphaq.open(model, 'dense') if dense else including(alphaq.open(model), kinds)
     unseen = [k for k in kinds if not any(p.expert < 0 and re.fullmatch(INCLUDE[k], p.role) for p in c.projections)]
-    if unseen: _say(f'alphaq score: nothing of {c.path} is known as {" or ".join(unseen)}; it is scored without')
-    device = _device(device, engine)
-    job = _job(c, tail, tile, stride, group_size, part=part_named(shard), device=device)
-    scores = score_to(out, job, _engine(engine, device), overwrite)
+    if unseen: say(f'alphaq score: nothing of {c.path} is known as {" or ".join(unseen)}; it is scored without')
+    device = device_named(device, engine)
+    job = score_job(c, tail, tile, stride, group_size, device, part=part_named(shard))
+    scores = score_to(out, job, engine_named(engine, device), overwrite)
     other = other_groups([s.cols for s in scores if s.mse], group_size)
     summary = _alphas(scores) | dict(tail=tail, model=str(c.path), out=str(out), family=_family(c), coverage=c.coverage(s.name for s in scores),
                                      **({'groups': f'{group_size}; {other}'} if other else {}), **_codes(c))
@@ -290,39 +253,29 @@ def doctor(
 Bits = Annotated[Optional[float], typer.Option(help='budget: average bits per expert weight, 1 to 4', min=0)]
 Size = Annotated[Optional[str], typer.Option('--size', help='instead of --bits: what the weight files may weigh, for example 12GiB')]
 
-def _settings(preset, bits, method, gamma, cap, noise, choices, count, group_size, scope, granularity, bound):
-    "Settings of a preset with what was asked for put in its place."
-    from dataclasses import replace
-    from alphaq.allocation import preset_named
-    from alphaq.methods import WITH_ALPHA, method_named
-    used = method or preset_named(preset).settings.method
-    if (gamma, cap) != (None, None) and method_named(used) and used not in WITH_ALPHA:
-        raise typer.BadParameter(f'{used} does not look at alpha; --gamma and --cap go with --method {", ".join(WITH_ALPHA)}')
-    asked = dict(bits=bits, method=method, gamma=None if gamma in (None, 'auto') else _number(gamma), cap=cap, noise=noise, count=count, group_size=group_size,
-                 scope=scope, granularity=granularity, bounds=tuple(map(_bound, bound)) if bound else None,
-                 choices=tuple(_number(c, int) for c in choices.split(',')) if choices else None)
-    return replace(preset_named(preset).settings, **{k: v for k, v in asked.items() if v is not None}, **({'gamma': None} if gamma == 'auto' else {}))
-
-def _number(text, kind=float):
-    from math import isfinite
-    try: value = kind(text)
-    except ValueError: value = None
-    if value is None or not isfinite(value): raise typer.BadParameter(f'{text!r} is not a number')
-    return value
-
-def _bytes(text):
-    "A number of bytes, with or without a unit."
-    import re
-    m = re.fullmatch(r'(\d+(?:\.\d+)?) *([kmgt]?)(i?)b?', text.strip().lower())
-    if not m: raise typer.BadParameter(f'{text!r} is no size; write a number and a unit, for example 12GiB or 900MB')
-    return int(float(m[1]) * (1024 if m[3] or not m[2] else 1000) ** ' kmgt'.index(m[2] or ' '))
-
 def _bound(text):
     "PATTERN=WIDTH or PATTERN=LEAST-MOST."
+    from alphaq.pipeline import a_number
     pattern, _, widths = text.rpartition('=')
     least, _, most = widths.partition('-')
-    if not pattern: raise typer.BadParameter(f'{text!r} is no bound; write PATTERN=WIDTH or PATTERN=LEAST-MOST, for example *.down_proj=3-4')
-    return pattern, _number(least, int), _number(most or least, int)
+    if not pattern:
+        raise UsageError(f'{text!r} is no bound; write PATTERN=WIDTH or PATTERN=LEAST-MOST, for example *.down_proj=3-4')
+    return pattern, a_number(least, int), a_number(most or least, int)
+
+def _also(rules):
+    "PATTERN=WIDTH again and again, as `(pattern, width)`."
+    found = [(r, *_bound(r)) for r in rules or ()]
+    wide = next((r for r, _, least, most in found if least != most), None)
+    if wide: raise UsageError(f'{wide!r} must name one width')
+    return [(pattern, width) for _, pattern, width, _ in found]
+
+def _asked(method, gamma, cap, noise, choices, count, group_size, scope, granularity, bound):
+    "What was said of an allocation, as `settings_for` takes it."
+    from alphaq.pipeline import a_number
+    widths = tuple(a_number(c, int) for c in choices.split(',')) if choices else None
+    bounds = tuple(map(_bound, bound)) if bound else None
+    return dict(method=method, gamma=gamma, cap=cap, noise=noise, choices=widths, count=count, group_size=group_size,
+                scope=scope, granularity=granularity, bounds=bounds)
 
 Preset = Annotated[str, typer.Option(help='best, paper, released-code, noise-only or uniform: a complete choice, which the options below change')]
 Method = Annotated[Optional[str], typer.Option(help='allocator; from weights: measured, alphaq, direct, kurtosis, mopeq; from text: gemq, mxmoe, hessian, pmq; all in chapter 24')]
@@ -361,54 +314,6 @@ def _summary(plan):
     if plan.groups: data['groups'] = {str(plan.group_size): 'where rows divide', **plan.groups}
     return data | (dict(target=plan.target, price=plan.price) if plan.target else {})
 
-def _label(preset, *changes):
-    "The preset's name, unless something of it was changed."
-    return None if any(c is not None for c in changes) else preset
-
-def _plan(scores, model, preset, other_bits, settings, target=None, modules=None):
-    from alphaq.exports import check_loads, priced
-    from alphaq.plans import make_plan
-    chosen, price = priced(scores, settings, target or 'native')
-    plan = make_plan(scores, chosen, model, preset, 4 if other_bits is None else other_bits, target=target, price=price, modules=modules or {})
-    if target: check_loads(plan, target)
-    return plan
-
-def _sized(checkpoint, settings, text, other_bits, modules, head_bits=16):
-    "Settings whose budget fills the weight files to a size."
-    from dataclasses import replace
-    from alphaq.allocation import checked_choices
-    from alphaq.plans import uniform_plan
-    from alphaq.rounding import Job, budget_for_size
-    choices = checked_choices(settings.choices)
-    widest = uniform_plan(checkpoint, choices[-1], settings.group_size, 4 if other_bits is None else other_bits, modules)
-    return replace(settings, bits=budget_for_size(Job(checkpoint, widest, head_bits=head_bits), _bytes(text), choices[0]), count='stored')
-
-def _also(checkpoint, rules):
-    "Widths of other linear layers, for `Plan.modules`."
-    from alphaq.plans import named_linears
-    fixed = [_bound(r) for r in rules or ()]
-    if wide := next((r for r, (_, least, most) in zip(rules or (), fixed) if least != most), None): raise typer.BadParameter(f'{wide!r} must name one width')
-    return named_linears(checkpoint, [(pattern, width) for pattern, width, _ in fixed])
-
-def _one_budget(bits, size_, count, target):
-    if size_ is None: return
-    if bits is not None: raise typer.BadParameter('give --bits or --size, one of them')
-    if count not in (None, 'stored'): raise typer.BadParameter('a size counts what is stored; leave --count out')
-    if target not in (None, 'native'): raise typer.BadParameter('a size is that of our own files; with --target, give --bits and --count stored')
-
-def _measured_group(scores, asked):
-    "The group size of a plan: what is asked for, else what the errors were measured with; `None` for the usual."
-    from alphaq.methods import Settings
-    found = {s.group for s in scores} - {None, Settings.group_size}
-    return found.pop() if asked is None and len(found) == 1 else asked
-
-def _experts_only(scores, left_out):
-    "Without the rows of attention, routers and shared experts, whose widths are not allocated; a table of nothing else stays as it is."
-    from alphaq.core import ROLES
-    experts = [s for s in scores if s.role in (*ROLES, '')]
-    if experts: left_out += [s.name for s in scores if s.role not in (*ROLES, '')]
-    return experts or scores
-
 @verb
 def allocate(
     scores:Annotated[Path, typer.Argument(help='table from `alphaq score`, or the authors\' own')],
@@ -423,52 +328,42 @@ def allocate(
     "Choose a width for every projection under a budget. Says in how many it differs from uniform, and what a target costs."
     from dataclasses import replace
     from alphaq.gamma import voice
-    from alphaq.plans import check_plan, lacking, write_plan
-    from alphaq.rounding import Job, predicted_files
-    from alphaq.scores import read_scores
     from alphaq.judge import judge
-    _one_budget(bits, size_, count, target)
-    if measure and not (target and model): raise typer.BadParameter('--measure says what a target costs a model; give --target and --model')
-    if (size_ or also) and model is None: raise typer.BadParameter('--size and --also need --model, the checkpoint that the scores came from')
+    from alphaq.pipeline import check_budget, experts_only, measured_price, settings_for
+    from alphaq.plans import check_plan, write_plan
+    from alphaq.rounding import QuantizeJob, predicted_files
+    from alphaq.scores import read_scores
+    check_budget(bits, size_, count, target)
+    if measure and not (target and model): raise UsageError('--measure says what a target costs a model; give --target and --model')
+    if (size_ or also) and model is None: raise UsageError('--size and --also need --model, the checkpoint that the scores came from')
     check_free(out, overwrite)
     skipped = []
-    table_ = _experts_only(read_scores(scores, skipped), skipped)
-    group_size = _measured_group(table_, group_size)
-    changes = (method, gamma, cap, noise, choices, count, group_size, scope, granularity, bound or None, target)
-    settings = _settings(preset, bits, *changes[:-1])
-    lost = [n for n in lacking(s.name for s in table_) if n not in skipped]
-    if lost: raise AlphaqError(f'{scores}: the row of {lost[0]} is missing ({len(lost)} in all); score the checkpoint again')
-    c = _opened(model) if model and (size_ or also or measure or model == 'pocket' or Path(model).is_dir()) else None
-    modules = _also(c, also) if also else {}
-    if size_: settings = _sized(c, settings, size_, other_bits, modules)
-    plan = _plan(table_, c.name if c else model or scores.stem, _label(preset, *changes), other_bits, settings, target, modules)
+    table_ = experts_only(read_scores(scores, skipped), skipped)
+    asked = _asked(method, gamma, cap, noise, choices, count, group_size, scope, granularity, bound)
+    needed = model and (size_ or also or measure or model == 'pocket' or Path(model).is_dir())
+    c = alphaq.open(model) if needed else None
+    plan = alphaq.plan(table_, bits, size_, preset, target=target, other_bits=4 if other_bits is None else other_bits,
+                       also=_also(also), model=c, name=model or scores.stem, left_out=skipped, **asked)
     if c: check_plan(replace(plan, model=scores.name), c)
     write_plan(out, plan)
     verdict = judge(table_)
     data = _summary(plan)
-    try: data |= dict(file_bytes=sum(predicted_files(Job(c, plan)).values())) if c else {}
-    except AlphaqError as e: _say(f'alphaq allocate: what the files will weigh is not foretold ({e})')
+    try: data |= dict(file_bytes=sum(predicted_files(QuantizeJob(c, plan)).values())) if c else {}
+    except AlphaqError as e: say(f'alphaq allocate: what the files will weigh is not foretold ({e})')
     data |= dict(out=str(out), left_out=skipped, untrained=verdict.untrained)
     if plan.gamma is not None: data['alpha'] = voice([s.alpha for s in table_], plan.gamma)
-    if measure: data['measured'] = _measured(c, table_, settings, target, measure)
+    if measure:
+        _still()
+        data['measured'] = _priced(measured_price(c, table_, settings_for(preset, bits, **asked), target, measure), measure)
     native = f'quantize {_q(c.path) if c and model != "pocket" else model or "MODEL"} --plan {_q(out)} -o OUT'
     _show(data, json_, None if target else native)
-    if verdict.untrained: _say(f'alphaq allocate: warning: {verdict.text}')
+    if verdict.untrained: say(f'alphaq allocate: warning: {verdict.text}')
 
-def _measured(checkpoint, scores, settings, target, name):
-    "What a target's plan loses on a text beside the free plan of its size."
-    from tempfile import TemporaryDirectory
-    from alphaq.evaluate import load_model, sample
-    from alphaq.trial import fused
-    from alphaq.trial import Losses, RoundedModel
-    from alphaq.texts import load_text
-    _still()
-    named, (model, tokenizer) = {s.name: s for s in scores}, load_model(checkpoint.path)
-    with TemporaryDirectory() as d:
-        losses = Losses(RoundedModel(model, checkpoint), {name: sample(tokenizer, load_text(name))}, f'{d}/losses.jsonl')
-        found = fused(losses, [named[p.name] for p in checkpoint.projections], settings, target)
-    predicted = f', predicted {found["price"]:.3f} times its cost' if found['price'] else ''
-    return f'{found["over_free"]:+.4f} ± {found["stderr"]:.4f} nats per token of {name} above the free plan of the same stored size{predicted}'
+def _priced(row, name):
+    "What a target costs, in words."
+    predicted = f', predicted {row["price"]:.3f} times its cost' if row['price'] else ''
+    lost = f'{row["over_free"]:+.4f} ± {row["stderr"]:.4f} nats per token of {name}'
+    return f'{lost} above the free plan of the same stored size{predicted}'
 
 @verb
 def frontier(
@@ -480,15 +375,17 @@ def frontier(
 ):
     "Every budget at once: what it costs, and what moves next. A row for each projection that moves."
     import csv, io
-    from alphaq.allocation import frontier as every
+    from alphaq.allocation import plan_frontier as every
     from alphaq.core import write_text
     from alphaq.dial import at_round_budgets, dial_page
+    from alphaq.pipeline import experts_only, group_measured, settings_for
     from alphaq.scores import read_scores
     check_free(out, overwrite)
     skipped = []
-    experts, text = _experts_only(read_scores(scores, skipped), skipped), io.StringIO()
-    group_size = _measured_group(experts, group_size)
-    settings = _settings(preset, None, method, gamma, cap, noise, choices, count, group_size, scope, granularity, bound)
+    experts = experts_only(read_scores(scores, skipped), skipped)
+    text = io.StringIO()
+    asked = _asked(method, gamma, cap, noise, choices, count, group_measured(experts, group_size), scope, granularity, bound)
+    settings = settings_for(preset, **asked)
     rows = every(experts, settings)
     table_ = csv.DictWriter(text, rows[0], lineterminator='\n')
     table_.writeheader(); table_.writerows(rows)
@@ -526,26 +423,16 @@ def export(
     from alphaq.exports import EXPORTERS, export as written
     from alphaq.plans import check_plan, read_plan
     check_free(out, overwrite)
-    chosen, c = read_plan(plan), _opened(model) if model else None
+    chosen = read_plan(plan)
+    c = alphaq.open(model) if model else None
     if c: check_plan(chosen, c)
     text = written(chosen, to, c.family if c else None)
     write_text(out, text)
-    if EXPORTERS[to].named and not c: _say(f'alphaq export: {to} names experts by family; these names suit most, --model makes sure')
+    if EXPORTERS[to].named and not c: say(f'alphaq export: {to} names experts by family; these names suit most, --model makes sure')
     data = dict(to=to, out=str(out), bytes=len(text.encode()))
     _show(data, json_)
 
 # %% ../nbs/61_cli.ipynb #157f7788
-def _informed(checkpoint, scores, windows, texts, group_size, probes, device):
-    "Scores with what calibration text says in the columns of their own."
-    from dataclasses import replace
-    from alphaq.collection import collected
-    from alphaq.core import cache_dir
-    from alphaq.grid import quantize
-    from alphaq.trial import rounding_code
-    def rounds(W, bits): return quantize(W, bits, group_size).dequantize().to(W.dtype)
-    found = collected(checkpoint, windows, rounds, cache_dir()/'signals', f'mse/{group_size}/{rounding_code()}', texts, probes=probes, device=device)
-    return [replace(s, **found.get(s.name, {})) for s in scores]
-
 Samples = Annotated[int, typer.Option(help='calibration windows', min=1)]
 Window = Annotated[int, typer.Option(help='tokens in a window', min=2)]
 Quantized = Annotated[Path, typer.Argument(help='folder that `alphaq quantize` made')]
@@ -564,6 +451,7 @@ def collect(
     "Add what calibration text says to a table of scores. For the methods that read text."
     from alphaq.checkpoint import open_checkpoint
     from alphaq.evaluate import calibration_windows
+    from alphaq.pipeline import device_named, group_measured, informed
     from alphaq.scores import read_scores, write_scores
     _still()
     check_free(out, overwrite)
@@ -571,21 +459,10 @@ def collect(
     if lacking := {p.name for p in c.projections} - {s.name for s in given}:
         raise AlphaqError(f'{scores}: a table of another model, it lacks {min(lacking)}')
     windows, described, texts = calibration_windows(c.path, calibration.split('+'), window, samples)
-    group = _measured_group(given, group_size) or 128
-    write_scores(out, _informed(c, given, windows, texts, group, probes, _device(device)))
+    group = group_measured(given, group_size) or 128
+    write_scores(out, informed(c, given, windows, texts, group, probes, device_named(device)))
     data = dict(out=str(out), read=described, curvature=f'{probes} vectors for each window' if probes else 'not asked for')
     _show(data, json_, f'allocate {_q(out)} --bits 2.5 --method mxmoe -o plan.json')
-
-def _feasible(checkpoint, settings):
-    "Refuse an unknown method, an unreachable budget, an impossible bound or group size from headers alone, before the long work of scoring."
-    from dataclasses import replace
-    from alphaq.allocation import allocate
-    from alphaq.methods import method_named
-    from alphaq.rounding import check_groups
-    from alphaq.scores import unscored
-    method_named(settings.method)
-    check_groups(checkpoint, settings.group_size)
-    allocate(unscored(checkpoint), replace(settings, method='noise-only', noise='analytic', gamma=None))
 
 @verb
 def quantize(
@@ -604,50 +481,25 @@ def quantize(
     device:Device='auto', engine:Engine='local', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,
 ):
     "Score, allocate, round and pack a checkpoint. Or take a plan; the folder opens in transformers."
-    from alphaq.allocation import preset_named
-    from alphaq.methods import method_named
-    from alphaq.checkpoint import open_checkpoint
-    from alphaq.evaluate import calibration_windows
-    from alphaq.jobs import score_all
-    from alphaq.making import companions
-    from alphaq.plans import read_plan
-    from alphaq.rounding import Job, check_head, check_quantizer, check_source, quantize as run
+    from alphaq.pipeline import Budget, check_budget, label, settings_for
     _still()
-    changes = (method, gamma, cap, noise, choices, count, group_size, scope, granularity, bound or None)
-    changed = preset != 'best' or _label('', *changes, other_bits, also or None) is None
-    _one_budget(bits, size_, count, None)
-    if (bits is None and size_ is None) == (plan is None): raise typer.BadParameter('give --bits, --size or --plan, one of them')
-    if plan and changed: raise typer.BadParameter('a plan says everything already; options of the allocation go with --bits')
-    if out is None: raise typer.BadParameter('give -o, the folder to make')
+    asked = _asked(method, gamma, cap, noise, choices, count, group_size, scope, granularity, bound)
+    changed = label('', *asked.values()) is None
+    check_budget(bits, size_, count)
+    if (bits is None and size_ is None) == (plan is None): raise UsageError('give --bits, --size or --plan, one of them')
+    if plan and (changed or preset != 'best' or other_bits is not None or also):
+        raise UsageError('a plan says everything already; options of the allocation go with --bits')
+    if out is None: raise UsageError('give -o, the folder to make')
     check_free(out, overwrite, 'folder')
-    settings = None if plan else _settings(preset, bits, *changes)
-    reads = settings and method_named(settings.method).data
-    if reads and not calibration: raise AlphaqError(f'{settings.method} reads text; name some with --calibration')
-    device = _device(device, engine)
-    work = _engine(engine, device)
-    check_quantizer(quantizer, calibration is not None and (quantizer == 'gptq' or not reads), device, routing)
-    c = open_checkpoint(model)
-    if settings:
-        modules = _also(c, also)
-        check_head(c, head_bits, settings.group_size)
-        if size_: settings = _sized(c, settings, size_, other_bits, modules, head_bits)
-        _feasible(c, settings)
-    check_source(c, unopened)
-    companions(c.path)  # refuses a link that leads out of the folder
-    c.check_rest()
-    tokens, described, texts = calibration_windows(c.path, calibration.split('+'), window, samples) if calibration else (None, None, None)
-    if plan: chosen = read_plan(plan)
-    else:
-        p = preset_named(preset)
-        scores = score_all(_job(c, p.tail, p.tile, None, settings.group_size, device=device), work)
-        if reads: scores = _informed(c, scores, tokens, texts, settings.group_size, 2 if 'trace' in reads else 0, device)
-        chosen = _plan(scores, c.name, _label(preset, *changes), other_bits, settings, modules=modules)
-    windows = tokens if quantizer == 'gptq' else None
-    job = Job(c, chosen, quantizer, windows, described, routing, device, head_bits, unopened)
-    made = run(job, out, overwrite, work if engine != 'local' else None)
-    data = _summary(chosen) | dict(
-        out=str(made.path), source_bytes=sum(t.nbytes for t in c.tensors.values()), file_bytes=made.file_bytes, tensor_bytes=made.tensor_bytes,
-        predicted_bytes=made.predicted, predicted_file_bytes=made.predicted_files, quantizer=quantizer, starved=len(made.starved), seconds=round(made.seconds, 2))
+    if plan is None:
+        others = 4 if other_bits is None else other_bits
+        plan = Budget(settings_for(preset, bits, **asked), preset, changed, size_, others, _also(also))
+    made = alphaq.quantize(model, plan, out, quantizer, calibration, samples, window, routing, head_bits, unopened,
+                           device, engine, overwrite)
+    data = _summary(made.plan) | dict(
+        out=str(made.path), source_bytes=made.source_bytes, file_bytes=made.file_bytes, tensor_bytes=made.tensor_bytes,
+        predicted_bytes=made.predicted, predicted_file_bytes=made.predicted_files, quantizer=quantizer,
+        starved=len(made.starved), seconds=round(made.seconds, 2))
     _show(data, json_, f'eval {_q(out)}')
 
 @verb
@@ -664,12 +516,13 @@ def tune(
     "Tune the routers of a quantized folder on text. Into another folder; says what it gained on text kept back."
     from alphaq.checkpoint import open_checkpoint
     from alphaq.evaluate import calibration_windows
+    from alphaq.pipeline import device_named
     from alphaq.routers import tune as run
     _still()
     c = open_checkpoint(model)
     check_free(out, overwrite, 'folder')
     windows, described, _ = calibration_windows(c.path, calibration.split('+'), window, samples)
-    made = run(folder, c, windows, out, method, described, seed, _device(device), overwrite)
+    made = run(folder, c, windows, out, method, described, seed, device_named(device), overwrite)
     data = vars(made) | dict(path=str(made.path), read=described)
     (before, after), (had, has), (mean, stderr) = made.changed, made.lost, made.gained
     emit(data, json_, facts([
@@ -679,7 +532,7 @@ def tune(
         ['change of the loss', f'{mean:+.4f} ± {stderr:.4f}: {made.verdict}'], ['next', f'alphaq eval {out}']]))
     if made.verdict != 'better':
         word = 'worse' if made.verdict == 'worse' else 'not shown to be better'
-        _say(f'alphaq tune: warning: on the text kept back the tuned folder is {word} ({mean:+.4f} ± {stderr:.4f} nats per token)')
+        say(f'alphaq tune: warning: on the text kept back the tuned folder is {word} ({mean:+.4f} ± {stderr:.4f} nats per token)')
 
 @verb
 def verify(
@@ -688,9 +541,8 @@ def verify(
     json_:Json=False, quiet:Quiet=False,
 ):
     "Is this folder what it says it is? Exit code 4 when not."
-    from alphaq.checks import verify as check
     _still()
-    report = check(folder, original=against)
+    report = alphaq.verify(folder, against)
     data = dict(folder=str(folder), verified=True, files=report.files, bytes=report.nbytes, against=against, unchecked=report.unchecked)
     shown = _facts({k: v for k, v in data.items() if k != 'unchecked'} | {'not checked': '; '.join(report.unchecked) or None})
     emit(data, json_, shown)
@@ -712,8 +564,8 @@ def dequantize(
 # %% ../nbs/61_cli.ipynb #1c4aa9a7
 def _beside(against, device, samples, losses):
     "How losses on samples differ from those of another model on the same windows: a row for each text and one for all."
-    from alphaq.evaluate import load_model, paired, sample, sample_nll, verdict
-    other, tokenizer = load_model(against, device)
+    from alphaq.evaluate import paired, sample, sample_nll, verdict
+    other, tokenizer = alphaq.load(against, device)
     for name, s in samples.items():
         if len(s.rows) < 2: raise AlphaqError(f'{name} fills one window; models are compared over several: a longer text, or a smaller --window')
         same = sample(tokenizer, s.text, s.rows.shape[1], s.rows.numel()).rows
@@ -734,7 +586,7 @@ def eval(
     device:Device='auto', json_:Json=False, quiet:Quiet=False,
 ):
     "Perplexity and bits per byte on texts, accuracy on tasks. Of tasks alone when only tasks are named."
-    from alphaq.evaluate import load_model, perplexity_of, sample, sample_nll
+    from alphaq.evaluate import perplexity_of, sample, sample_nll
     from alphaq.tasks import CHANCE, check_lm_eval, run_tasks, task_names
     from alphaq.texts import load_text, texts_at_hand
     _still()
@@ -743,7 +595,7 @@ def eval(
     names = text or ([] if asked else texts_at_hand())
     if against and not names: raise AlphaqError('--against compares losses on text; name one with --text')
     texts = [load_text(n) for n in names]
-    loaded, tokenizer = load_model(model, _device(device))
+    loaded, tokenizer = alphaq.load(model, device)
     samples = {t.name: sample(tokenizer, t, window, tokens) for t in texts}
     losses = {name: sample_nll(loaded, s) for name, s in samples.items()}
     rows = [vars(perplexity_of(samples[name], x)) for name, x in losses.items()]
@@ -753,7 +605,7 @@ def eval(
     answered = table(['task', '>accuracy', '>s.e.', '>chance', '>s.e. from chance', '>accuracy by bytes', '>questions'],
                      [[s['task'], f'{s["acc"]:.3f}', f'{s["stderr"]:.3f}', s['chance'], f'{s["z"]:+.1f}', f'{s["acc_bytes"]:.3f}', s['questions']]
                       for s in scores], model)
-    beside = _beside(against, _device(device), samples, losses) if against else []
+    beside = _beside(against, device, samples, losses) if against else []
     apart = table(['text', f'>nats per token above {against}', '>s.e.', 'verdict'],
                   [[b['text'], f'{b["difference"]:+.4f}', f'{b["stderr"]:.4f}', b['verdict']] for b in beside])
     emit(dict(model=model, rows=rows, tasks=scores) | (dict(against=against, differences=beside) if against else {}), json_,
@@ -770,15 +622,13 @@ def generate(
 ):
     "Continue a prompt. With one argument, that is the prompt and the model is pocket."
     import torch
-    from alphaq.evaluate import load_model
     _still()
     if prompt is None and Path(model).is_dir(): raise AlphaqError(f'{model} is a folder; give the prompt after it')
     model, prompt = ('pocket', model) if prompt is None else (model, prompt)
     if not prompt.strip(): raise AlphaqError('the prompt is empty; give a word to continue from')
-    device = _device(device)
-    loaded, tokenizer = load_model(model, device)
+    loaded, tokenizer = alphaq.load(model, device)
     torch.manual_seed(seed)
-    given = tokenizer(prompt, return_tensors='pt', return_token_type_ids=False).to(device)
+    given = tokenizer(prompt, return_tensors='pt', return_token_type_ids=False).to(loaded.device)
     more = {'temperature': temperature} if temperature else {}
     with third_party(f'{model}: cannot generate', 'see that it does in transformers by itself'):
         out = loaded.generate(**given, max_new_tokens=tokens, do_sample=temperature > 0, **more)

@@ -10,7 +10,7 @@ import json
 
 import numpy as np
 
-from .allocation import frontier, smallest, unit_name
+from .allocation import plan_frontier, smallest, unit_name
 from .core import layer_of
 from .methods import method_named, units
 from .plot import WIDTH_COLORS
@@ -22,7 +22,7 @@ def dial_data(
     title:str,  # of the page
 )->dict:        # JSON object
     "What the page replays: the smallest plan, and every move of the frontier."
-    rows, of = frontier(scores, settings), units(scores, settings.granularity or method_named(settings.method).granularity)
+    rows, of = plan_frontier(scores, settings), units(scores, settings.granularity or method_named(settings.method).granularity)
     members = {}
     for s, unit in zip(scores, of): members.setdefault(int(unit), []).append(s.name)
     named = {unit_name(names): unit for unit, names in members.items()}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WIDTHS', 'ZERO_STEPS', 'GRIDS', 'LEAST', 'POWER', 'FIELDS', 'QuantizedWeight', 'dequantize_codes', 'round_to_grid',
-           'min_max_grid', 'sign_grid', 'mse_grid', 'group_of', 'has_groups', 'other_groups', 'quantize',
+           'min_max_grid', 'sign_grid', 'mse_grid', 'group_of', 'has_groups', 'other_groups', 'to_grid',
            'rounding_error', 'hqq_grid', 'stored_bytes']
 
 # %% ../nbs/06_grid.ipynb #c11413ef
@@ -182,7 +182,7 @@ def other_groups(
     other = {n: group_of(n, group_size) for n in sorted({*columns}) if n > group_size and n % group_size}
     return ', '.join(f'{size} in rows of {n}' for n, size in other.items())
 
-def quantize(
+def to_grid(
     W:Tensor,              # `[..., out, in]` weights, any float dtype, finite
     bits:int,              # 1 .. 4
     group_size:int=128,    # as for `group_of`

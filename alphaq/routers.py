@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .activations import (check_device, layer_calls, lent, model_name, run_layer, skeleton,
                                 stored, streamed_logits)
 from .checkpoint import Checkpoint
-from .checks import check_source, verify
+from .checks import check_original, verify
 from .core import (AlphaqError, atomic, check_known, files_in, read_json, track, write_json,
                          write_text)
 from .evaluate import load_model, paired, verdict
@@ -354,7 +354,7 @@ def tune(
     source, out = open_folder(folder), Path(out).absolute()
     names = files_in(source.path)
     for name in names: contained(source.path/name, source.path)  # all of them are copied
-    if wrong := next(check_source(source, original), None): raise AlphaqError(wrong)
+    if wrong := next(check_original(source, original), None): raise AlphaqError(wrong)
     learn, back = (part.to(device) for part in _parted(windows))
     model = skeleton(original, device)
     keys = _keys(model, source, original)

@@ -22,7 +22,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .core import ROLES, AlphaqError
 from .families import biases, check_experts, gated, matrices, place_of
-from .grid import dequantize_codes, group_of, quantize
+from .grid import dequantize_codes, group_of, to_grid
 from .hook import CURE, poison_tensors
 from .pack import PackedWeight, check_table, pack, unpack_codes, word_count
 
@@ -250,7 +250,7 @@ def quantize_model(
         linear = isinstance(old, nn.Linear)
         arenas = {new: old.weight[None]} if linear else {new.get_submodule(r): W for r, W in matrices(old).items()}
         for arena, stack in arenas.items():
-            for i, W in enumerate(stack.detach()): arena.put(i, pack(quantize(W.contiguous(), arena.widths[i], arena.group_size, grid)))
+            for i, W in enumerate(stack.detach()): arena.put(i, pack(to_grid(W.contiguous(), arena.widths[i], arena.group_size, grid)))
         model.set_submodule(path, new.to(next(old.parameters()).device))
     model.hf_quantizer, model.is_quantized, model.quantization_method = quantizer, True, 'alphaq'
     model.config.quantization_config, model.config.experts_implementation = config, CURE

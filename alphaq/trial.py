@@ -22,7 +22,7 @@ from .checkpoint import Checkpoint
 from .core import AlphaqError, sha256
 from .evaluate import paired, window_nll
 from .exports import priced
-from .grid import WIDTHS, quantize
+from .grid import WIDTHS, to_grid
 from .methods import Settings, choice_sizes
 
 # %% ../nbs/57_trial.ipynb #7a9b5c03
@@ -33,7 +33,7 @@ def nearest(
     group:int # weights per scale
 ):            # `QuantizedWeight`
     "Rounded to nearest on the searched grid ({doc}`06_grid`)."
-    return quantize(W, bits, group)
+    return to_grid(W, bits, group)
 
 def rounding_code(
 )->str: # 16 hexadecimal digits

@@ -42,12 +42,12 @@ def test_many_spectra_at_once_lead_to_the_same_plan(monkeypatch):
     from alphaq.allocation import allocate, preset_named
     from alphaq.batched import batched_eigenvalues
     from alphaq.checkpoint import open_checkpoint
-    from alphaq.jobs import Job, score_all
+    from alphaq.jobs import ScoreJob, score_all
     from alphaq.plans import make_plan, to_json
     preset, pocket = preset_named('paper'), open_checkpoint('pocket')
     checkpoint = replace(pocket, projections=tuple(p for p in pocket.projections if p.layer < 2))  # half a minute for all on one core, and no other answer
     def planned(device):
-        scores = score_all(Job(checkpoint, preset.tail, preset.tile, device=device))
+        scores = score_all(ScoreJob(checkpoint, preset.tail, preset.tile, device=device))
         return [s.alpha for s in scores], to_json(make_plan(scores, allocate(scores, replace(preset.settings, bits=2.5)), 'pocket'))
     alphas, plan = planned('cpu')
     asked = []

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from alphaq import making, quantize as quantizing
+from alphaq import making, rounding
 from alphaq.lab.toys import toy_checkpoint
 from alphaq.cli import app
 from alphaq.core import check_sums
@@ -114,7 +114,7 @@ def test_disk_that_fills_up(home, monkeypatch, error):
     "What was written stays, under a name that nobody takes for finished, and the same command continues."
     command = ('quantize', 'toy', '--bits', '2', '-o', 'filled')
     with monkeypatch.context() as m:
-        m.setattr(quantizing, 'save_file', failing(error, 1, quantizing.save_file))
+        m.setattr(rounding, 'save_file', failing(error, 1, rounding.save_file))
         code, said = run(home, *command)
     assert code == 1 and 'the disk is full' in said and 'run the same command again' in said and len(said.strip().splitlines()) == 1, said
     assert not (home/'filled').exists() and (home/'filled.partial'/'UNFINISHED').exists() and not (home/'filled.partial'/'config.json').exists()

@@ -46,7 +46,7 @@ def cell_tags(
     return {tag for tag, yes in wanted.items() if yes}
 
 # %% ../../nbs/95_book.ipynb #1fb03542
-_origin = re.compile(r'File to edit: \.\./nbs/(\w+)\.ipynb')
+_origin = re.compile(r'File to edit: (?:\.\./)+nbs/(\w+)\.ipynb')
 _name = re.compile(r'(?<![`\[}\w])`([A-Za-z_]\w*)`(?![`\]\w])')
 _fence = re.compile(r'(^(```+|~~~+|:::+).*?^\2\s*?$|\$\$.*?\$\$)', re.M | re.S)
 
@@ -54,7 +54,7 @@ def chapters(
     package,   # `str | Path` folder of exported modules
 )->dict:       # chapter such as '06_grid' -> its module's file, in reading order
     "Which chapter each exported module came from."
-    found = {m[1]: path for path in Path(package).glob('*.py') if (m := _origin.search(path.read_text(encoding='utf-8')))}
+    found = {m[1]: path for path in Path(package).rglob('*.py') if (m := _origin.search(path.read_text(encoding='utf-8')))}
     return dict(sorted(found.items()))
 
 def symbols(
@@ -78,7 +78,7 @@ def link_names(
     return ''.join(_name.sub(link, piece) if i % 3 == 0 else piece for i, piece in enumerate(pieces) if i % 3 != 2)
 
 # %% ../../nbs/95_book.ipynb #b5448ce0
-_named = re.compile(r'\balphaq\.(\w+)|^\s*from \.(\w+) import|\bfrom (?:alphaq|\.) import ([\w, ]+)', re.M)
+_named = re.compile(r'\balphaq\.(?:lab\.)?(\w+)|^\s*from \.+(?:lab\.)?(\w+) import|\bfrom (?:alphaq(?:\.lab)?|\.+(?:lab)?) import ([\w, ]+)', re.M)
 
 def named_modules(
     text:str,  # code, or a notebook's JSON
@@ -91,7 +91,8 @@ def _needed(root, chapter):
     "Files of the modules that a chapter names, and of those that they name."
     of = {path.stem: path for path in chapters(root/'alphaq').values()}
     pages = [*(root/'nbs').glob(f'{chapter}.ipynb')]
-    waiting, found = {chapter[3:]}.union(*(named_modules(p.read_text(encoding='utf-8')) for p in pages)), {}
+    waiting = {chapter[3:]}.union(*(named_modules(p.read_text(encoding='utf-8')) for p in pages))
+    found = {}
     while waiting:
         if (name := waiting.pop()) not in of or name in found: continue
         found[name] = of[name]

@@ -18,7 +18,7 @@ from ..evaluate import load_model, perplexity, sample
 from .corpus import corpus
 from .damage import rounded
 from .ngram import gzip_bits, log2_probabilities, train_ngram
-from .watch import routing, watch
+from .watch import loads, watch
 from ..signals import router_rows
 
 # %% ../../nbs/76_card.ipynb #23ffd763
@@ -93,7 +93,7 @@ def quality(
                         held_out={d: dict(source=s.text.source, name=s.text.name, sha256=s.text.sha256, bytes=s.bytes) for d, s in samples.items()})
     rows = [dict(kind='domain', domain=d, bits_per_byte=by_width[16][d], **yard[d]) for d in samples]
     rows += [dict(kind='width', bits=b, bits_per_byte=found) for b, found in by_width.items()]
-    rows += [dict(kind='routing', domain=d, tokens=routing(model, s.rows).tolist()) for d, s in samples.items()]
+    rows += [dict(kind='routing', domain=d, tokens=loads(model, s.rows).tolist()) for d, s in samples.items()]
     rows += [dict(kind='task', **vars(r)) for r in run_tasks(model, tokenizer, tasks)]
     return header, rows + [dict(kind='sample', domain=d, prompt=p, seed=0, temperature=.7, text=continued(model, tokenizer, p)) for d, p in PROMPTS.items()]
 

@@ -17,7 +17,7 @@ from ..activations import expert_weight, experts_of, first_inputs, run_layer
 from ..core import track
 from ..evaluate import window_nll
 from ..families import gated, matrices
-from ..grid import quantize
+from ..grid import to_grid
 
 # %% ../../nbs/74_damage.ipynb #07389a77
 @contextmanager
@@ -33,7 +33,7 @@ def rounded(
         for where, b in bits.items():
             W = expert_weight(model, *where)
             kept[where] = W.clone()
-            W.copy_(quantize(W, b, group_size).dequantize())
+            W.copy_(to_grid(W, b, group_size).dequantize())
         yield model
     finally:
         for where, W in kept.items(): expert_weight(model, *where).copy_(W)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LAW', 'SHAPES', 'SHARDS', 'synthetic_bytes', 'synthetic_checkpoint', 'mixed_plan', 'peak_bytes', 'start_child',
-           'measured', 'warm', 'law_rows', 'growth', 'long_row', 'same_files', 'killed_runs', 'kill_rows', 'load_rows',
+           'in_child', 'warm', 'law_rows', 'growth', 'long_row', 'same_files', 'killed_runs', 'kill_rows', 'load_rows',
            'main']
 
 # %% ../../nbs/85_endurance.ipynb #b4a94472
@@ -27,7 +27,7 @@ from ..checkpoint import open_checkpoint, open_folder
 from ..core import (ROLES, AlphaqError, atomic, one_line, provenance, read_rows, results_dir,
                          track, write_json, write_rows)
 from ..plans import Plan, grouped
-from ..rounding import LOGITS, Job, quantize
+from ..rounding import LOGITS, QuantizeJob, quantize
 
 # %% ../../nbs/85_endurance.ipynb #430dead9
 def synthetic_bytes(
@@ -105,7 +105,7 @@ def start_child(
     except BaseException as e: print(f'{type(e).__name__}: {e}', file=sys.stderr)
     finally: sys.stderr.flush(); os._exit(status)
 
-def measured(
+def in_child(
     function, # called without arguments in a child
 )->dict:      # base_bytes before it began, peak_bytes, wall and processor seconds
     "Memory and time of a function, in a child of its own."
@@ -151,10 +151,10 @@ def law_rows(
             synthetic_checkpoint(f'{d}/m', depth, **LAW)
             c = open_checkpoint(f'{d}/m')
             plan, windows = mixed_plan(c), torch.randint(0, 256, (4, 64), generator=torch.Generator().manual_seed(0))
-            cases = {'rtn': lambda: quantize(Job(c, plan, 'rtn'), f'{d}/rtn'), 'loaded': lambda: load_for_calibration(c),
-                     'gptq': lambda: quantize(Job(c, plan, 'gptq', windows, 'random'), f'{d}/gptq')}
+            cases = {'rtn': lambda: quantize(QuantizeJob(c, plan, 'rtn'), f'{d}/rtn'), 'loaded': lambda: load_for_calibration(c),
+                     'gptq': lambda: quantize(QuantizeJob(c, plan, 'gptq', windows, 'random'), f'{d}/gptq')}
             for name, run in cases.items():
-                rows.append(dict(case='law', what=name, layers=depth, layer_bytes=layer, weights='random') | measured(run))
+                rows.append(dict(case='law', what=name, layers=depth, layer_bytes=layer, weights='random') | in_child(run))
     return rows
 
 def growth(
@@ -191,8 +191,8 @@ def long_row(
         total = synthetic_checkpoint(f'{d}/m', layers, **shape)
         c = open_checkpoint(f'{d}/m')
         windows = torch.randint(0, shape['vocabulary'], (tokens // 256, 256), generator=torch.Generator().manual_seed(0))
-        job = Job(c, mixed_plan(c), quantizer, *((windows, 'random tokens') if quantizer == 'gptq' else ()))
-        found = measured(lambda: quantize(job, f'{d}/q'))
+        job = QuantizeJob(c, mixed_plan(c), quantizer, *((windows, 'random tokens') if quantizer == 'gptq' else ()))
+        found = in_child(lambda: quantize(job, f'{d}/q'))
         made = sum(p.stat().st_size for p in Path(d, 'q').glob('*.safetensors'))
     return dict(case='long', what=quantizer, layers=layers, **shape, layer_bytes=layer, checkpoint_bytes=total, quantized_bytes=made,
                 tokens=tokens if quantizer == 'gptq' else None, weights='random', threads=torch.get_num_threads()) | found
@@ -227,7 +227,7 @@ def killed_runs(
     "Kill a run at random moments, resume it, compare every byte with a run that nobody disturbed."
     rows, moments, whole, out = [], random.Random(seed), home/'whole', home/'killed'
     run(whole)
-    usual = max(measured(lambda: run(home/f'again{i}'))['seconds'] for i in range(3))
+    usual = max(in_child(lambda: run(home/f'again{i}'))['seconds'] for i in range(3))
     for i in track(range(count), 'killing'):
         delay = moments.uniform(0, usual)
         pid = start_child(lambda: run(out))
@@ -251,7 +251,7 @@ def kill_rows(
         synthetic_checkpoint(f'{d}/m', hidden=32, width=32, tower=2)
         c = open_checkpoint(f'{d}/m')
         windows = torch.randint(0, 256, (4, 32), generator=torch.Generator().manual_seed(0))
-        job = Job(c, mixed_plan(c, (1, 2, 3, 4)), 'gptq', windows, 'random tokens')
+        job = QuantizeJob(c, mixed_plan(c, (1, 2, 3, 4)), 'gptq', windows, 'random tokens')
         return killed_runs(lambda out: quantize(job, out), _stage, Path(d), count, seed)
 
 # %% ../../nbs/85_endurance.ipynb #a8e16df5
@@ -266,7 +266,7 @@ def load_rows(
     with tempfile.TemporaryDirectory(dir=home) as d:
         synthetic_checkpoint(f'{d}/m', layers, experts, side, side)
         c = open_checkpoint(f'{d}/m')
-        made = quantize(Job(c, mixed_plan(c, (1, 2, 3, 4)), 'rtn'), f'{d}/q')
+        made = quantize(QuantizeJob(c, mixed_plan(c, (1, 2, 3, 4)), 'rtn'), f'{d}/q')
         tensors = len(open_folder(f'{d}/q').tensors)
         def load():
             from transformers import AutoModelForCausalLM
@@ -275,7 +275,7 @@ def load_rows(
             if held != len(c.projections): raise AlphaqError(f'{held} of {len(c.projections)} projections were opened')
         about = dict(case='load', projections=len(c.projections), rows=side, columns=side, tensors=tensors, file_bytes=made.file_bytes, weights='random',
                      threads=torch.get_num_threads())
-        return [about | dict(repeat=i) | measured(load) for i in range(repeats)]
+        return [about | dict(repeat=i) | in_child(load) for i in range(repeats)]
 
 # %% ../../nbs/85_endurance.ipynb #42421aca
 def _law(args):

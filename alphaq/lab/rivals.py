@@ -26,7 +26,7 @@ from ..evaluate import load_model, sample
 from ..exports import TARGETS
 from ..gamma import capped_gamma, default_gamma
 from ..gptq import factor, gptq, shrunk
-from ..grid import WIDTHS, quantize
+from ..grid import WIDTHS, to_grid
 from .corpus import corpus
 from ..methods import METHODS, PER_CHANNEL, Settings, choice_sizes
 from ..noise import measured_noise
@@ -99,7 +99,7 @@ def calibration(
 
 def rounds(W:Tensor, bits:int)->Tensor:
     "A matrix as the table rounds it."
-    return quantize(W, bits).dequantize().to(W.dtype)
+    return to_grid(W, bits).dequantize().to(W.dtype)
 
 def informed(
     checkpoint, model, tokenizer,
