@@ -36,15 +36,19 @@ def _gram(x):
     x = x.reshape(-1, x.shape[-1]).float()
     return (x.T @ x).double()
 
+# %% ../nbs/40_activations.ipynb #18e57412
 def experts_of(
     layer:nn.Module, # a decoder layer
 ):                   # its module of experts, `None` where there is none
     "The layer's experts, where they lie as `[experts, 2 width, hidden]`: gate above up, in plain sight."
     experts = getattr(getattr(layer, 'mlp', None), 'experts', None)
     if experts is None: return None
-    shapes = [tuple(getattr(experts, n).shape) if hasattr(experts, n) else () for n in ('gate_up_proj', 'down_proj')]
-    if len(shapes[0]) != 3 or len(shapes[1]) != 3 or shapes[0][1] != 2 * shapes[1][2] or shapes[0][2] != shapes[1][1]:
-        raise AlphaqError(f'{type(experts).__name__}: experts are read here as [experts, 2 width, hidden], got {shapes}; use a data-free quantizer')
+    shapes = [tuple(getattr(experts, n).shape) if hasattr(experts, n) else ()
+              for n in ('gate_up_proj', 'down_proj')]
+    if len(shapes[0]) != 3 or len(shapes[1]) != 3 or shapes[0][1] != 2 * shapes[1][2] or shapes[0][
+        2] != shapes[1][1]:
+        raise AlphaqError(f'{type(experts).__name__}: experts are read here as [experts, 2 '
+                          f'width, hidden], got {shapes}; use a data-free quantizer')
     return experts
 
 def expert_weight(
@@ -59,9 +63,11 @@ def expert_weight(
     return matrices(experts)[role][expert]
 
 # %% ../nbs/40_activations.ipynb #5d7c6eae
-ROUTINGS = {'routed': 'the tokens routed to an expert', 'weighted': 'the tokens routed to an expert, by the square of their router weights',
+ROUTINGS = {'routed': 'the tokens routed to an expert',
+            'weighted': 'the tokens routed to an expert, by the square of their router weights',
             'all': 'every token, for every expert'}
 
+# %% ../nbs/40_activations.ipynb #ae0a55a9
 @contextmanager
 def recording(
     layer:nn.Module,      # one decoder layer of a transformers model
@@ -69,25 +75,32 @@ def recording(
 ):                        # yields a `LayerStatistics` that grows with every forward pass and is complete when the context closes
     "Record the layer's statistics while the context is open; the layer itself is left as it was."
     check_known(routing, ROUTINGS, 'routings')
-    experts, device = getattr(getattr(layer, 'mlp', None), 'experts', None), next(layer.parameters()).device
+    experts = getattr(getattr(layer, 'mlp', None), 'experts', None)
+    device = next(layer.parameters()).device
     if experts is not None: check_experts(experts)
-    count, hidden, width = matrices(experts)['down_proj'].shape if experts is not None else (0, 0, 0)
+    count, hidden, width = matrices(experts)['down_proj'].shape if experts is not None else (0, 0,
+                                                                                             0)
     def zeros(*shape): return torch.zeros(*shape, dtype=torch.float64, device=device)
     tokens = torch.zeros(count, dtype=torch.int64, device=device)
     counted, mass = torch.zeros_like(tokens) if routing == 'all' else tokens, zeros(count)
-    seen = LayerStatistics(zeros(count, hidden, hidden), zeros(count, width, width), tokens, counted, {})
+    seen = LayerStatistics(zeros(count, hidden, hidden), zeros(count, width, width), tokens,
+                           counted, {})
     def keep_input(name):
         def hook(module, args): seen.linears[name] = seen.linears.get(name, 0) + _gram(args[0])
         return hook
-    linears = {n: m for n, m in layer.named_modules() if isinstance(m, nn.Linear) and '.mlp.' not in f'.{n}'}
+    linears = {n: m for n, m in layer.named_modules() if isinstance(m, nn.Linear)
+               and '.mlp.' not in f'.{n}'}
     hooks = [m.register_forward_pre_hook(keep_input(n)) for n, m in linears.items()]
-    if experts is not None: experts.forward = lambda x, index, weight: _recorded_experts(experts, seen, routing, mass, x, index, weight)
+    if experts is not None:
+        experts.forward = lambda x, index, weight: _recorded_experts(experts, seen, routing, mass,
+                                                                     x, index, weight)
     try: yield seen
     finally:
         for h in hooks: h.remove()
         if experts is not None: del experts.forward
     if routing == 'weighted':
-        for grams in (seen.inputs, seen.between): grams *= torch.where(mass > 0, tokens / mass, 0.)[:, None, None]
+        for grams in (seen.inputs, seen.between):
+            grams *= torch.where(mass > 0, tokens / mass, 0.)[:, None, None]
 
 # %% ../nbs/40_activations.ipynb #3733cad7
 def one_expert(
@@ -101,15 +114,20 @@ def one_expert(
     between = gated(experts, product('gate_proj', x), product('up_proj', x))
     return between, product('down_proj', between)
 
+# %% ../nbs/40_activations.ipynb #9df73166
 def _recorded_experts(experts, seen, routing, mass, x, index, weight):
     "The experts' forward pass, expert by expert, with their inputs added to `seen`."
-    out, W, b, everything = torch.zeros_like(x), matrices(experts), biases(experts), routing == 'all'
+    out = torch.zeros_like(x)
+    W = matrices(experts)
+    b = biases(experts)
+    everything = routing == 'all'
     if everything: seen.inputs.add_(_gram(x)); seen.counted.add_(len(x))
     for e in range(len(seen.tokens)) if everything else index.unique().tolist():
         if e == len(seen.tokens): continue  # the index that means no expert
         token, slot = torch.where(index == e)
         given = weight[token, slot, None]
-        between, y = one_expert(experts, {r: W[r][e] for r in W}, {r: b[r][e] for r in b}, x if everything else x[token])
+        between, y = one_expert(experts, {r: W[r][e] for r in W}, {r: b[r][e] for r in b},
+                                x if everything else x[token])
         if everything: seen.between[e] += _gram(between); y = y[token]
         else:
             by = given.float() if routing == 'weighted' else 1.
@@ -129,8 +147,10 @@ def _forward(layers, make):
     finally:
         for layer in layers: del layer.forward
 
+# %% ../nbs/40_activations.ipynb #44996f7c
 def layer_calls(
-    model:nn.Module,   # a transformers causal language model with `model.model.layers`; its layers need no weights
+    # a transformers causal language model with `model.model.layers`; its layers need no weights
+    model:nn.Module,
     windows:Tensor,    # `[n, length]` token ids
     batch:int=16,      # windows at a time
 ):                     # yields per batch `(hidden [batch, length, hidden] for the first layer, [keyword arguments of every layer])`
@@ -140,15 +160,18 @@ def layer_calls(
         states, calls = [], []
         def noting(index, layer):
             def forward(x, **kwargs):
-                states.append(x); calls.append({**kwargs, 'past_key_values': None, 'use_cache': False})
+                states.append(x)
+                calls.append({**kwargs, 'past_key_values': None, 'use_cache': False})
                 if index == len(layers) - 1: raise _Caught
                 return x
             return forward
-        with _forward(layers, noting), third_party('the model does not run', 'use a data-free quantizer'):
+        with _forward(layers, noting), third_party('the model does not run',
+                                                   'use a data-free quantizer'):
             try: model(input_ids=part.to(device), use_cache=False)
             except _Caught: pass
         yield states[0], calls
 
+# %% ../nbs/40_activations.ipynb #21aa17c9
 def first_inputs(
     model:nn.Module,   # a transformers causal language model with `model.model.layers`
     windows:Tensor,    # `[n, length]` token ids
@@ -190,7 +213,8 @@ class States:
         if self.file is None: return self.batches[i]
         start, shape, dtype, device = self.batches[i]
         self.file.seek(start)
-        return torch.frombuffer(bytearray(self.file.read(shape.numel() * dtype.itemsize)), dtype=dtype).view(shape).to(device)
+        return torch.frombuffer(bytearray(self.file.read(shape.numel() * dtype.itemsize)),
+                                dtype=dtype).view(shape).to(device)
 
 # %% ../nbs/40_activations.ipynb #96ddd9d6
 def lent(
@@ -201,32 +225,41 @@ def lent(
     head:bool=False,   # whether the output head comes too
 ):                     # a context
     "One layer of a model with its weights: a loaded model has them anyway."
-    return held(model, _part(model, index, head), source(index), device) if source else nullcontext()
+    return held(model, _part(model, index, head), source(index),
+                device) if source else nullcontext()
 
+# %% ../nbs/40_activations.ipynb #a17e8429
 @torch.no_grad()
 def walk(
     model:nn.Module,             # a transformers causal language model with `model.model.layers`
     windows:Tensor,              # `[n, length]` token ids, on the device that computes
     batch:int=16,                # windows at a time
-    source=None,                 # layer's index, or `None` for the rest -> `(name, tensor)` pairs; without it the model is loaded
+    # layer's index, or `None` for the rest -> `(name, tensor)` pairs; without it the model is
+    # loaded
+    source=None,
     record=lambda index: True,   # whether a layer's statistics are wanted
     routing:str='routed',        # which tokens count for an expert, key of `ROUTINGS`
-    spill=None,                  # `str | Path` folder for hidden states beyond `SPILL` bytes; `None` keeps them in memory
+    # `str | Path` folder for hidden states beyond `SPILL` bytes; `None` keeps them in memory
+    spill=None,
 ):                               # yields `(index, layer, LayerStatistics or None)`; change the layer's weights before asking for the next
     "Walk calibration windows through the decoder, one layer at a time, each fed by the layers as the caller left them."
     if windows.ndim != 2 or not windows.numel():
-        raise AlphaqError(f'calibration needs windows [n, length], got shape {tuple(windows.shape)}; use a longer text')
+        raise AlphaqError('calibration needs windows [n, length], got shape '
+                          f'{tuple(windows.shape)}; use a longer text')
     def weights(index): return lent(model, index, source, windows.device)
     states, calls = None, []
     with weights(None):
         for x, called in layer_calls(model, windows, batch):
-            if states is None: states = States(spill if windows.numel() * x.shape[-1] * x.element_size() > SPILL else None)
+            if states is None:
+                states = States(spill if windows.numel() * x.shape[-1] * x.element_size() > SPILL
+                                else None)
             states.append(x); calls.append(called)
     for index, layer in enumerate(model.model.layers):
         with weights(index):
             seen = None
             if record(index):
-                with recording(layer, routing) as seen, third_party(f'layer {index} does not run', 'use a data-free quantizer'):
+                with recording(layer, routing) as seen, third_party(f'layer {index} does not run',
+                                                                    'use a data-free quantizer'):
                     for x, called in zip(states, calls): run_layer(layer, x, called[index])
                 _finite(index, seen.inputs, seen.between, *seen.linears.values())
             yield index, layer, seen
@@ -239,14 +272,16 @@ def walk(
 # %% ../nbs/40_activations.ipynb #c24b8364
 def _finite(index, *tensors):
     if all(t.sum().isfinite() for t in tensors): return  # a sum needs no second tensor of that size
-    raise AlphaqError(f'layer {index}: activations are not finite; the checkpoint is damaged, or needs a data-free quantizer')
+    raise AlphaqError(f'layer {index}: activations are not finite; the checkpoint is '
+                      'damaged, or needs a data-free quantizer')
 
 def check_device(
     device:str, # cpu, cuda, cuda:0 ...
 ):
     "Refuse a device that this machine does not have."
     try: torch.empty(0, device=device)
-    except (RuntimeError, AssertionError): raise AlphaqError(f'no device {device!r} here; use cpu, or a machine that has it') from None
+    except (RuntimeError, AssertionError):
+        raise AlphaqError(f'no device {device!r} here; use cpu, or a machine that has it') from None
 
 def auto_class(
     config, # of transformers
@@ -254,12 +289,15 @@ def auto_class(
     "What opens a model as a language model."
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
     kinds = (AutoModelForCausalLM, AutoModelForImageTextToText)
-    return next((kind for kind in kinds if type(config) in kind._model_mapping), AutoModelForCausalLM)
+    return next((kind for kind in kinds if type(config) in kind._model_mapping),
+                AutoModelForCausalLM)
 
+# %% ../nbs/40_activations.ipynb #ce0aa234
 def load_weights(
     folder,                      # `str | Path` plain or quantized
     device:str='cpu',
-    dtype:torch.dtype|None=None, # of the activations; `None`: float32 on a CPU, the stored type elsewhere
+    # of the activations; `None`: float32 on a CPU, the stored type elsewhere
+    dtype:torch.dtype|None=None,
 )->nn.Module:                    # in evaluation mode
     "Load a folder with transformers, never running code from it."
     from transformers import AutoConfig
@@ -269,8 +307,8 @@ def load_weights(
         kind = auto_class(AutoConfig.from_pretrained(folder, **ours))
         return kind.from_pretrained(folder, dtype=dtype, **ours).eval().to(device)
 
-LOAD_CURE = ('a family that it does not know needs another transformers, programs of a folder are never run, '
-        'and eight-bit originals may need a GPU')
+LOAD_CURE = ('a family that it does not know needs another transformers, '
+             'programs of a folder are never run, ' 'and eight-bit originals may need a GPU')
 
 def load_for_calibration(
     checkpoint:Checkpoint,  # the model to walk through
@@ -287,11 +325,14 @@ def built(
     "The checkpoint's model without weights, never running code from the folder."
     from transformers import CONFIG_MAPPING
     dtype = {'dtype': torch.float32} if device == 'cpu' else {}
-    with third_party(f'{checkpoint.path}: transformers cannot build this model', 'use a data-free quantizer'):
+    with third_party(f'{checkpoint.path}: transformers cannot build this model',
+                     'use a data-free quantizer'):
         config = CONFIG_MAPPING[checkpoint.family].from_dict({**checkpoint.config})
-        with torch.device('meta'): model = auto_class(config).from_config(config, trust_remote_code=False, **dtype)
+        with torch.device('meta'):
+            model = auto_class(config).from_config(config, trust_remote_code=False, **dtype)
     return model.eval().requires_grad_(False)
 
+# %% ../nbs/40_activations.ipynb #079fb286
 def skeleton(
     checkpoint:Checkpoint,  # config.json decides
     device:str='cpu',       # that will compute
@@ -311,8 +352,10 @@ def skeleton(
 # %% ../nbs/40_activations.ipynb #5a90bf3d
 def _part(model, index, head=False):
     "Modules by name: of one layer, or of everything outside the layers (`None`), the output head only on request."
-    if index is not None: return dict(model.model.layers[index].named_modules(prefix=f'model.layers.{index}'))
-    return {n: m for n, m in model.named_modules() if not n.startswith('model.layers.') and (head or n.startswith('model'))}
+    if index is not None:
+        return dict(model.model.layers[index].named_modules(prefix=f'model.layers.{index}'))
+    return {n: m for n, m in model.named_modules() if not n.startswith('model.layers.')
+            and (head or n.startswith('model'))}
 
 def model_name(
     checkpoint:Checkpoint,
@@ -320,8 +363,10 @@ def model_name(
 )->str:                     # its name in the model that transformers builds
     "Mixtral's files have another word for `mlp`, and some checkpoints leave out the first part."
     base = checkpoint.decoder
-    return name if name.startswith('lm_head.') else 'model.' + name.removeprefix(base).replace('.block_sparse_moe.', '.mlp.')
+    return name if name.startswith('lm_head.') else 'model.' + name.removeprefix(base).replace(
+        '.block_sparse_moe.', '.mlp.')
 
+# %% ../nbs/40_activations.ipynb #90ff8f4a
 def stored(
     checkpoint:Checkpoint,
     index:int|None,         # decoder layer, from 0; `None`: what belongs to no layer
@@ -343,9 +388,11 @@ def put(
 )->str:              # the name of what was written into
     "Copy one tensor into a model, converted to the model's type."
     module, expert, role = split_name(name) or (None, None, None)
-    target = matrices(model.get_submodule(module))[role][expert] if module else model.get_parameter_or_buffer(name)
+    target = matrices(model.get_submodule(module))[role][
+        expert] if module else model.get_parameter_or_buffer(name)
     if target.shape != value.shape:
-        raise AlphaqError(f'{name} has shape {list(value.shape)}, a model with this config.json needs {list(target.shape)}')
+        raise AlphaqError(f'{name} has shape {list(value.shape)}, a model with this '
+                          f'config.json needs {list(target.shape)}')
     target.copy_(value)
     return f'{module}.{"down_proj" if role == "down_proj" else "gate_up_proj"}' if module else name
 
@@ -365,7 +412,8 @@ def held(
             module.to_empty(device=device, recurse=False)
             if module._non_persistent_buffers_set: model._init_weights(module)
             owned = {**module._parameters, **module._buffers}
-            wanted |= {f'{name}.{k}' for k, t in owned.items() if t is not None and k not in module._non_persistent_buffers_set}
+            wanted |= {f'{name}.{k}' for k, t in owned.items() if t is not None
+                       and k not in module._non_persistent_buffers_set}
         left = wanted - {*later}
         with torch.no_grad():
             for name, value in tensors:
@@ -373,16 +421,19 @@ def held(
         _tie(model, left)
         if left:
             needs = f'which {type(model).__name__} needs ({len(left)} missing)'
-            raise AlphaqError(f'the checkpoint lacks {min(left)}, {needs}; use a data-free quantizer')
+            raise AlphaqError(
+                f'the checkpoint lacks {min(left)}, {needs}; use a data-free quantizer')
         yield
     finally:
         for module in part.values(): module.to_empty(device='meta', recurse=False)
 
+# %% ../nbs/40_activations.ipynb #60a4334e
 def _tie(model, left):
     "Let parameters that share another one's memory share it."
     for name in left & getattr(model, 'all_tied_weights_keys', {}).keys():
         module, _, key = name.rpartition('.')
-        setattr(model.get_submodule(module), key, model.get_parameter(model.all_tied_weights_keys[name]))
+        setattr(model.get_submodule(module), key,
+                model.get_parameter(model.all_tied_weights_keys[name]))
         left.discard(name)
 
 # %% ../nbs/40_activations.ipynb #ed22eacc
@@ -407,10 +458,13 @@ def _streamed_experts(experts, pairs, x, index, weight):
         W = {}
     return out
 
+# %% ../nbs/40_activations.ipynb #aae0b495
 @torch.no_grad()
 def streamed_logits(
     model:nn.Module, # from `skeleton`
-    source,          # layer's index, or `None` for the rest -> `(name, tensor)` pairs, experts last and one after the other
+    # layer's index, or `None` for the rest -> `(name, tensor)` pairs, experts last and one after
+    # the other
+    source,
     tokens:Tensor,   # `[n, length]` token ids, on the device that computes
 )->Tensor:           # `[n, length, vocabulary]`
     "The model's own forward pass, each layer read when its turn comes, and of its experts one at a time."
@@ -418,12 +472,16 @@ def streamed_logits(
         def forward(*args, **kwargs):
             early, late = _split(source(index))
             experts = getattr(getattr(layer, 'mlp', None), 'experts', None)
-            if experts is not None: check_experts(experts); experts.forward = lambda *a: _streamed_experts(experts, late, *a)
+            if experts is not None:
+                check_experts(experts)
+                experts.forward = lambda *a: _streamed_experts(experts, late, *a)
             later = [f'model.layers.{index}.mlp.experts.{n}' for n in ('gate_up_proj', 'down_proj')]
             try:
-                with held(model, _part(model, index), early, tokens.device, later): return type(layer).forward(layer, *args, **kwargs)
+                with held(model, _part(model, index), early, tokens.device, later):
+                    return type(layer).forward(layer, *args, **kwargs)
             finally:
                 if experts is not None: del experts.forward
         return forward
-    with held(model, _part(model, None, head=True), source(None), tokens.device), _forward(model.model.layers, once):
+    with held(model, _part(model, None, head=True), source(None),
+              tokens.device), _forward(model.model.layers, once):
         return model(input_ids=tokens, use_cache=False).logits

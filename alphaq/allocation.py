@@ -26,16 +26,19 @@ class Allocation:
     "A width for every projection, in the order of the scores."
     bits:np.ndarray          # `[n]` chosen widths
     settings:Settings        # as asked, with the gamma that was used
-    solution:Solution|None   # certificate of the knapsack, summed over blocks; `None` for methods that solve none
+    # certificate of the knapsack, summed over blocks; `None` for methods that solve none
+    solution:Solution|None
 
 def checked_choices(
     choices, # widths
 )->tuple:    # ascending, each once
     "Widths that can be offered."
     found = tuple(sorted(set(choices)))
-    if not found or not set(found) <= set(WIDTHS): raise AlphaqError(f'widths must be among {WIDTHS}, got {choices}')
+    if not found or not set(found) <= set(WIDTHS):
+        raise AlphaqError(f'widths must be among {WIDTHS}, got {choices}')
     return found
 
+# %% ../nbs/31_allocation.ipynb #85527720
 def _completed(scores, settings):
     "Settings checked, with noise and gamma filled in."
     method = method_named(settings.method)
@@ -50,17 +53,22 @@ def _completed(scores, settings):
         alphas = [s.alpha for s in scores]
         gamma = default_gamma(alphas) if settings.gamma is None else float(settings.gamma)
         if settings.cap is not None: gamma = capped_gamma(alphas, gamma, settings.cap)
-    return replace(settings, noise=noise, choices=choices, gamma=gamma, granularity=granularity, scope=scope,
-                   group_size=method.group_size or settings.group_size)
+    return replace(settings, noise=noise, choices=choices, gamma=gamma, granularity=granularity,
+                   scope=scope, group_size=method.group_size or settings.group_size)
 
+# %% ../nbs/31_allocation.ipynb #e46a41d5
 def _bounded(scores, settings):
     "`[n, choices]` the choice that stands in for each choice under the bounds."
     allowed = np.tile(np.arange(len(settings.choices)), (len(scores), 1))
     for pattern, least, most in settings.bounds:
         inside = [i for i, b in enumerate(settings.choices) if least <= b <= most]
         rows = [i for i, s in enumerate(scores) if fnmatchcase(s.name, pattern)]
-        if not rows: raise AlphaqError(f'no projection is called {pattern}; names look like {scores[0].name}')
-        if not inside: raise AlphaqError(f'{pattern}: no width of {settings.choices} lies in {least} to {most}')
+        if not rows:
+            raise AlphaqError(
+                f'no projection is called {pattern}; names look like {scores[0].name}')
+        if not inside:
+            raise AlphaqError(
+                f'{pattern}: no width of {settings.choices} lies in {least} to {most}')
         allowed[rows] = np.clip(allowed[rows], inside[0], inside[-1])
     return allowed
 
@@ -70,9 +78,11 @@ def _one_solution(parts):
     if len(parts) == 1: return parts[0][1]
     choice = np.empty(sum(len(rows) for rows, _ in parts), np.int64)
     for rows, found in parts: choice[rows] = found.choice
-    total = {k: sum(getattr(found, k) for _, found in parts) for k in ('cost', 'size', 'lower_bound')}
+    total = {k: sum(getattr(found, k) for _, found in parts)
+             for k in ('cost', 'size', 'lower_bound')}
     solvers = sorted({found.solver for _, found in parts})
-    return Solution(choice, **total, solver=' | '.join(solvers), optimal=all(found.optimal for _, found in parts))
+    return Solution(choice, **total, solver=' | '.join(solvers),
+                    optimal=all(found.optimal for _, found in parts))
 
 def _budget(bits, parts):
     "Largest total size whose average is not above `bits`, up to rounding of the product."
@@ -84,6 +94,7 @@ def _added(place, *tables):
     for o, t in zip(out, tables): np.add.at(o, place, t)
     return out
 
+# %% ../nbs/31_allocation.ipynb #8bfa45d3
 def _knapsacks(scores, settings):
     "What is solved by itself, the whole or every block: `(rows, unit of each that share a width, place of each row among them)`."
     block = units(scores, 'layer') if settings.scope == 'block' else np.zeros(len(scores), np.int64)
@@ -100,7 +111,8 @@ def _prepared(scores, settings):
     stand_in = _bounded(scores, settings)
     parts = np.array([1 if settings.count == 'modules' else s.numel for s in scores], np.int64)
     if settings.count == 'active': parts *= visits(scores)
-    return method_named(settings.method), settings, stand_in, np.take_along_axis(choice_sizes(scores, settings), stand_in, 1), parts
+    return method_named(settings.method), settings, stand_in, np.take_along_axis(
+        choice_sizes(scores, settings), stand_in, 1), parts
 
 def _reach(scores, settings, sizes, parts):
     "Least and greatest average: of the whole, or of the block that has the most at its smallest widths."
@@ -110,7 +122,8 @@ def _reach(scores, settings, sizes, parts):
 def _inwards(low, high):
     "A range in as few digits as have both ends in it, three after the point unless they are too few."
     for digits in range(3, 10):
-        ends = np.ceil(low * 10**digits - 1e-9) / 10**digits, np.floor(high * 10**digits + 1e-9) / 10**digits
+        ends = np.ceil(low * 10**digits - 1e-9) / 10**digits, np.floor(high * 10**digits
+                                                                       + 1e-9) / 10**digits
         if ends[0] <= ends[1]: break
     return f'{ends[0]:.10g} to {max(ends):.10g}'
 
@@ -123,24 +136,35 @@ def allocate(
     method, settings, stand_in, sizes, parts = _prepared(scores, settings)
     low, high = _reach(scores, settings, sizes, parts)
     if not low - 1e-9 <= settings.bits <= high + 1e-9:
-        raise BudgetError(f'{settings.bits:g} bits by {settings.count} is out of reach; widths {settings.choices} reach {_inwards(low, high)}')
+        raise BudgetError(f'{settings.bits:g} bits by {settings.count} is out of reach; '
+                          f'widths {settings.choices} reach {_inwards(low, high)}')
     bits = max(settings.bits, low)  # what is printed as least may be short of it by a rounding
-    if method.widths: return Allocation(_dealt(method, scores, settings, sizes, _budget(bits, parts)), settings, None)
+    if method.widths:
+        return Allocation(_dealt(method, scores, settings, sizes, _budget(bits, parts)), settings,
+                          None)
     costs = np.take_along_axis(method.costs(scores, settings), stand_in, 1)
     def solved(rows, place):
         one = solve(*_added(place, costs[rows], sizes[rows]), _budget(bits, parts[rows]))
         return rows, replace(one, choice=one.choice[place])
-    solution = _one_solution([solved(rows, place) for rows, _, place in _knapsacks(scores, settings)])
-    return Allocation(np.array(settings.choices)[np.take_along_axis(stand_in, solution.choice[:, None], 1)[:, 0]], settings, solution)
+    solution = _one_solution([solved(rows, place)
+                              for rows, _, place in _knapsacks(scores, settings)])
+    return Allocation(np.array(settings.choices)[
+        np.take_along_axis(stand_in, solution.choice[:, None], 1)[:, 0]], settings, solution)
 
+# %% ../nbs/31_allocation.ipynb #b2d2f2e5
 def _dealt(method, scores, settings, sizes, budget):
     "Widths of a method that hands out levels by count."
     if settings.bounds or settings.scope != method.scope or settings.granularity != method.granularity:
-        raise AlphaqError(f'{settings.method} hands out levels by count; bounds, scope and granularity go with methods that have costs')
-    ends, (low, high) = (settings.choices[0], settings.choices[-1]), (int(sizes[:, i].sum()) for i in (0, -1))
-    payload = ends[0] + (ends[1] - ends[0]) * (budget - low) / max(1, high - low)  # what is left for codes where the budget counts more than them
+        raise AlphaqError(f'{settings.method} hands out levels by count; bounds, scope and '
+                          'granularity go with methods that have costs')
+    ends = (settings.choices[0], settings.choices[-1])
+    low, high = (int(sizes[:, i].sum()) for i in (0, -1))
+    # what is left for codes where the budget counts more than them
+    payload = ends[0] + (ends[1] - ends[0]) * (budget - low) / max(1, high - low)
     bits = method.widths(scores, replace(settings, bits=round(payload, 9)), sizes, budget)
-    if not set(bits.tolist()) <= set(settings.choices): raise AlphaqError(f'{settings.method} hands out widths {sorted(set(bits.tolist()))} at this budget, {settings.choices} are offered')
+    if not set(bits.tolist()) <= set(settings.choices):
+        raise AlphaqError(f'{settings.method} hands out widths {sorted(set(bits.tolist()))} '
+                          f'at this budget, {settings.choices} are offered')
     return bits
 
 # %% ../nbs/31_allocation.ipynb #56181004
@@ -159,17 +183,21 @@ def smallest(
     _, settings, stand_in, _, _ = _prepared(scores, settings)
     return np.array(settings.choices)[stand_in[:, 0]]
 
+# %% ../nbs/31_allocation.ipynb #792b0467
 def plan_frontier(
     scores,            # `[n]` `Score`, one per projection
     settings:Settings, # method, and what its budget counts; the budget itself does not matter
 )->list:               # rows by rising budget; the first one has no move and is the smallest plan
     "Every budget at which a plan known without a search changes, the move that changes it, and a bound on every plan within the budget."
     method, settings, stand_in, sizes, parts = _prepared(scores, settings)
-    if not method.costs: raise AlphaqError(f'a frontier needs a method that has costs, {settings.method} hands out levels by count; use another method')
+    if not method.costs:
+        raise AlphaqError(f'a frontier needs a method that has costs, {settings.method} hands '
+                          'out levels by count; use another method')
     costs = np.take_along_axis(method.costs(scores, settings), stand_in, 1)
     choices = np.array(settings.choices)
     names = {}
-    for s, unit in zip(scores, units(scores, settings.granularity)): names.setdefault(unit, []).append(s.name)
+    for s, unit in zip(scores, units(scores, settings.granularity)):
+        names.setdefault(unit, []).append(s.name)
     parted = [(hulls(*_added(place, costs[rows], sizes[rows])), unit, int(parts[rows].sum()))
               for rows, unit, place in _knapsacks(scores, settings)]
     hull, unit, whole = zip(*parted)
@@ -181,7 +209,8 @@ def plan_frontier(
         rate = [float(f.rate[k]) if k < len(f.rate) else 0. for f, k in zip(hull, done)]
         cost = sum(float(f.cost[k]) for f, k in zip(hull, done))
         spare = [max(0., bits * n - s) for s, n in zip(size, whole)]
-        return dict(bits=float(bits), size=sum(size), objective=cost, price=float(np.dot(rate, whole) / sum(whole)),
+        return dict(bits=float(bits), size=sum(size), objective=cost,
+                    price=float(np.dot(rate, whole) / sum(whole)),
                     lower_bound=float(cost - np.dot(rate, spare)), **move)
     rows = [row(least, name=None, narrow=None, wide=None)]
     moves = sorted((max(least, f.size[k + 1] / n), b, k)

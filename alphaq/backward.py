@@ -26,7 +26,9 @@ class Visit:
     weight:Tensor      # `[tokens, k]` what their outputs are multiplied with
     block:tuple        # input and output `[tokens, hidden]` of the feed-forward block
     gradient:Tensor    # `[tokens, hidden]` of the loss, at the layer's output
-    weights:dict       # role -> list of `[out, in]`, gradient of the loss from this batch; `None` for an expert without tokens
+    # role -> list of `[out, in]`, gradient of the loss from this batch; `None` for an expert
+    # without tokens
+    weights:dict
 
 def _experts(layer): return getattr(getattr(layer, 'mlp', None), 'experts', None)
 
@@ -37,8 +39,10 @@ def leaves_of(
     experts = _experts(layer)
     if experts is None: return {}
     check_experts(experts)
-    return {role: [W.detach().requires_grad_() for W in stack] for role, stack in matrices(experts).items()}
+    return {role: [W.detach().requires_grad_() for W in stack]
+            for role, stack in matrices(experts).items()}
 
+# %% ../nbs/41_backward.ipynb #d80ab6a1
 @contextmanager
 def leafed(
     layer:nn.Module, # decoder layer
@@ -52,7 +56,8 @@ def leafed(
         for e in index.unique().tolist():
             if e == len(leaves['up_proj']): continue  # the index that means no expert
             token, slot = torch.where(index == e)
-            y = one_expert(experts, {r: W[e] for r, W in leaves.items()}, {r: v[e] for r, v in b.items()}, x[token])[1]
+            y = one_expert(experts, {r: W[e] for r, W in leaves.items()},
+                           {r: v[e] for r, v in b.items()}, x[token])[1]
             out = out.index_add(0, token, (y * weight[token, slot, None]).to(out.dtype))
         return out
     if experts is not None: experts.forward = forward
@@ -64,14 +69,18 @@ def leafed(
 @torch.no_grad()
 def _forwards(model, windows, batch, source, spill):
     "States before every layer and after the last, and how each batch calls each layer."
-    def empty(): return States(spill if windows.numel() * model.config.get_text_config().hidden_size * 4 > SPILL else None)
+    def empty():
+        return States(spill if windows.numel() * model.config.get_text_config().hidden_size * 4
+                      > SPILL else None)
     states, calls = [empty()], []
     with lent(model, None, source, windows.device):
-        for x, called in layer_calls(model, windows, batch): states[0].append(x); calls.append(called)
+        for x, called in layer_calls(model, windows, batch):
+            states[0].append(x); calls.append(called)
     for index, layer in enumerate(model.model.layers):
         states.append(empty())
         with lent(model, index, source, windows.device):
-            for i, called in enumerate(calls): states[-1].append(run_layer(layer, states[-2][i], called[index]))
+            for i, called in enumerate(calls):
+                states[-1].append(run_layer(layer, states[-2][i], called[index]))
     return states, calls
 
 # %% ../nbs/41_backward.ipynb #7a5c5ade
@@ -80,7 +89,8 @@ def token_loss(
     rows:Tensor,    # `[n, length]` token ids
 )->Tensor:          # nats, summed
     "Negative log-likelihood of every token but the first of each window."
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), rows[:, 1:].flatten(), reduction='sum')
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), rows[:, 1:].flatten(),
+                           reduction='sum')
 
 def _top(model, states, windows, batch, source):
     "Gradient of the mean loss at the output of the last layer, batch by batch."
@@ -88,10 +98,13 @@ def _top(model, states, windows, batch, source):
     with lent(model, None, source, windows.device, head=True):
         for i, rows in enumerate(windows.split(batch)):
             x = states[i].detach().requires_grad_()
-            with torch.enable_grad(): loss = token_loss(model.lm_head(model.model.norm(x)), rows) / (windows.numel() - len(windows))
+            with torch.enable_grad():
+                loss = token_loss(model.lm_head(model.model.norm(x)),
+                                  rows) / (windows.numel() - len(windows))
             found.append(torch.autograd.grad(loss, x)[0])
             if not found[-1].isfinite().all():
-                raise AlphaqError('gradients are not finite; the checkpoint is damaged, or needs a method without data')
+                raise AlphaqError('gradients are not finite; the checkpoint is damaged, or needs a '
+                                  'method without data')
     return found
 
 # %% ../nbs/41_backward.ipynb #db0c0b41
@@ -99,12 +112,15 @@ def _visits(layer, states, gradients, calls):
     "Pull the gradients through one layer; each visit of a batch is handed out on the way."
     leaves, block = leaves_of(layer), []
     flat = [W for stack in leaves.values() for W in stack]
-    def seen_by(module, args, out): block.append([t.detach().flatten(0, -2) for t in (args[0], out[0] if isinstance(out, tuple) else out)])
+    def seen_by(module, args, out):
+        block.append([t.detach().flatten(0, -2)
+                      for t in (args[0], out[0] if isinstance(out, tuple) else out)])
     hook = layer.mlp.register_forward_hook(seen_by)
     try:
         for i, called in enumerate(calls):
             x, block[:] = states[i].detach().requires_grad_(), []
-            with torch.enable_grad(), leafed(layer, leaves) as seen: out = run_layer(layer, x, called)
+            with torch.enable_grad(), leafed(layer, leaves) as seen:
+                out = run_layer(layer, x, called)
             above = gradients[i]
             gradients[i], *found = torch.autograd.grad(out, [x, *flat], above, allow_unused=True)
             rest = iter(found)
@@ -112,16 +128,22 @@ def _visits(layer, states, gradients, calls):
             if leaves: yield Visit(*seen[0], tuple(block[0]), above.flatten(0, -2), weights)
     finally: hook.remove()
 
+# %% ../nbs/41_backward.ipynb #7e35088f
 def walk_back(
     model:nn.Module,   # with `model.model.layers`: loaded, or a skeleton
     windows:Tensor,    # `[n, length]` token ids, length at least 2, on the device that computes
     batch:int=1,       # windows at a time
-    source=None,       # layer's index, or `None` for the rest -> `(name, tensor)` pairs; without it the model is loaded
-    spill=None,        # `str | Path` folder for hidden states beyond `SPILL` bytes of a layer; `None` keeps them in memory
+    # layer's index, or `None` for the rest -> `(name, tensor)` pairs; without it the model is
+    # loaded
+    source=None,
+    # `str | Path` folder for hidden states beyond `SPILL` bytes of a layer; `None` keeps them in
+    # memory
+    spill=None,
 ):                     # yields `(index, layer, visits)` from the last layer with experts to the first; `visits` yields a `Visit` per batch
     "Walk windows forwards and their gradients backwards, one decoder layer at a time ({eq}`eq-chain`)."
     if windows.ndim != 2 or windows.numel() <= len(windows):
-        raise AlphaqError(f'a loss needs windows [n, length >= 2], got shape {tuple(windows.shape)}; use a longer text')
+        raise AlphaqError('a loss needs windows [n, length >= 2], got shape '
+                          f'{tuple(windows.shape)}; use a longer text')
     states, calls = _forwards(model, windows, batch, source, spill)
     gradients = _top(model, states.pop(), windows, batch, source)
     for index in track(range(len(model.model.layers) - 1, -1, -1), 'gradients'):
@@ -129,7 +151,8 @@ def walk_back(
         with lent(model, index, source, windows.device):
             visits = _visits(layer, before, gradients, [c[index] for c in calls])
             if _experts(layer) is not None: yield index, layer, visits
-            for _ in visits: pass  # whoever did not look at them all: the layer below needs the rest
+            # whoever did not look at them all: the layer below needs the rest
+            for _ in visits: pass
 
 # %% ../nbs/41_backward.ipynb #b72199f6
 def _curved(model):
@@ -138,6 +161,7 @@ def _curved(model):
     model.set_attn_implementation('eager')
     return before
 
+# %% ../nbs/41_backward.ipynb #568000dc
 def hessian_traces(
     model:nn.Module,  # loaded
     windows:Tensor,   # `[n, length]` token ids, length at least 2
@@ -147,24 +171,32 @@ def hessian_traces(
     "Hutchinson's estimate of the Hessian's trace for every expert matrix (HAWQ-v2; {eq}`eq-hutchinson`)."
     layers, g = model.model.layers, torch.Generator(windows.device).manual_seed(seed)
     leaves = {i: found for i, layer in enumerate(layers) if (found := leaves_of(layer))}
-    where = [(i, e, r) for i, roles in leaves.items() for r, stack in roles.items() for e in range(len(stack))]
-    flat, trace, before = [leaves[i][r][e] for i, e, r in where], torch.zeros(len(where), dtype=torch.float64), _curved(model)
+    where = [(i, e, r) for i, roles in leaves.items() for r, stack in roles.items()
+             for e in range(len(stack))]
+    flat = [leaves[i][r][e] for i, e, r in where]
+    trace = torch.zeros(len(where), dtype=torch.float64)
+    before = _curved(model)
     try:
         for row in track(windows, 'curvature'):
             slopes = _slopes(model, leaves, flat, row[None], windows.numel() - len(windows))
             for _ in range(probes):
-                signs = [torch.randint(2, W.shape, generator=g, device=W.device).to(W.dtype) * 2 - 1 for W in flat]
+                signs = [torch.randint(2, W.shape, generator=g, device=W.device).to(W.dtype) * 2 - 1
+                         for W in flat]
                 along = sum((s * v).sum() for s, v in zip(slopes, signs))
-                product = torch.autograd.grad(along, flat, retain_graph=True, materialize_grads=True)
-                trace += torch.stack([(h * v).sum().double().cpu() for h, v in zip(product, signs)]) / probes
+                product = torch.autograd.grad(along, flat, retain_graph=True,
+                                              materialize_grads=True)
+                trace += torch.stack([(h * v).sum().double().cpu()
+                                      for h, v in zip(product, signs)]) / probes
     finally: model.set_attn_implementation(before)
     return dict(zip(where, trace.tolist()))
 
+# %% ../nbs/41_backward.ipynb #b8630d23
 def _slopes(model, leaves, flat, rows, count):
     "Gradients of one window's share of the mean loss, themselves differentiable."
     with torch.enable_grad():
         x, calls = next(layer_calls(model, rows))
         for i, layer in enumerate(model.model.layers):
-            with leafed(layer, leaves[i]) if i in leaves else nullcontext(): x = run_layer(layer, x, calls[i])
+            with leafed(layer, leaves[i]) if i in leaves else nullcontext():
+                x = run_layer(layer, x, calls[i])
         loss = token_loss(model.lm_head(model.model.norm(x)), rows) / count
         return torch.autograd.grad(loss, flat, create_graph=True, materialize_grads=True)

@@ -45,11 +45,14 @@ def tridiagonal(
             d[:, start + k] = column[:, 0]
             if start + k + 1 == n: break
             v, e[:, start + k + 1] = reflection(column[:, 1:])
-            X[:, k + 1:, :, k] = torch.stack(_pair(A[:, k + 1:, k + 1:], flat[:, k + 1:], v[..., None], p, times), -1)
-        A = torch.baddbmm(A[:, p:, p:], flat[:, p:], X[:, p:].flip(2).reshape(b, -1, 2 * p).mT, alpha=-1)
+            X[:, k + 1:, :, k] = torch.stack(_pair(A[:, k + 1:, k + 1:], flat[:, k + 1:],
+                                                   v[..., None], p, times), -1)
+        A = torch.baddbmm(A[:, p:, p:], flat[:, p:], X[:, p:].flip(2).reshape(b, -1, 2 * p).mT,
+                          alpha=-1)
         start += p
     return d, e
 
+# %% ../nbs/05_batched.ipynb #1ce539b9
 def _pair(A, X, v, p, times):
     "v and w of the matrix that the panel's earlier reflections would leave."
     inner = (X.mT @ v).view(-1, 2, p).flip(1).reshape(-1, 2 * p, 1)
@@ -93,12 +96,14 @@ if triton:
         for first in range(0, m, COLUMNS):
             columns = first + tl.arange(0, COLUMNS)
             inside = (rows[:, None] < m) & (columns[None, :] < m)
-            a = tl.load(A + matrix * between + rows[:, None].to(tl.int64) * across + columns[None, :], inside, 0.)
+            a = tl.load(A + matrix * between + rows[:, None].to(tl.int64) * across
+                        + columns[None, :], inside, 0.)
             total += tl.sum(a * tl.load(v + matrix * m + columns, columns < m, 0.)[None, :], 1)
         tl.store(out + matrix * m + rows, total, rows < m)
 
     @triton.jit
-    def _count_kernel(d, squares, low, high, out, n, halvings, LANES: tl.constexpr, TINY: tl.constexpr):
+    def _count_kernel(d, squares, low, high, out, n, halvings, LANES: tl.constexpr,
+                      TINY: tl.constexpr):
         "Bisection for all eigenvalues of one tridiagonal matrix."
         matrix, k = tl.program_id(0).to(tl.int64), tl.arange(0, LANES)
         left = tl.load(low + matrix) + tl.zeros([LANES], tl.float64)
@@ -113,13 +118,17 @@ if triton:
             left, right = tl.where(below > k, left, x), tl.where(below > k, x, right)
         tl.store(out + matrix * n + k, (left + right) / 2, k < n)
 
+# %% ../nbs/05_batched.ipynb #c162e1d9
 def times_on_gpu(
     A:Tensor, # `[b, m, m]` float64, rows contiguous
     v:Tensor, # `[b, m, 1]`
 )->Tensor:    # `[b, m, 1]`
     "Product of each matrix with its vector."
-    (b, m), out, v = A.shape[:2], torch.empty_like(v, memory_format=torch.contiguous_format), v.contiguous()
-    _times_kernel[b, triton.cdiv(m, 32)](A, v, out, m, A.stride(0), A.stride(1), ROWS=32, COLUMNS=64)
+    b, m = A.shape[:2]
+    out = torch.empty_like(v, memory_format=torch.contiguous_format)
+    v = v.contiguous()
+    _times_kernel[b, triton.cdiv(m, 32)](A, v, out, m, A.stride(0), A.stride(1), ROWS=32,
+                                         COLUMNS=64)
     return out
 
 def bisected_on_gpu(
@@ -129,7 +138,8 @@ def bisected_on_gpu(
     "`bisected`, one program for a matrix."
     (b, n), out, (low, high) = d.shape, torch.empty_like(d), interval(d, e)
     lanes = max(32, triton.next_power_of_2(n))
-    _count_kernel[b,](d.contiguous(), e.square(), low, high, out, n, HALVINGS, LANES=lanes, TINY=TINY, num_warps=max(1, min(8, lanes // 32)))
+    _count_kernel[b,](d.contiguous(), e.square(), low, high, out, n, HALVINGS, LANES=lanes,
+                      TINY=TINY, num_warps=max(1, min(8, lanes // 32)))
     return out
 
 # %% ../nbs/05_batched.ipynb #6009351c

@@ -26,21 +26,30 @@ from .formats import int4, mxfp4
 class Layout:
     "One way to store routed experts."
     name:str                          # what to call it
-    pattern:str                       # whole key; groups `prefix`, `layer`, `token`, and `expert` when experts are separate tensors
+    # whole key; groups `prefix`, `layer`, `token`, and `expert` when experts are separate tensors
+    pattern:str
     roles:dict[str, tuple[str, ...]]  # token -> roles stacked along the outputs of that tensor
     turned:tuple[str, ...]=()         # tokens stored `[in, out]`
-    in_turn:bool=False                # outputs of the stacked roles alternate instead of following each other
+    # outputs of the stacked roles alternate instead of following each other
+    in_turn:bool=False
     flat:bool=False                   # one matrix holds all experts, one above the other
     family:str|None=None              # only for this `model_type`
     guessed:bool=False                # nobody has said so; the shapes allow nothing else
     @property
-    def all_roles(self)->tuple[str, ...]: return tuple(r for r in ROLES if any(r in roles for roles in self.roles.values()))
+    def all_roles(self)->tuple[str, ...]:
+        return tuple(r for r in ROLES if any(r in roles for roles in self.roles.values()))
 
 _prefix, _number = r'(?P<prefix>(?:\w+\.)*?)', r'(?:0|[1-9][0-9]{0,5})'
 _STACK = re.compile(rf'{_prefix}(?:layers?|h|blocks?)\.(?P<layer>{_number})\.')  # what has a number
 _layer, _expert = rf'{_prefix}layers\.(?P<layer>{_number})', rf'(?P<expert>{_number})'
-def _named(*tokens): return dict(zip(tokens, ((role,) for role in ROLES)))                # three tensors: gate, up, down
-def _stacked(*tokens): return dict(zip(tokens, (ROLES[:2], ROLES[2:])))                # two: gate and up, down
+
+# three tensors: gate, up, down
+def _named(*tokens): return dict(zip(tokens, ((role,) for role in ROLES)))
+
+# %% ../nbs/22_checkpoint.ipynb #088b788d
+# two: gate and up, down
+def _stacked(*tokens): return dict(zip(tokens, (ROLES[:2], ROLES[2:])))
+
 _stack = _stacked('gate_up_proj', 'down_proj')
 _fused = rf'{_layer}\.mlp\.experts\.(?P<token>gate_up_proj|down_proj)'
 _dbrx = rf'{_prefix}blocks\.(?P<layer>{_number})\.ffn\.experts\.mlp'
@@ -69,12 +78,14 @@ class Projection:
     name:str                # 'model.layers.3.mlp.experts.17.down_proj'
     layer:int               # decoder layer, from 0
     expert:int              # expert in that layer, from 0; -1 for a matrix that is no expert's
-    role:str                # one of `ROLES`; for a matrix that is no expert's, its place in the layer
+    # one of `ROLES`; for a matrix that is no expert's, its place in the layer
+    role:str
     shape:tuple[int, int]   # (out, in)
     dtype:str               # stored type: 'F64', 'F32', 'F16', 'BF16', 'F8_E4M3', 'MXFP4' or 'INT4'
     file:str                # plain file name inside the folder
     key:str                 # tensor in that file
-    part:tuple=()           # of the tensor's first axes: an index, or first, end and step; () if the tensor is this matrix
+    # of the tensor's first axes: an index, or first, end and step; () if the tensor is this matrix
+    part:tuple=()
     turned:bool=False       # what lies there is `[in, out]`
     scales:str|None=None    # tensor of its scales, where it is stored in codes
     @property
@@ -84,32 +95,41 @@ class Projection:
 
 PLAIN = ('F64', 'F32', 'F16', 'BF16')
 
+# %% ../nbs/22_checkpoint.ipynb #76ac9aa0
 def _type(info, tensors, layout=None):
     "Stored type, scales and shape in weights of a tensor; refused if nobody could read it."
     where = f'{info.file}: tensor {info.name}'
     if layout and layout.pattern.endswith('_blocks'):
         scales = info.name.removesuffix('_blocks') + '_scales'
         beside = tensors.get(scales)
-        if info.dtype != 'U8' or info.shape[-1:] != (16,) or not beside or (beside.dtype, beside.shape) != ('U8', info.shape[:-1]):
-            raise AlphaqError(f'{where} needs groups of 16 bytes and {scales} beside them, one byte each; download the checkpoint again')
+        if info.dtype != 'U8' or info.shape[-1:] != (16,) or not beside or (
+            beside.dtype, beside.shape) != ('U8', info.shape[:-1]):
+            raise AlphaqError(f'{where} needs groups of 16 bytes and {scales} beside them, one '
+                              'byte each; download the checkpoint again')
         return 'MXFP4', scales, (*info.shape[:-2], 32 * info.shape[-2])
     stem, packed, _ = info.name.rpartition('_packed')
     if packed: return _packed_type(info, stem, tensors, where)
     scales = f'{info.name}_scale_inv'
-    if info.dtype == 'F8_E4M3' and scales in tensors and len(info.shape) == 2: return info.dtype, scales, info.shape
+    if info.dtype == 'F8_E4M3' and scales in tensors and len(info.shape) == 2:
+        return info.dtype, scales, info.shape
     if info.dtype in PLAIN: return info.dtype, None, info.shape
-    raise AlphaqError(f'{where} is stored as {info.dtype}, in a way not known here; convert the checkpoint to bfloat16 first')
+    raise AlphaqError(f'{where} is stored as {info.dtype}, in a way not known here; '
+                      'convert the checkpoint to bfloat16 first')
 
+# %% ../nbs/22_checkpoint.ipynb #8fc8d15c
 def _packed_type(info, stem, tensors, where):
     "The same of packed integers; if they are not of four bits, their shape will say so when they are read."
     scales = tensors.get(f'{stem}_scale')
-    fits = info.dtype == 'I32' and scales and len(info.shape) == len(scales.shape) == 2 and scales.dtype in PLAIN and f'{stem}_g_idx' not in tensors
+    fits = info.dtype == 'I32' and scales and len(info.shape) == len(
+        scales.shape) == 2 and scales.dtype in PLAIN and f'{stem}_g_idx' not in tensors
     if not fits:
-        raise AlphaqError(f'{where}: packed integers need 32-bit words, {stem}_scale beside them, and groups in order; '
-                          'convert the checkpoint to bfloat16 first')
+        raise AlphaqError(f'{where}: packed integers need 32-bit words, {stem}_scale beside '
+                          'them, and groups in order; ' 'convert the checkpoint to bfloat16 first')
     return 'INT4', scales.name, (info.shape[0], 8 * info.shape[1])
 
-MOST = 10**6  # projections of a checkpoint; stacks of tiny matrices would otherwise take a thousand times their size in memory
+# projections of a checkpoint; stacks of tiny matrices would otherwise take a thousand times their
+# size in memory
+MOST = 10**6
 
 def _experts_in(layout, match, shape, count):
     "Expert -> its part of a tensor, and the shape of that part."
@@ -118,6 +138,7 @@ def _experts_in(layout, match, shape, count):
     size = shape[0] // count
     return {e: ((e * size, (e + 1) * size, 1),) for e in range(count)}, (size, *shape[1:])
 
+# %% ../nbs/22_checkpoint.ipynb #79ba6057
 def _expand(info, layout, match, tensors, count):
     "The projections inside one tensor; `count` experts by the config."
     dtype, scales, shape = _type(info, tensors, layout)
@@ -127,24 +148,30 @@ def _expand(info, layout, match, tensors, count):
         raise AlphaqError(f'{where}, which {count} experts by config.json do not share')
     if (count if layout.flat else shape[0] if len(shape) == 3 else 1) > MOST:
         raise AlphaqError(f'{where}: more than {MOST} experts; this layout is not known')
-    experts, sides = _experts_in(layout, match, shape, count) if shape and 0 not in shape else ({}, ())
+    experts, sides = _experts_in(layout, match, shape, count) if shape and 0 not in shape else ({},
+                                                                                                ())
     out, inputs = (sides[::-1] if turned else sides) if len(sides) == 2 else (0, 0)
-    if not out or out % len(roles): raise AlphaqError(f'{where}, which cannot hold {" and ".join(roles)}; this layout is not known')
+    if not out or out % len(roles):
+        raise AlphaqError(
+            f'{where}, which cannot hold {" and ".join(roles)}; this layout is not known')
     size, stacked = out // len(roles), len(shape) == 3
     for expert, part in experts.items():
         for i, role in enumerate(roles):
             rows = (i, out, len(roles)) if layout.in_turn else (i * size, (i + 1) * size, 1)
             mine = (*part, *([(0, inputs, 1)] if turned else []), rows) if stacked else part
             name = f'{match["prefix"]}layers.{match["layer"]}.mlp.experts.{expert}.{role}'
-            yield Projection(name, int(match['layer']), expert, role, (size, inputs), dtype, info.file, info.name, mine, turned, scales)
+            yield Projection(name, int(match['layer']), expert, role, (size, inputs), dtype,
+                             info.file, info.name, mine, turned, scales)
 
+# %% ../nbs/22_checkpoint.ipynb #893936d1
 def layout_of(
     name:str,              # of a tensor
     family:str|None=None,  # `model_type` of the config
     layouts=LAYOUTS,
 ):                         # `(Layout, match)`, `None` for a tensor without routed experts
     "The layout that a tensor's name fits."
-    matches = ((lay, re.fullmatch(lay.pattern, name)) for lay in layouts if lay.family in (None, family))
+    matches = ((lay, re.fullmatch(lay.pattern, name))
+               for lay in layouts if lay.family in (None, family))
     return next(((lay, m) for lay, m in matches if m), None)
 
 def find_projections(
@@ -154,10 +181,15 @@ def find_projections(
 )->list[Projection]:               # sorted by decoder, layer, expert and role
     "Recognise routed experts by the names and shapes of their tensors."
     if fits is None: fits = fitting(tensors, config.get('model_type'))
-    found = list(islice((p for name, fit in fits.items() for p in _expand(tensors[name], *fit, tensors, next(iter(declared(config)), None))), MOST + 1))
-    if len(found) > MOST: raise AlphaqError(f'{tensors[next(iter(fits))].file}: more than {MOST} expert projections; this layout is not known')
-    return sorted(found, key=lambda p: (p.name.split('layers.')[0], p.layer, p.expert, ROLES.index(p.role)))
+    found = list(islice((p for name, fit in fits.items() for p in _expand(
+        tensors[name], *fit, tensors, next(iter(declared(config)), None))), MOST + 1))
+    if len(found) > MOST:
+        raise AlphaqError(f'{tensors[next(iter(fits))].file}: more than {MOST} expert '
+                          'projections; this layout is not known')
+    return sorted(found, key=lambda p: (p.name.split('layers.')[0], p.layer, p.expert,
+                                        ROLES.index(p.role)))
 
+# %% ../nbs/22_checkpoint.ipynb #d7a58a65
 def fitting(
     names,                  # of tensors
     family:str|None=None,   # `model_type` of the config
@@ -166,26 +198,30 @@ def fitting(
     "Which tensors fit which layout."
     return {name: fit for name in names if (fit := layout_of(name, family, layouts))}
 
-_OTHERS = ('vision', 'visual', 'audio', 'image', 'speech', 'code2wav', 'quantization')  # sections of no decoder
+# sections of no decoder
+_OTHERS = ('vision', 'visual', 'audio', 'image', 'speech', 'code2wav', 'quantization')
 
 def _sections(config, path=()):
     "Every dictionary inside a config, with the names that lead to it."
     yield path, config
     for key, value in config.items():
-        if isinstance(value, dict) and not any(word in key for word in _OTHERS): yield from _sections(value, (*path, key))
+        if isinstance(value, dict) and not any(word in key for word in _OTHERS):
+            yield from _sections(value, (*path, key))
 
+# %% ../nbs/22_checkpoint.ipynb #8406473e
 def _section(config, prefix, keys):
     "The first of some keys that a config knows, in the section that speaks of a prefix like 'thinker.model.'."
     def nearness(found):
         path, _ = found
         words = [key.removesuffix('_config') for key in path]
-        return -sum(word in prefix for word in words), not any(w in ('text', 'llm', 'language') for w in words), len(path)
+        return -sum(word in prefix for word in words), not any(w in ('text', 'llm', 'language')
+                                                               for w in words), len(path)
     for _, section in sorted(_sections(config), key=nearness):
         for key in keys:
             if section.get(key) is not None: return section[key]
 
-_COUNTS = ('num_experts', 'num_local_experts', 'n_routed_experts', 'moe_num_experts', 'num_experts_per_layer',
-           'num_routed_experts', 'num_moe_experts')
+_COUNTS = ('num_experts', 'num_local_experts', 'n_routed_experts', 'moe_num_experts',
+           'num_experts_per_layer', 'num_routed_experts', 'num_moe_experts')
 
 def _oriented(fits, tensors, config):
     "The same layouts, those of stacks that lie `[in, out]` turned: the width of the model shows it where names do not."
@@ -194,9 +230,11 @@ def _oriented(fits, tensors, config):
         return len(shape) == 3 and m['token'] == 'gate_up_proj' and shape[1] == hidden != shape[2]
     plain = {n: fit for n, fit in fits.items() if fit[0].name == 'one tensor per layer'}
     if not plain or not any(turned(n, *fit) for n, fit in plain.items()): return fits
-    def turn(layout): return replace(layout, name='one tensor per layer, transposed', turned=tuple(layout.roles))
+    def turn(layout):
+        return replace(layout, name='one tensor per layer, transposed', turned=tuple(layout.roles))
     return fits | {n: (turn(layout), m) for n, (layout, m) in plain.items()}
 
+# %% ../nbs/22_checkpoint.ipynb #aefda8a5
 def declared(
     config:dict,     # of a checkpoint
     prefix:str='',   # of the names of a decoder's layers, for example 'thinker.model.'
@@ -220,11 +258,14 @@ def _roles_by_shape(shapes, hidden):
     for down, (c, d) in shapes.items():
         others = [t for t in shapes if t != down]
         if len(others) == 1 and shapes[others[0]] in ((2 * d, c), (d, 2 * c)):
-            return {others[0]: ROLES[:2], down: ROLES[2:]}, (tuple(shapes) if shapes[others[0]] == (d, 2 * c) else ())
+            return {others[0]: ROLES[:2],
+                    down: ROLES[2:]}, (tuple(shapes) if shapes[others[0]] == (d, 2 * c) else ())
         if len(others) == 2 and c != d and {shapes[t] for t in others} == {(d, c)}:
             return _named(*_gate_first(others), down), (tuple(shapes) if hidden == d else ())
-        if len(others) == 1 and shapes[others[0]] == (d, c) and hidden == c != d: return {others[0]: ROLES[1:2], down: ROLES[2:]}, ()
+        if len(others) == 1 and shapes[others[0]] == (d, c) and hidden == c != d:
+            return {others[0]: ROLES[1:2], down: ROLES[2:]}, ()
 
+# %% ../nbs/22_checkpoint.ipynb #f24d1d22
 def guess_layouts(
     tensors:dict[str, TensorInfo], # every tensor of a checkpoint of no known layout
     config:dict={},                # its config.json
@@ -237,8 +278,11 @@ def guess_layouts(
         kinds[m['stack'], m['place'], m['word']].setdefault(m['token'], set()).add(t.shape[-2:])
     for (stack, place, word), shapes in kinds.items():
         if any(len(s) > 1 for s in shapes.values()): continue
-        if not (found := _roles_by_shape({t: min(s) for t, s in shapes.items()}, config.get('hidden_size'))): continue
-        number, tokens = '' if word is None else rf'{word}{_expert}\.', '|'.join(map(re.escape, shapes))
+        if not (found := _roles_by_shape({t: min(s) for t, s in shapes.items()},
+                                         config.get('hidden_size'))):
+            continue
+        number = '' if word is None else rf'{word}{_expert}\.'
+        tokens = '|'.join(map(re.escape, shapes))
         pattern = rf'{_prefix}{stack}\.(?P<layer>{_number})\.{re.escape(place)}\.{number}(?P<token>{tokens})'
         layouts.append(Layout('unknown, recognised by shape', pattern, *found, guessed=True))
     return layouts
@@ -247,7 +291,8 @@ def guess_layouts(
 def _depth(config, prefix):
     "Layers of the decoder whose names begin so; `None` when the config does not say."
     own = ('decoder_layers', 'num_decoder_layers') if 'decoder' in prefix.split('.') else ()
-    said = _section(config, prefix, (*own, 'num_hidden_layers', 'n_layer', 'n_layers', 'num_layers'))
+    said = _section(config, prefix,
+                    (*own, 'num_hidden_layers', 'n_layer', 'n_layers', 'num_layers'))
     return said if type(said) is int else None
 
 _router = (r'(?:\w+\.)*(?:mlp|block_sparse_moe|feed_forward|ffn|mixer|moe)\.'
@@ -265,6 +310,7 @@ def _heads(config, decoders):
         return last is not None and int(m['layer']) >= last
     return is_head
 
+# %% ../nbs/22_checkpoint.ipynb #583ec4ef
 def _check_depth(folder, prefix):
     "Refuse a checkpoint that holds nothing of one of its decoder's layers."
     said = _depth(folder.config, prefix)
@@ -272,7 +318,8 @@ def _check_depth(folder, prefix):
     held = {int(m['layer']) for m in places if m['prefix'] == prefix}
     missing = [n for n in range(said or 0) if n not in held] if held else []
     if missing:
-        raise AlphaqError(f'{folder.path}: config.json says {said} layers, but nothing of layer {missing[0]} is here '
+        raise AlphaqError(f'{folder.path}: config.json says {said} layers, but nothing of '
+                          f'layer {missing[0]} is here '
                           f'({len(missing)} missing); download the checkpoint again')
 
 def _expected(folder, module, experts):
@@ -284,8 +331,10 @@ def _expected(folder, module, experts):
     router = re.compile(rf'{re.escape(stem)}\.{_router}\.weight')
     found = (t.shape for n, t in folder.tensors.items() if router.fullmatch(n))
     rows = [shape[0] for shape in found if len(shape) == 2]
-    return max([held, *rows]) if max(rows, default=0) < 2 * held else held  # a matrix of that name may be no router
+    # a matrix of that name may be no router
+    return max([held, *rows]) if max(rows, default=0) < 2 * held else held
 
+# %% ../nbs/22_checkpoint.ipynb #51138b04
 def _check_routers(folder, modules, is_head):
     "Refuse a layer that has a router like the others, and no experts."
     named = re.compile(rf'(?P<stem>{_layer})\.{_router}\.weight')
@@ -297,23 +346,32 @@ def _check_routers(folder, modules, is_head):
         raise AlphaqError(f'{folder.path}: {name} is a router, but its layer has no experts; '
                           'download the checkpoint again')
 
+# %% ../nbs/22_checkpoint.ipynb #5e7dde46
 def _check_layer(folder, module, experts, count, wanted=ROLES):
     "Refuse a layer with a missing, repeated or misshapen projection."
     count = count or max(experts) + 1
-    if max(experts) >= count: raise AlphaqError(f'{folder}: {module} holds expert {max(experts)}, config.json says there are {count}')
+    if max(experts) >= count:
+        raise AlphaqError(
+            f'{folder}: {module} holds expert {max(experts)}, config.json says there are {count}')
     for e in range(count):
         roles = {p.role: p.shape for p in experts.get(e, ())}
         for role in wanted:
-            if role not in roles: raise AlphaqError(f'{folder}: {module}.{e}.{role} is missing; download the checkpoint again')
-        if len(roles) < len(experts[e]): raise AlphaqError(f'{folder}: {module}.{e} is stored in two layouts; keep one')
+            if role not in roles:
+                raise AlphaqError(
+                    f'{folder}: {module}.{e}.{role} is missing; download the checkpoint again')
+        if len(roles) < len(experts[e]):
+            raise AlphaqError(f'{folder}: {module}.{e} is stored in two layouts; keep one')
         if len({*(roles[r] for r in wanted[:-1]), roles['down_proj'][::-1]}) > 1:
-            raise AlphaqError(f'{folder}: {module}.{e} has ' + ', '.join(f'{r.split("_")[0]} {roles[r]}' for r in wanted) +
-                              '; expected [I,H] for gate and up, [H,I] for down: this layout is not known')
+            raise AlphaqError(
+                f'{folder}: {module}.{e} has '
+                + ', '.join(f'{r.split("_")[0]} {roles[r]}' for r in wanted)
+                + '; expected [I,H] for gate and up, [H,I] for down: this layout is not known')
 
 def _seen(tensors, limit=6):
     "The kinds of tensor names, digits as N, most frequent first."
     kinds = Counter(re.sub(r'[0-9]+', 'N', name) for name in tensors).most_common()
-    return ', '.join(f'{n} x {kind:.120}' for kind, n in kinds[:limit]) + (f' and {len(kinds) - limit} more kinds' if len(kinds) > limit else '')
+    return ', '.join(f'{n} x {kind:.120}' for kind, n in kinds[:limit]) + (
+        f' and {len(kinds) - limit} more kinds' if len(kinds) > limit else '')
 
 # %% ../nbs/22_checkpoint.ipynb #3182f11e
 _CODE_NAMES = re.compile(r'.*\.(?:weight(?:\..+)?|qweight|qzeros|g_idx|Qidxs|indices|SCB|CB|'
@@ -339,26 +397,32 @@ def _codes(tensors, config):
     "Names of the tensors that hold codes of some tool."
     modules, foreign = defaultdict(dict), _foreign(config)
     for name, info in tensors.items(): modules[name.rpartition('.')[0]][name] = info
-    return tuple(n for near in modules.values() for n, t in near.items() if _is_code(t, near, foreign))
+    return tuple(n for near in modules.values()
+                 for n, t in near.items() if _is_code(t, near, foreign))
 
 # %% ../nbs/22_checkpoint.ipynb #43d7f7cb
 # the weight of an expert that has a number
 _OF_ONE = re.compile(rf'(?!.*shared)(?:\w+\.)*\w*experts?\.[a-z_]*{_number}\.(?:\w+\.)*weight')
 
+# %% ../nbs/22_checkpoint.ipynb #d10cd3f7
 @dataclass(frozen=True)
 class Checkpoint(Folder):
     "A model on disk: a `Folder` whose matrices are known; for a mixture of experts, its routed expert projections."
-    projections:tuple[Projection, ...] = field(repr=False, default=())  # sorted by layer, expert, role
+    # sorted by layer, expert, role
+    projections:tuple[Projection, ...] = field(repr=False, default=())
     layout:str = ''                                                     # how the experts are stored
-    guessed:bool = False                                                # the layout was recognised by shape alone
+    # the layout was recognised by shape alone
+    guessed:bool = False
 
     @cached_property
-    def left_out(self)->tuple[str, ...]: # tensors of heads that predict further tokens, no part of the model
+    # tensors of heads that predict further tokens, no part of the model
+    def left_out(self)->tuple[str, ...]:
         known, is_head = {p.key for p in self.projections}, _heads(self.config, self.decoders)
         return tuple(n for n in self.tensors if n not in known and is_head(n))
 
     @cached_property
-    def codes(self)->tuple[str, ...]: # tensors outside the experts that hold another tool's codes, not weights
+    # tensors outside the experts that hold another tool's codes, not weights
+    def codes(self)->tuple[str, ...]:
         return _codes({n: self.decoded(n) for n in self.rest}, self.config)
 
     @cached_property
@@ -376,12 +440,14 @@ class Checkpoint(Folder):
 
     @cached_property
     def rest(self)->tuple[str, ...]: # tensors of the model that hold no routed expert
-        scales = {p.scales for p in self.projections} | {beside for n in self.tensors for beside in self.beside(n)}
+        scales = {p.scales for p in self.projections} | {beside for n in self.tensors
+                                                         for beside in self.beside(n)}
         other = {p.key for p in self.projections} | scales | {*self.left_out}
         return tuple(name for name in self.tensors if name not in other)
 
     @cached_property
-    def decoders(self)->tuple[str, ...]: # before the word `layers` in the names of the matrices, for example 'model.'
+    # before the word `layers` in the names of the matrices, for example 'model.'
+    def decoders(self)->tuple[str, ...]:
         "Where the layers of the decoder lie, or of each, if the folder has more than one with experts."
         return tuple(dict.fromkeys(p.name.split('layers.')[0] for p in self.projections))
 
@@ -401,7 +467,8 @@ class Checkpoint(Folder):
         return kind if isinstance(kind, str) and re.fullmatch(r'[\w.-]{1,100}', kind) else 'unknown'
 
     @property
-    def stored_types(self)->tuple[str, ...]: return tuple(sorted({p.dtype for p in self.projections}))
+    def stored_types(self)->tuple[str, ...]:
+        return tuple(sorted({p.dtype for p in self.projections}))
 
     def read(self,
         projection:Projection, # one of `projections`
@@ -409,15 +476,18 @@ class Checkpoint(Folder):
         "Read one projection, and only its bytes."
         p = projection
         if p.dtype == 'INT4': value = self._integers(p)
-        elif p.dtype == 'MXFP4': value = mxfp4(self.stored(p.key, p.part), self.stored(p.scales, p.part))
+        elif p.dtype == 'MXFP4':
+            value = mxfp4(self.stored(p.key, p.part), self.stored(p.scales, p.part))
         else: value = self.tensor(p.key, finite=False) if p.scales else self.stored(p.key, p.part)
-        return check_finite((value.mT if p.turned else value).contiguous(), self.path/p.file, f'{p.key} ({p.name})')
+        return check_finite((value.mT if p.turned else value).contiguous(), self.path/p.file,
+                            f'{p.key} ({p.name})')
 
     def _integers(self, p):
         beside = {n.rpartition('weight_')[2]: self.stored(n) for n in self.beside(p.key)}
         said, where = beside.get('shape'), f'{self.path/p.file}: tensor {p.key}'
         if said is not None and said.tolist() != [*p.shape]:
-            raise AlphaqError(f'{where}: not integers of four bits, or of another shape; convert the checkpoint to bfloat16 first')
+            raise AlphaqError(f'{where}: not integers of four bits, or of another shape; convert '
+                              'the checkpoint to bfloat16 first')
         try: return int4(self.stored(p.key), beside['scale'], beside.get('zero_point'))
         except AlphaqError as e: raise AlphaqError(f'{where}: {e}') from None
 
@@ -434,43 +504,56 @@ class Checkpoint(Folder):
         said = ', '.join([*counts, f'{skipped:,} skipped'])
         strange, s = self.unclaimed, 's' * (len(self.unclaimed) > 1)
         if strange: said += f'; not understood: {len(strange)} tensor{s} like {strange[0]}'
-        if self.left_out: said += f'; left out: {len(self.left_out)} tensors of a head for further tokens'
+        if self.left_out:
+            said += f'; left out: {len(self.left_out)} tensors of a head for further tokens'
         return said
 
+# %% ../nbs/22_checkpoint.ipynb #f03bf951
 def _prequantized(folder):
     "What to say of experts that another tool has quantized; `None` of plain ones."
     said = folder.config.get('quantization_config')
     codes = _codes({n: folder.decoded(n) for n in folder.tensors}, folder.config)
     if not codes: return None
     tool = said.get('quant_method') if isinstance(said, dict) else None
-    return AlphaqError(f'{folder.path}: quantized already, by {tool or "another tool"} ({codes[0]} is stored as '
-                       f'{folder.tensors[codes[0]].dtype}); name the model it was made from')
+    return AlphaqError(
+        f'{folder.path}: quantized already, by {tool or "another tool"} ({codes[0]} is stored as '
+        f'{folder.tensors[codes[0]].dtype}); name the model it was made from')
 
+# %% ../nbs/22_checkpoint.ipynb #259d3049
 def open_checkpoint(
     path,         # `str | Path | Folder` a checkpoint folder, 'pocket', or a folder that is open
 )->Checkpoint:    # headers only; weights are read by `read`
     "Open a mixture-of-experts checkpoint and list its routed expert projections, complete or not at all."
     folder = path if isinstance(path, Folder) else open_folder(path)
     if folder.packed:
-        raise AlphaqError(f'{folder.path}: already quantized by alphaq; name the original checkpoint')
-    fits = fitting(folder.tensors, folder.config.get('model_type')) or fitting(folder.tensors, layouts=guess_layouts(folder.tensors, folder.config))
+        raise AlphaqError(
+            f'{folder.path}: already quantized by alphaq; name the original checkpoint')
+    fits = fitting(folder.tensors, folder.config.get('model_type')) or fitting(
+        folder.tensors, layouts=guess_layouts(folder.tensors, folder.config))
     is_head = _heads(folder.config, {m['prefix'] for _, m in fits.values()})
     fits = {name: fit for name, fit in fits.items() if not is_head(name)}
     fits = _oriented(fits, folder.tensors, folder.config)
     try: projections = tuple(find_projections(folder.tensors, folder.config, fits))
-    except AlphaqError as e: raise (_prequantized(folder) if folder.config.get('quantization_config') else e) or e from None
+    except AlphaqError as e:
+        raise (_prequantized(folder) if folder.config.get('quantization_config')
+               else e) or e from None
     if not projections:
         seen = _seen(folder.tensors)
         raise _prequantized(folder) or AlphaqError(
-            f'{folder.path}: no routed experts, so not a mixture of experts of a known layout (a dense model is scored with --dense); seen: {seen}')
-    layers, used = defaultdict(lambda: defaultdict(list)), {p.module: fits[p.key][0] for p in projections}
+            f'{folder.path}: no routed experts, so not a mixture of experts of '
+            'a known layout (a dense model is scored with --dense); seen: ' f'{seen}')
+    layers = defaultdict(lambda: defaultdict(list))
+    used = {p.module: fits[p.key][0] for p in projections}
     for p in projections: layers[p.module][p.expert].append(p)
     for module, experts in layers.items():
-        _check_layer(folder.path, module, experts, _expected(folder, module, experts), used[module].all_roles)
+        _check_layer(folder.path, module, experts, _expected(folder, module, experts),
+                     used[module].all_roles)
     _check_routers(folder, layers, is_head)
-    for prefix in dict.fromkeys(module.rpartition('layers.')[0] for module in layers): _check_depth(folder, prefix)
+    for prefix in dict.fromkeys(module.rpartition('layers.')[0] for module in layers):
+        _check_depth(folder, prefix)
     names = ', '.join(dict.fromkeys(layout.name for layout in used.values()))
-    return Checkpoint(folder.place, folder.config, folder.tensors, projections, names, any(layout.guessed for layout in used.values()))
+    return Checkpoint(folder.place, folder.config, folder.tensors, projections, names,
+                      any(layout.guessed for layout in used.values()))
 
 # %% ../nbs/22_checkpoint.ipynb #90d88581
 INCLUDE = { # what can be scored beside routed experts -> its place in a layer
@@ -483,12 +566,15 @@ _ANY = rf'{_STACK.pattern}(?P<role>[\w.]+)\.weight(?:_packed)?'
 def _matrices(folder, names, place=r'.+'):
     "Every two-dimensional weight at a place in a layer, as projections of no expert."
     fits = ((folder.tensors[n], re.fullmatch(_ANY, n)) for n in names)
-    found = [(t, m) for t, m in fits if m and re.fullmatch(place, m['role']) and len(t.shape) == 2 and min(t.shape) >= 3]
+    found = [(t, m) for t, m in fits if m and re.fullmatch(place, m['role']) and len(t.shape) == 2
+             and min(t.shape) >= 3]
     def one(t, m):
         dtype, scales, shape = _type(t, folder.tensors)
-        return Projection(t.name.removesuffix('_packed').removesuffix('.weight'), int(m['layer']), -1, m['role'], shape, dtype, t.file, t.name, scales=scales)
+        return Projection(t.name.removesuffix('_packed').removesuffix('.weight'), int(m['layer']),
+                          -1, m['role'], shape, dtype, t.file, t.name, scales=scales)
     return tuple(sorted((one(*f) for f in found), key=lambda p: (p.layer, p.name)))
 
+# %% ../nbs/22_checkpoint.ipynb #6c808ae5
 def including(
     checkpoint:Checkpoint,
     kinds,                  # keys of `INCLUDE`
@@ -498,18 +584,23 @@ def including(
         raise AlphaqError(f'matrices to include are {", ".join(INCLUDE)}, got {unknown[0]!r}')
     names = [n for n in checkpoint.rest if checkpoint.in_decoder(n)]
     more = [_matrices(checkpoint, names, INCLUDE[k]) for k in INCLUDE if k in kinds]
-    return replace(checkpoint, projections=(*checkpoint.projections, *(p for found in more for p in found)))
+    return replace(checkpoint,
+                   projections=(*checkpoint.projections, *(p for found in more for p in found)))
 
+# %% ../nbs/22_checkpoint.ipynb #6fb7e99d
 def open_dense(
     path,          # `str | Path | Folder` a model without experts
 )->Checkpoint:     # its `projections` are the matrices of its layers
     "Open a dense model for scoring."
     folder = path if isinstance(path, Folder) else open_folder(path)
-    if fitting(folder.tensors): raise AlphaqError(f'{folder.path}: a mixture of experts; score it without --dense')
+    if fitting(folder.tensors):
+        raise AlphaqError(f'{folder.path}: a mixture of experts; score it without --dense')
     found = _matrices(folder, folder.tensors)
     dense = Checkpoint(folder.place, folder.config, folder.tensors, found, 'dense')
     if dense.codes: raise _prequantized(folder)
-    if not found: raise AlphaqError(f'{folder.path}: no matrices in numbered layers; seen: {_seen(folder.tensors)}')
+    if not found:
+        raise AlphaqError(
+            f'{folder.path}: no matrices in numbered layers; seen: {_seen(folder.tensors)}')
     return dense
 
 def open_either(
@@ -517,12 +608,14 @@ def open_either(
 )->Checkpoint:
     "Open a model for a look at it: as dense only when neither its config nor a name speaks of experts."
     folder = path if isinstance(path, Folder) else open_folder(path)
-    sparse = declared(folder.config) or any('expert' in n for n in folder.tensors) or fitting(folder.tensors)
+    sparse = declared(folder.config) or any('expert' in n
+                                            for n in folder.tensors) or fitting(folder.tensors)
     return open_checkpoint(folder) if sparse else open_dense(folder)
 
 # %% ../nbs/22_checkpoint.ipynb #3f55d4f7
 def _exchanged(p, others):
-    pair = ROLES[:2] if p.name.replace(p.role, 'gate_proj') in others else ROLES[1:]  # without a gate: up and down
+    # without a gate: up and down
+    pair = ROLES[:2] if p.name.replace(p.role, 'gate_proj') in others else ROLES[1:]
     return others[p.name.replace(p.role, pair[p.role == pair[0]])] if p.role in pair else p
 
 def _one_above_other(p, others):
@@ -530,12 +623,14 @@ def _one_above_other(p, others):
     first, size = (p.role == 'up_proj') * p.shape[0], p.shape[0]
     return replace(p, part=(*p.part[:-1], (first, first + size, 1)))
 
-MISREADINGS = { # ways to misread a checkpoint: projection, all of them by name -> what would be read instead
+# ways to misread a checkpoint: projection, all of them by name -> what would be read instead
+MISREADINGS = {
     'roles exchanged': _exchanged,
     'transpose dropped or added': lambda p, others: replace(p, turned=not p.turned),
     'alternation ignored': _one_above_other,
 }
 
+# %% ../nbs/22_checkpoint.ipynb #de5c05b7
 def agrees(
     checkpoint:Checkpoint,
     stacks:dict,           # experts module -> role -> `[E, out, in]` as a model computes with them
@@ -547,5 +642,6 @@ def agrees(
     if misread and read == named: return None
     def equal(p, q):
         value, wanted = checkpoint.read(q), stacks[p.module][p.role][p.expert]
-        return value.shape == wanted.shape and torch.equal(value.to(wanted.dtype).view(torch.uint8), wanted.contiguous().view(torch.uint8))
+        return value.shape == wanted.shape and torch.equal(value.to(wanted.dtype).view(torch.uint8),
+                                                           wanted.contiguous().view(torch.uint8))
     return all(equal(p, read[n]) for n, p in named.items())

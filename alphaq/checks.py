@@ -32,7 +32,8 @@ def check_finished(
     folder:Path, # the folder
 ):               # yields findings
     "Left behind by a run that did not end?"
-    if (folder/'UNFINISHED').exists(): yield 'the folder is unfinished; run the same `alphaq quantize` again to resume it'
+    if (folder/'UNFINISHED').exists():
+        yield 'the folder is unfinished; run the same `alphaq quantize` again to resume it'
     for name in ('config.json', 'plan.json', SUMS):
         if not (folder/name).is_file(): yield f'{name} is missing'
 
@@ -46,11 +47,14 @@ def check_index(
     index = read_json(path)
     for name in sorted(folder.tensors.keys() - index['weight_map'].keys()):
         yield f'{folder.tensors[name].file}: tensor {name} is not in the index'
-    held, said = sum(t.nbytes for t in folder.tensors.values()), index.get('metadata', {}).get('total_size')
+    held = sum(t.nbytes for t in folder.tensors.values())
+    said = index.get('metadata', {}).get('total_size')
     if held != said: yield f'the index says {said} bytes of tensors, the shards hold {held}'
-    for shard in sorted(p.name for p in folder.path.glob('*.safetensors') if p.name not in folder.files):
+    for shard in sorted(p.name
+                        for p in folder.path.glob('*.safetensors') if p.name not in folder.files):
         yield f'{shard} belongs to no tensor of the index'
 
+# %% ../nbs/55_checks.ipynb #0ca871bc
 def check_plan_widths(
     folder:Folder,       # the opened folder
     config:AlphaqConfig, # its `quantization_config`
@@ -58,30 +62,36 @@ def check_plan_widths(
     "The widths in config.json are those of plan.json, and a stock load is refused."
     plan = read_plan(folder.path/'plan.json')
     held = widths(config)
-    planned = dict.fromkeys(config.modules, plan.other_bits) | {n: b for n, b in widths(plan).items() if b != 16}
+    planned = dict.fromkeys(config.modules,
+                            plan.other_bits) | {n: b for n, b in widths(plan).items() if b != 16}
     job = read_json(folder.path/'job.json') if (folder.path/'job.json').is_file() else {}
-    if (head := job.get('head_bits', 16)) != 16 or HEAD in held: planned[HEAD] = head  # the head is no part of a plan
+    # the head is no part of a plan
+    if (head := job.get('head_bits', 16)) != 16 or HEAD in held: planned[HEAD] = head
     for name in sorted(planned.keys() | held.keys()):
         if planned.get(name) != held.get(name):
             yield f'{name} has {held.get(name)} bits in config.json and {planned.get(name)} in {"job" if name == HEAD else "plan"}.json'
-    if config.group_size != plan.group_size: yield f'groups of {config.group_size} in config.json and of {plan.group_size} in plan.json'
+    if config.group_size != plan.group_size:
+        yield f'groups of {config.group_size} in config.json and of {plan.group_size} in plan.json'
     if folder.config.get('experts_implementation') != CURE:
         yield 'config.json: experts_implementation does not guard against a load without alphaq'
     for name in poison_tensors(config.to_dict()):
-        if name not in folder.tensors: yield f'the empty tensor {name!r}, which guards against a load without alphaq, is missing'
+        if name not in folder.tensors:
+            yield f'the empty tensor {name!r}, which guards against a load without alphaq, is missing'
 
 # %% ../nbs/55_checks.ipynb #6364fa1d
 def _fits(folder, key, shape, bits, group_size, lead):
     "Findings about words, scale and zero of one arena."
     group = group_of(shape[1], group_size)
     grid = (*lead, shape[0], shape[1] // group)
-    wanted = dict(words=('I16', (sum(word_count(shape, b) for b in bits),)), scale=('F16', grid), zero=('U8', grid))
+    wanted = dict(words=('I16', (sum(word_count(shape, b) for b in bits),)), scale=('F16', grid),
+                  zero=('U8', grid))
     for part, (dtype, dims) in wanted.items():
         info = folder.tensors.get(f'{key}.{part}')
         if info is None: yield f'{key}.{part} is missing'
         elif (info.dtype, info.shape) != (dtype, dims):
             yield f'{key}.{part} is {info.dtype} {list(info.shape)}, its widths need {dtype} {list(dims)}'
 
+# %% ../nbs/55_checks.ipynb #2f9a3950
 def check_tensors(
     folder:Folder,       # the opened folder
     config:AlphaqConfig, # its `quantization_config`
@@ -92,13 +102,17 @@ def check_tensors(
         if not inner or not hidden: yield f'{name}: no scales; the layer is not there'; continue
         for role in ROLES:
             shape = (hidden, inner) if role == 'down_proj' else (inner, hidden)
-            yield from _fits(folder, f'{name}.{role}', shape, [int(b) for b in roles[role]], config.group_size, (len(roles[role]),))
+            yield from _fits(folder, f'{name}.{role}', shape, [int(b) for b in roles[role]],
+                             config.group_size, (len(roles[role]),))
     for name, bits in config.modules.items():
         words, rows = folder.tensors.get(f'{name}.words'), outputs(folder, name)
-        if words is None or not rows: yield f'{name}: no words or scales; the matrix is not there'; continue
-        cols = words.shape[0] * 16 // (bits * rows)  # attention inputs are a multiple of any block, so nothing is padded
+        if words is None or not rows:
+            yield f'{name}: no words or scales; the matrix is not there'; continue
+        # attention inputs are a multiple of any block, so nothing is padded
+        cols = words.shape[0] * 16 // (bits * rows)
         yield from _fits(folder, name, (rows, cols), [bits], config.group_size, ())
 
+# %% ../nbs/55_checks.ipynb #db72ea90
 def check_numbers(
     folder:Folder,       # the opened folder
     config:AlphaqConfig, # its `quantization_config`
@@ -127,6 +141,7 @@ def read_errors(
         raise AlphaqError(f'{path}: a row lacks name, bits or mse')
     return {r['name']: r for r in rows}
 
+# %% ../nbs/55_checks.ipynb #cab24656
 def check_errors(
     folder:Folder,                 # the opened folder
     config:AlphaqConfig,           # its `quantization_config`
@@ -137,21 +152,28 @@ def check_errors(
     rows = read_errors(folder.path/'errors.jsonl')
     bits = widths(config)
     for name in sorted(rows.keys() ^ bits.keys()):
-        yield f'{name} is ' + ('not in errors.jsonl' if name in bits else 'in errors.jsonl, and not in config.json')
+        yield f'{name} is ' + ('not in errors.jsonl' if name in bits
+                               else 'in errors.jsonl, and not in config.json')
     experts = {p.name: p for p in original.projections} if original else {}
-    for name, W in track(dense_matrices(folder, config.layers, config.modules), 'unpacking', len(bits)):
+    for name, W in track(dense_matrices(folder, config.layers, config.modules), 'unpacking',
+                         len(bits)):
         row = rows.get(name)
         if row is None: continue
-        if row['bits'] != bits[name]: yield f'{name} has {bits[name]} bits in config.json and {row["bits"]} in errors.jsonl'
+        if row['bits'] != bits[name]:
+            yield f'{name} has {bits[name]} bits in config.json and {row["bits"]} in errors.jsonl'
         if 'sha256' in row and row['sha256'] != weights_digest(W):
             yield f'{name}: its codes stand for other weights than those that were measured'
         if original is None: continue
-        if name not in experts and f'{name}.weight' not in original.tensors: yield f'{name} is not in {original.path}'; continue
-        cost = squared_error(W, original.read(experts[name]) if name in experts else original.tensor(f'{name}.weight'))
+        if name not in experts and f'{name}.weight' not in original.tensors:
+            yield f'{name} is not in {original.path}'; continue
+        cost = squared_error(W, original.read(experts[name]) if name in experts
+                             else original.tensor(f'{name}.weight'))
         if abs(cost - row['mse']) > 1e-9 * row['mse']:  # float64 sums, taken in whatever order
             yield f'{name}: mean squared error {cost:.6g} against the original, errors.jsonl says {row["mse"]:.6g}'
 
-def _job(folder): return read_json(folder.path/'job.json') if (folder.path/'job.json').is_file() else {}
+# %% ../nbs/55_checks.ipynb #8d7d17b6
+def _job(folder):
+    return read_json(folder.path/'job.json') if (folder.path/'job.json').is_file() else {}
 
 def check_original(
     folder:Folder,       # the opened folder
@@ -162,27 +184,34 @@ def check_original(
     if said and said != original.fingerprint():
         yield f'{original.path} is not the checkpoint that this folder was made from'
 
+# %% ../nbs/55_checks.ipynb #ab5cd836
 def check_kept(
     folder:Folder,         # the opened folder
     config:AlphaqConfig,   # its `quantization_config`
     original:Checkpoint,   # what it should have been made from
 ):                         # yields findings
     "Whatever was not rounded is what the original holds: type, shape and every byte. Routers may have been tuned."
-    packed = {f'{name}.{part}' for name in (*config.modules, *(f'{n}.{r}' for n in config.layers for r in ROLES))
+    packed = {f'{name}.{part}'
+              for name in (*config.modules, *(f'{n}.{r}' for n in config.layers for r in ROLES))
               for part in ('words', 'scale', 'zero')} | {*poison_tensors(config.to_dict())}
     ours = folder.tensors.keys() - packed
     wanted = {n for n in original.rest if n.removesuffix('.weight') not in config.modules}
-    routers = re.compile(r'.+\.' + INCLUDE['router'] + r'\.weight') if 'tuned' in _job(folder) else None
+    routers = re.compile(r'.+\.' + INCLUDE['router']
+                         + r'\.weight') if 'tuned' in _job(folder) else None
     for name in sorted(ours - wanted): yield f'{name} is kept here, and not in {original.path}'
-    for name in sorted(wanted - ours): yield f'{name} is missing; it is kept as {original.path} has it'
+    for name in sorted(wanted - ours):
+        yield f'{name} is missing; it is kept as {original.path} has it'
     for name in track(sorted(ours & wanted), 'comparing'):
         if routers and routers.fullmatch(name): continue
         a, b = folder.stored(name), original.keep(name)
-        if a.dtype != b.dtype or a.shape != b.shape: yield f'{name} is {a.dtype} {list(a.shape)}, the original has {b.dtype} {list(b.shape)}'
-        elif not torch.equal(*(t.contiguous().view(-1).view(torch.uint8) for t in (a, b))): yield f'{name} differs from that of {original.path}'
+        if a.dtype != b.dtype or a.shape != b.shape:
+            yield f'{name} is {a.dtype} {list(a.shape)}, the original has {b.dtype} {list(b.shape)}'
+        elif not torch.equal(*(t.contiguous().view(-1).view(torch.uint8) for t in (a, b))):
+            yield f'{name} differs from that of {original.path}'
 
 # %% ../nbs/55_checks.ipynb #4cdb573a
-TOLERANCE, STRAYS = 1e-3, .25  # of the recorded logits' root mean square; share of tokens that may exceed it
+# of the recorded logits' root mean square; share of tokens that may exceed it
+TOLERANCE, STRAYS = 1e-3, .25
 
 @torch.inference_mode()
 def check_logits(
@@ -192,7 +221,8 @@ def check_logits(
     "The model says what it said when it was made."
     if said.get('logits') is None: return
     tokens, places, wanted = (torch.tensor(said[k]) for k in ('tokens', 'places', 'logits'))
-    far = (model(tokens).logits[..., places] - wanted).abs().amax(-1) / wanted.square().mean().sqrt()
+    far = (model(tokens).logits[..., places]
+           - wanted).abs().amax(-1) / wanted.square().mean().sqrt()
     off = int((far > TOLERANCE).sum())
     if off > STRAYS * far.numel():
         yield f'{off} of {far.numel()} tokens have other logits than when the folder was made, by up to {far.max():.2g} of a typical one'
@@ -204,18 +234,22 @@ def check_runs(
     "The folder opens in transformers and gives finite logits, those that were recorded."
     model = load_weights(folder)
     tokens = torch.arange(min(16, model.config.get_text_config().vocab_size))[None]
-    with torch.inference_mode(), third_party(f'{folder}: loads, and does not run', 'quantize it again, with --other-bits 16'):
+    with torch.inference_mode(), third_party(f'{folder}: loads, and does not run',
+                                             'quantize it again, with --other-bits 16'):
         logits = model(tokens).logits
-    if bad := int((~logits.isfinite()).sum()): yield f'{bad} of {logits.numel()} logits of a first forward pass are not finite'; return
+    if bad := int((~logits.isfinite()).sum()):
+        yield f'{bad} of {logits.numel()} logits of a first forward pass are not finite'; return
     if not (folder/LOGITS).is_file(): return
     try: yield from check_logits(model, read_json(folder/LOGITS))
-    except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as e: yield f'{LOGITS} does not fit the model: {type(e).__name__}'
+    except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as e:
+        yield f'{LOGITS} does not fit the model: {type(e).__name__}'
 
 def _unchecked(folder):
     "What a folder does not allow to be checked, in words."
     if not (folder/'errors.jsonl').is_file():
         yield 'errors.jsonl is missing: that its codes stand for the weights that were measured is not checked'
-    said = read_json(folder/LOGITS) if (folder/LOGITS).is_file() else dict(why=f'{LOGITS} is missing')
+    said = read_json(folder/LOGITS) if (folder/LOGITS).is_file() else dict(
+        why=f'{LOGITS} is missing')
     if said.get('logits') is None: yield f'what the model says is not compared: {said.get("why")}'
 
 # %% ../nbs/55_checks.ipynb #7a85f476
@@ -231,15 +265,19 @@ class Report:
     @property
     def ok(self)->bool: return not self.findings
 
+# %% ../nbs/55_checks.ipynb #5396a3a8
 def examine(
     folder,          # `str | Path` a quantized folder
     run:bool=True,   # load it and run a forward pass, if nothing else is wrong
-    original=None,   # `str | Path` the checkpoint it was made from: its fingerprint and every error are computed again
+    # `str | Path` the checkpoint it was made from: its fingerprint and every error are computed
+    # again
+    original=None,
 )->Report:
     "Look for everything that can be wrong with a quantized folder."
     folder, findings = Path(folder), []
     if not folder.is_dir(): raise AlphaqError(f'{folder}: no such folder')
-    if not any((folder/n).exists() for n in ('SHA256SUMS', 'plan.json', 'UNFINISHED')): raise AlphaqError(f'{folder}: not a folder that `alphaq quantize` made')
+    if not any((folder/n).exists() for n in ('SHA256SUMS', 'plan.json', 'UNFINISHED')):
+        raise AlphaqError(f'{folder}: not a folder that `alphaq quantize` made')
     source = open_checkpoint(original) if original is not None else None
     def check(name, f, *args):
         try: findings.extend((name, what) for what in f(*args))
@@ -249,7 +287,8 @@ def examine(
     try:
         opened = open_folder(folder)
         if not opened.packed:
-            raise AlphaqError('config.json has no quantization_config of alphaq; only quantized folders can be verified')
+            raise AlphaqError('config.json has no quantization_config of alphaq; only quantized '
+                              'folders can be verified')
         config = AlphaqConfig(**dict(layers=None) | opened.packed)
     except AlphaqError as e: findings.append(('index', str(e)))
     else:
@@ -260,16 +299,21 @@ def examine(
             check('numbers', check_numbers, opened, config)
             if source: check('original', check_original, opened, source)
             if source: check('kept', check_kept, opened, config, source)
-            if 'numbers' not in dict(findings): check('errors', check_errors, opened, config, source)
+            if 'numbers' not in dict(findings):
+                check('errors', check_errors, opened, config, source)
     if run and not findings: check('runs', check_runs, folder)
     files = [folder/name for name in files_in(folder)]
     unchecked = () if findings else tuple(_unchecked(folder))
-    return Report(folder, len(files), sum(p.stat().st_size for p in files), tuple(findings), unchecked)
+    return Report(folder, len(files), sum(p.stat().st_size for p in files), tuple(findings),
+                  unchecked)
 
+# %% ../nbs/55_checks.ipynb #dfd7fd12
 def verify(
     folder,          # `str | Path` a quantized folder
     run:bool=True,   # load it and run a forward pass, if nothing else is wrong
-    original=None,   # `str | Path` the checkpoint it was made from: its fingerprint and every error are computed again
+    # `str | Path` the checkpoint it was made from: its fingerprint and every error are computed
+    # again
+    original=None,
 )->Report:           # of a sound folder
     "Raise `VerificationError` with the first problems of a folder, if it has any."
     report = examine(folder, run, original)

@@ -24,10 +24,11 @@ from .console import emit, facts, say, size, table
 from .core import AlphaqError, UsageError, check_free, check_known, provenance, third_party
 
 # %% ../nbs/61_cli.ipynb #0863b96f
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
-                  help='Smaller mixture-of-experts models: a width for every expert matrix, chosen from the weights alone.',
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None,
+                  pretty_exceptions_enable=False,
+                  help='Smaller mixture-of-experts models: a width for every expert '
+                  'matrix, chosen from the weights alone.',
                   epilog='Begin with: alphaq quantize pocket --bits 2.5 -o OUT')
-
 EXAMPLES = dict(
     info='pocket',
     score='pocket -o scores.csv',
@@ -46,6 +47,7 @@ EXAMPLES = dict(
     generate='OUT "Once upon a time"',
 )
 
+# %% ../nbs/61_cli.ipynb #08706c87
 def _show(data, as_json, then=None):
     "A result, entry by entry, and the command that comes next."
     emit(data, as_json, _facts(data, then))
@@ -54,6 +56,7 @@ def _check_writable(out):
     from alphaq.making import check_writable
     check_writable(out)
 
+# %% ../nbs/61_cli.ipynb #66d0d7c3
 def verb(function):
     "Register a verb; `AlphaqError` and file-system errors become one line on stderr and an exit code."
     @functools.wraps(function)
@@ -64,19 +67,28 @@ def verb(function):
             return function(*args, **kwargs)
         except AlphaqError as e: code, text = e.exit_code, str(e)
         except OSError as e: code, text = 1, f'{e.filename or "file system"}: {e.strerror or e}'
-        except KeyboardInterrupt: code, text = 130, 'stopped' + (', and nothing is lost: the same command continues' if function.__name__ in ('score', 'quantize') else '')
+        except KeyboardInterrupt:
+            code = 130
+            text = 'stopped' + (', and nothing is lost: the same command continues'
+                                if function.__name__ in ('score', 'quantize') else '')
         say(f'alphaq {function.__name__}: {text}')
         raise typer.Exit(code)
     example = EXAMPLES.get(function.__name__)
-    return app.command(function.__name__, epilog=example and f'Example: alphaq {function.__name__} {example}')(guarded)
+    return app.command(function.__name__,
+                       epilog=example and f'Example: alphaq {function.__name__} {example}')(guarded)
 
 @app.callback(invoke_without_command=True)
-def _top(version:Annotated[bool, typer.Option('--version', help='Print the version and leave.')]=False):
+def _top(version:Annotated[bool,
+                           typer.Option('--version', help='Print the version and leave.')]=False):
     if version: print(__version__); raise typer.Exit()
 
+# %% ../nbs/61_cli.ipynb #438a8f70
 Model = Annotated[str, typer.Argument(help='pocket (in the package), or a local checkpoint folder')]
-Loadable = Annotated[str, typer.Argument(help='pocket, a local checkpoint folder, or one that `alphaq quantize` made')]
-Anywhere = Annotated[str, typer.Argument(help='pocket, a local folder, or, read where it lies, a hub id (org/name@revision) or the address of a folder')]
+Loadable = Annotated[str, typer.Argument(
+    help='pocket, a local checkpoint folder, or one that `alphaq quantize` made')]
+Anywhere = Annotated[str,
+                     typer.Argument(help='pocket, a local folder, or, read where it lies, a hub id '
+                                    '(org/name@revision) or the address of a folder')]
 Json = Annotated[bool, typer.Option('--json', help='print JSON')]
 Quiet = Annotated[bool, typer.Option('--quiet', '-q', help='no progress bars')]
 Overwrite = Annotated[bool, typer.Option('--overwrite', help='replace what exists')]
@@ -89,17 +101,23 @@ def _packed(folder):
     held, roles = AlphaqConfig(**dict(layers=None) | folder.packed), {}
     for layer in held.layers.values():
         for role, digits in layer.items(): roles[role] = roles.get(role, '') + digits
-    counts = {role: dict(sorted(Counter(map(int, digits)).items())) for role, digits in roles.items()}
+    counts = {role: dict(sorted(Counter(map(int, digits)).items()))
+              for role, digits in roles.items()}
     linears = dict(sorted(Counter(held.modules.values()).items()))
     total = sum(t.nbytes for t in folder.tensors.values())
-    data = dict(model=str(folder.path), format=held.format, family=folder.config.get('model_type'), projections=sum(map(len, roles.values())),
+    data = dict(model=str(folder.path), format=held.format, family=folder.config.get('model_type'),
+                projections=sum(map(len, roles.values())),
                 experts_at=counts, linears_at=linears, group_size=held.group_size, bytes=total)
     def said(at): return ', '.join(f'{n} at {b} bit{"s" * (b > 1)}' for b, n in at.items())
-    rows = [['family', data['family']], ['quantized', held.format], ['expert projections', data['projections']],
-            *[[role, said(at)] for role, at in counts.items()], *([['other matrices', said(linears)]] if linears else []),
-            ['weights that share a scale', held.group_size], ['stored', size(total)], ['next', f'alphaq verify {folder.path}']]
+    rows = [['family', data['family']], ['quantized', held.format],
+            ['expert projections', data['projections']],
+            *[[role, said(at)] for role, at in counts.items()],
+            *([['other matrices', said(linears)]] if linears else []),
+            ['weights that share a scale', held.group_size], ['stored', size(total)],
+            ['next', f'alphaq verify {folder.path}']]
     return data, facts(rows, str(folder.path))
 
+# %% ../nbs/61_cli.ipynb #2fdb7c48
 @verb
 def info(
     model:Anywhere='pocket',
@@ -121,21 +139,31 @@ def info(
     shapes = sorted({p.shape for p in c.projections})
     total, numel = sum(t.nbytes for t in c.tensors.values()), sum(p.numel for p in c.projections)
     experts = {b: sum(stored_bytes(p.shape, b, group_size) for p in c.projections) for b in WIDTHS}
-    stored = sum(c.tensors[k].nbytes for k in {k for p in c.projections for k in (p.key, p.scales, *c.beside(p.key))} - {None})
-    data = dict(model=str(c.path), family=_family(c), layout=c.layout, stored_as=', '.join(c.stored_types), coverage=c.coverage(p.name for p in c.projections),
-                layers=len({p.module for p in c.projections}), projections=len(c.projections), shapes=[list(s) for s in shapes],
-                expert_parameters=numel, bytes=total, expert_bytes=stored, other_bytes=total - stored, experts_at=experts)
+    stored = sum(c.tensors[k].nbytes
+                 for k in {k for p in c.projections for k in (p.key, p.scales, *c.beside(p.key))}
+                 - {None})
+    data = dict(model=str(c.path), family=_family(c), layout=c.layout,
+                stored_as=', '.join(c.stored_types),
+                coverage=c.coverage(p.name for p in c.projections),
+                layers=len({p.module for p in c.projections}), projections=len(c.projections),
+                shapes=[list(s) for s in shapes], expert_parameters=numel, bytes=total,
+                expert_bytes=stored, other_bytes=total - stored, experts_at=experts)
     if plan:
         p = read_plan(plan)
-        data['plan'] = predicted_tensors(QuantizeJob(c, p)) | dict(files=sum(predicted_files(QuantizeJob(c, p)).values()))
-    rows = [['family', data['family']], ['layout', f'{c.layout}, {data["stored_as"]}'], ['found', data['coverage']],
-            ['layers with experts', data['layers']],
-            ['expert projections', f'{len(c.projections)} of shapes {", ".join("x".join(map(str, s)) for s in shapes)}'],
-            ['weights that share a scale', _groups(group_size, [p.shape[1] for p in c.projections])], ['expert parameters', f'{numel:,}'], ['stored', f'{size(total)}, experts {size(stored)}'],
-            *[[f'experts at {b} bit{"s" * (b > 1)}', size(n)] for b, n in experts.items()],
-            *[[f'plan: {k}', size(v)] for k, v in data.get('plan', {}).items()]]
+        data['plan'] = predicted_tensors(QuantizeJob(c, p)) | dict(
+            files=sum(predicted_files(QuantizeJob(c, p)).values()))
+    rows = [
+        ['family', data['family']], ['layout', f'{c.layout}, {data["stored_as"]}'],
+        ['found', data['coverage']], ['layers with experts', data['layers']],
+        ['expert projections',
+         f'{len(c.projections)} of shapes {", ".join("x".join(map(str, s)) for s in shapes)}'],
+        ['weights that share a scale', _groups(group_size, [p.shape[1] for p in c.projections])],
+        ['expert parameters', f'{numel:,}'], ['stored', f'{size(total)}, experts {size(stored)}'],
+        *[[f'experts at {b} bit{"s" * (b > 1)}', size(n)] for b, n in experts.items()],
+        *[[f'plan: {k}', size(v)] for k, v in data.get('plan', {}).items()]]
     emit(data, json_, facts(rows, str(c.path)))
 
+# %% ../nbs/61_cli.ipynb #5aa8af11
 def _groups(group_size, columns):
     "How many weights share a scale, and where it is another number."
     from alphaq.grid import other_groups
@@ -159,25 +187,34 @@ def _codes(c):
     "What a score means where weights have been rounded before."
     from alphaq.checkpoint import PLAIN
     codes = [t for t in c.stored_types if t not in PLAIN]
-    return dict(stored_as=f'{", ".join(codes)}: alpha is that of weights rounded once, errors are of rounding them again') if codes else {}
+    return dict(stored_as=f'{", ".join(codes)}: alpha is that of weights rounded once, errors '
+                'are of rounding them again') if codes else {}
 
-Engine = Annotated[str, typer.Option(help='who works: local (all cores) or ray (a cluster, pip install \'alphaq[ray]\')')]
+# %% ../nbs/61_cli.ipynb #aedfb95e
+Engine = Annotated[str, typer.Option(
+    help='who works: local (all cores) or ray (a cluster, pip install \'alphaq[ray]\')')]
+Device = Annotated[str, typer.Option(
+    help='cpu, cuda, or auto: the GPU if there is one, for everything that is computed')]
 
-Device = Annotated[str, typer.Option(help='cpu, cuda, or auto: the GPU if there is one, for everything that is computed')]
-
+# %% ../nbs/61_cli.ipynb #7a173458
 @verb
 def score(
     model:Anywhere='pocket',
     out:Annotated[Path, typer.Option('-o', '--out', help='table to write')]=Path('scores.csv'),
-    tail:Annotated[str, typer.Option(help='where the tail begins: peak, peak_linear, peak_ks, peak_ks_compat, median or top_frac')]='peak',
+    tail:Annotated[str, typer.Option(help='where the tail begins: peak, peak_linear, peak_ks, '
+                                     'peak_ks_compat, median or top_frac')]='peak',
     tile:Annotated[int, typer.Option(help='largest side of a tile, weights', min=2)]=256,
-    stride:Annotated[Optional[int], typer.Option(help='step between tiles; the side unless said', min=1)]=None,
-    group_size:Annotated[int, typer.Option(help='weights that share a scale when errors are measured', min=1)]=128,
-    include:Annotated[Optional[str], typer.Option(help='score these too: attention, shared, router; joined by commas')]=None,
-    dense:Annotated[bool, typer.Option('--dense', help='a model without experts: score every matrix of its layers')]=False,
-    shard:Annotated[str, typer.Option(help='i/n: only the i-th of n parts, for `alphaq merge`')]='1/1',
-    engine:Engine='local', device:Device='auto', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,
-):
+    stride:Annotated[Optional[int], typer.Option(help='step between tiles; the side unless said',
+                                                 min=1)]=None, group_size:Annotated[
+    int, typer.Option(help='weights that share a scale when errors are measured', min=1)]=128,
+    include:Annotated[Optional[str], typer.Option(
+    help='score these too: attention, shared, router; joined by commas')]=None,
+    dense:Annotated[bool, typer.Option(
+    '--dense', help='a model without experts: score every matrix of its layers')]=False,
+    shard:Annotated[str,
+                    typer.Option(help='i/n: only the i-th of n parts, for `alphaq merge`')]='1/1',
+    engine:Engine='local', device:Device='auto', overwrite:Overwrite=False, json_:Json=False,
+    quiet:Quiet=False,):
     "Alpha, variance and rounding error of every expert matrix. From the weights alone; run again after a crash, it continues."
     import re
     from alphaq.checkpoint import INCLUDE, including
@@ -185,20 +222,28 @@ def score(
     from alphaq.jobs import part_named, score_to
     from alphaq.hill import RULES
     from alphaq.pipeline import device_named, engine_named, score_job
-    if dense and include: raise UsageError('a dense model is scored whole; --include goes with experts')
+    if dense and include:
+        raise UsageError('a dense model is scored whole; --include goes with experts')
     check_known(tail, RULES, 'tail rules')
     kinds = include.split(',') if include else []
     c = alphaq.open(model, 'dense') if dense else including(alphaq.open(model), kinds)
-    unseen = [k for k in kinds if not any(p.expert < 0 and re.fullmatch(INCLUDE[k], p.role) for p in c.projections)]
-    if unseen: say(f'alphaq score: nothing of {c.path} is known as {" or ".join(unseen)}; it is scored without')
+    unseen = [k for k in kinds
+              if not any(p.expert < 0 and re.fullmatch(INCLUDE[k], p.role) for p in c.projections)]
+    if unseen:
+        say(f'alphaq score: nothing of {c.path} is known as '
+            f'{" or ".join(unseen)}; it is scored without')
     device = device_named(device, engine)
     job = score_job(c, tail, tile, stride, group_size, device, part=part_named(shard))
     scores = score_to(out, job, engine_named(engine, device), overwrite)
     other = other_groups([s.cols for s in scores if s.mse], group_size)
-    summary = _alphas(scores) | dict(tail=tail, model=str(c.path), out=str(out), family=_family(c), coverage=c.coverage(s.name for s in scores),
-                                     **({'groups': f'{group_size}; {other}'} if other else {}), **_codes(c))
-    _show(summary, json_, None if dense else f'allocate {_q(out)} --bits 2.5 -o plan.json' if shard == '1/1' else 'merge ALL PARTS -o scores.csv')
+    summary = _alphas(scores) | dict(tail=tail, model=str(c.path), out=str(out), family=_family(c),
+                                     coverage=c.coverage(s.name for s in scores),
+                                     **({'groups': f'{group_size}; {other}'} if other else {}),
+                                     **_codes(c))
+    _show(summary, json_, None if dense else f'allocate {_q(out)} --bits 2.5 -o plan.json' if shard
+          == '1/1' else 'merge ALL PARTS -o scores.csv')
 
+# %% ../nbs/61_cli.ipynb #1cf7e9b5
 @verb
 def merge(
     parts:Annotated[list[Path], typer.Argument(help='all parts of a table, in any order')],
@@ -214,14 +259,14 @@ def _alphas(scores):
     "Alpha over a checkpoint, and whether noise would look like it."
     from alphaq.judge import judge
     alphas = sorted(s.alpha for s in scores)
-    return dict(projections=len(scores), alpha_min=alphas[0], alpha_median=alphas[len(alphas) // 2], alpha_max=alphas[-1],
-                against_noise=judge(scores).text)
+    return dict(projections=len(scores), alpha_min=alphas[0], alpha_median=alphas[len(alphas) // 2],
+                alpha_max=alphas[-1], against_noise=judge(scores).text)
 
+# %% ../nbs/61_cli.ipynb #3535e4fa
 @verb
-def doctor(
-    what:Annotated[str, typer.Argument(help='a model wherever it lies, a quantized folder or scores.csv')]='pocket',
-    json_:Json=False, quiet:Quiet=False,
-):
+def doctor(what:Annotated[str, typer.Argument(
+    help='a model wherever it lies, a quantized folder or scores.csv')]='pocket',
+           json_:Json=False, quiet:Quiet=False,):
     "What looks wrong: damage, untrained spectra, the environment."
     from alphaq.checkpoint import open_either
     from alphaq.remote import open_anywhere
@@ -231,7 +276,9 @@ def doctor(
     findings = [('ok', f'{k} {v}') for k, v in provenance('alphaq doctor')['versions'].items()]
     if what.endswith('.csv'):
         scores = read_scores(what, left_out := [])
-        if left_out: findings.append(('warning', f'rows without a value: {len(left_out)}, the first is {left_out[0]}'))
+        if left_out:
+            findings.append(('warning',
+                             f'rows without a value: {len(left_out)}, the first is {left_out[0]}'))
     elif (folder := open_anywhere(what)).packed:
         from alphaq.checks import verify as check
         check(what)
@@ -240,18 +287,24 @@ def doctor(
         c = open_either(folder)
         scores = score(c, JUDGE)  # alpha itself is not used here
         c.check_rest()
-        findings.append(('warning' if c.unclaimed else 'ok', f'{c.coverage(s.name for s in scores)}, all finite'))
-        if c.codes: findings.append(('wrong', f'{c.codes[0]} and {len(c.codes) - 1} more tensors hold codes of another tool, not weights; '
-                                              'name the model it was made from'))
+        findings.append(('warning' if c.unclaimed else 'ok',
+                         f'{c.coverage(s.name for s in scores)}, all finite'))
+        if c.codes:
+            findings.append(('wrong',
+                             f'{c.codes[0]} and {len(c.codes) - 1} more tensors hold codes of '
+                             'another tool, not weights; ' 'name the model it was made from'))
     if scores:
         verdict = judge(scores)
         findings.append(('ok' if verdict.untrained is False else 'warning', verdict.text))
-    emit(dict(what=what, findings=[dict(level=l, text=t) for l, t in findings]), json_, table(['', 'finding'], findings))
+    emit(dict(what=what, findings=[dict(level=l, text=t) for l, t in findings]), json_,
+         table(['', 'finding'], findings))
     if any(level == 'wrong' for level, _ in findings): raise typer.Exit(1)
 
 # %% ../nbs/61_cli.ipynb #1f58bbeb
-Bits = Annotated[Optional[float], typer.Option(help='budget: average bits per expert weight, 1 to 4', min=0)]
-Size = Annotated[Optional[str], typer.Option('--size', help='instead of --bits: what the weight files may weigh, for example 12GiB')]
+Bits = Annotated[Optional[float],
+                 typer.Option(help='budget: average bits per expert weight, 1 to 4', min=0)]
+Size = Annotated[Optional[str], typer.Option(
+    '--size', help='instead of --bits: what the weight files may weigh, for example 12GiB')]
 
 def _bound(text):
     "PATTERN=WIDTH or PATTERN=LEAST-MOST."
@@ -259,7 +312,8 @@ def _bound(text):
     pattern, _, widths = text.rpartition('=')
     least, _, most = widths.partition('-')
     if not pattern:
-        raise UsageError(f'{text!r} is no bound; write PATTERN=WIDTH or PATTERN=LEAST-MOST, for example *.down_proj=3-4')
+        raise UsageError(f'{text!r} is no bound; write PATTERN=WIDTH or PATTERN=LEAST-MOST, '
+                         'for example *.down_proj=3-4')
     return pattern, a_number(least, int), a_number(most or least, int)
 
 def _also(rules):
@@ -269,39 +323,62 @@ def _also(rules):
     if wide: raise UsageError(f'{wide!r} must name one width')
     return [(pattern, width) for _, pattern, width, _ in found]
 
+# %% ../nbs/61_cli.ipynb #5357cff0
 def _asked(method, gamma, cap, noise, choices, count, group_size, scope, granularity, bound):
     "What was said of an allocation, as `settings_for` takes it."
     from alphaq.pipeline import a_number
     widths = tuple(a_number(c, int) for c in choices.split(',')) if choices else None
     bounds = tuple(map(_bound, bound)) if bound else None
-    return dict(method=method, gamma=gamma, cap=cap, noise=noise, choices=widths, count=count, group_size=group_size,
-                scope=scope, granularity=granularity, bounds=bounds)
+    return dict(method=method, gamma=gamma, cap=cap, noise=noise, choices=widths, count=count,
+                group_size=group_size, scope=scope, granularity=granularity, bounds=bounds)
 
-Preset = Annotated[str, typer.Option(help='best, paper, released-code, noise-only or uniform: a complete choice, which the options below change')]
-Method = Annotated[Optional[str], typer.Option(help='allocator; from weights: measured, alphaq, direct, kurtosis, mopeq; from text: gemq, mxmoe, hessian, pmq; all in chapter 24')]
-Gamma = Annotated[Optional[str], typer.Option(help='exponent of alpha in the cost, or auto for the paper\'s formula')]
-Cap = Annotated[Optional[float], typer.Option(help='nats that alpha may move a cost at most', min=0)]
+Preset = Annotated[
+    str, typer.Option(help='best, paper, released-code, noise-only or uniform: a complete '
+                      'choice, which the options below change')]
+Method = Annotated[Optional[str],
+                   typer.Option(help='allocator; from weights: measured, alphaq, direct, kurtosis, '
+                                'mopeq; from text: gemq, mxmoe, hessian, pmq; all in chapter 24')]
+Gamma = Annotated[Optional[str], typer.Option(
+    help='exponent of alpha in the cost, or auto for the paper\'s formula')]
+Cap = Annotated[Optional[float],
+                typer.Option(help='nats that alpha may move a cost at most', min=0)]
 Noise = Annotated[Optional[str], typer.Option(help='error of a width: analytic, table or measured')]
 Choices = Annotated[Optional[str], typer.Option(help='widths offered, bits; 1,2,3,4 unless said')]
-Count = Annotated[Optional[str], typer.Option(help='the average is by params, modules, stored bytes, or active: what a token reads')]
-Scope = Annotated[Optional[str], typer.Option(help='where the budget holds: global, or block for every decoder layer')]
-Granularity = Annotated[Optional[str], typer.Option(help='what shares a width: projection, expert, role or layer')]
-Bound = Annotated[Optional[list[str]], typer.Option(help='PATTERN=WIDTH or PATTERN=LEAST-MOST for projections of that name; may be repeated')]
-Group = Annotated[Optional[int], typer.Option(help='weights that share a scale, at most; unless said 128, or what the table was measured with', min=1)]
-Also = Annotated[Optional[list[str]], typer.Option(help='PATTERN=WIDTH for other linear layers, for example *.shared_expert*=4; may be repeated')]
-Target = Annotated[Optional[str], typer.Option(help='what must be able to load the plan: native, vllm, gguf, mlx, exl3, gptqmodel or autoround')]
-Measure = Annotated[Optional[str], typer.Option(help='a named text or a file: measure there what --target costs --model, in memory')]
-Other = Annotated[Optional[int], typer.Option(help='bits of attention, 4 unless said; 16 leaves it alone')]
+Count = Annotated[Optional[str], typer.Option(
+    help='the average is by params, modules, stored bytes, or active: what a token reads')]
+Scope = Annotated[Optional[str], typer.Option(
+    help='where the budget holds: global, or block for every decoder layer')]
+
+# %% ../nbs/61_cli.ipynb #f41adb4f
+Granularity = Annotated[Optional[str],
+                        typer.Option(help='what shares a width: projection, expert, role or layer')]
+Bound = Annotated[Optional[list[str]], typer.Option(
+    help='PATTERN=WIDTH or PATTERN=LEAST-MOST for projections of that name; may be repeated')]
+Group = Annotated[Optional[int], typer.Option(
+    help='weights that share a scale, at most; unless said 128, or what the '
+    'table was measured with', min=1)]
+Also = Annotated[Optional[list[str]], typer.Option(
+    help='PATTERN=WIDTH for other linear layers, for example *.shared_expert*=4; may be repeated')]
+Target = Annotated[Optional[str],
+                   typer.Option(help='what must be able to load the plan: native, vllm, gguf, mlx, '
+                                'exl3, gptqmodel or autoround')]
+Measure = Annotated[Optional[str], typer.Option(
+    help='a named text or a file: measure there what --target costs --model, in memory')]
+Other = Annotated[Optional[int],
+                  typer.Option(help='bits of attention, 4 unless said; 16 leaves it alone')]
 
 def _q(path): return shlex.quote(str(path))
 
-NAMES = dict(average='average bits by', projections='projections by bits', gap='gap to the optimum', starved='starved experts', bytes='size', tail='tail rule')
+NAMES = dict(average='average bits by', projections='projections by bits', gap='gap to the optimum',
+             starved='starved experts', bytes='size', tail='tail rule')
 FORETOLD = dict(predicted_bytes='tensor_bytes', predicted_file_bytes='file_bytes')
 
+# %% ../nbs/61_cli.ipynb #512b0f77
 def _facts(data, then=None):
     "A summary for people: words for names, sizes with units, nothing that went as foretold, and the command that comes next."
     shown = {k: v for k, v in data.items() if k not in FORETOLD or v != data[FORETOLD[k]]}
-    lines = [(NAMES.get(k, k.replace('_bytes', ' size').replace('_', ' ')) if k != 'projections' or isinstance(v, dict) else k, size(v) if k.endswith('bytes') else v)
+    lines = [(NAMES.get(k, k.replace('_bytes', ' size').replace('_', ' ')) if k != 'projections'
+              or isinstance(v, dict) else k, size(v) if k.endswith('bytes') else v)
              for k, v in shown.items() if v or k not in ('starved', 'untrained')]
     return facts([*lines, ('next', then and f'alphaq {then}')])
 
@@ -309,22 +386,24 @@ def _summary(plan):
     from collections import Counter
     from alphaq.plans import widths
     used = Counter(widths(plan).values())
-    data = dict(method=plan.method, gamma=plan.gamma, average=plan.average, gap=plan.gap, projections={str(b): used[b] for b in sorted(used)},
+    data = dict(method=plan.method, gamma=plan.gamma, average=plan.average, gap=plan.gap,
+                projections={str(b): used[b] for b in sorted(used)},
                 differs_from_uniform=f'{plan.differs_from_uniform} of {sum(used.values())}')
     if plan.groups: data['groups'] = {str(plan.group_size): 'where rows divide', **plan.groups}
     return data | (dict(target=plan.target, price=plan.price) if plan.target else {})
 
+# %% ../nbs/61_cli.ipynb #3788effe
 @verb
 def allocate(
     scores:Annotated[Path, typer.Argument(help='table from `alphaq score`, or the authors\' own')],
     bits:Bits=None, size_:Size=None,
     out:Annotated[Path, typer.Option('-o', '--out', help='plan to write')]=Path('plan.json'),
-    preset:Preset='best', method:Method=None, gamma:Gamma=None, cap:Cap=None, noise:Noise=None, choices:Choices=None,
-    count:Count=None, group_size:Group=None, scope:Scope=None, granularity:Granularity=None, bound:Bound=None,
-    target:Target=None, measure:Measure=None, other_bits:Other=None, also:Also=None,
-    model:Annotated[Optional[str], typer.Option(help='the checkpoint the scores came from, or just its name')]=None,
-    overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,
-):
+    preset:Preset='best', method:Method=None, gamma:Gamma=None, cap:Cap=None, noise:Noise=None,
+    choices:Choices=None, count:Count=None, group_size:Group=None, scope:Scope=None,
+    granularity:Granularity=None, bound:Bound=None, target:Target=None, measure:Measure=None,
+    other_bits:Other=None, also:Also=None, model:Annotated[
+    Optional[str], typer.Option(help='the checkpoint the scores came from, or just its name')]=None,
+    overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,):
     "Choose a width for every projection under a budget. Says in how many it differs from uniform, and what a target costs."
     from dataclasses import replace
     from alphaq.gamma import voice
@@ -334,45 +413,53 @@ def allocate(
     from alphaq.rounding import QuantizeJob, predicted_files
     from alphaq.scores import read_scores
     check_budget(bits, size_, count, target)
-    if measure and not (target and model): raise UsageError('--measure says what a target costs a model; give --target and --model')
-    if (size_ or also) and model is None: raise UsageError('--size and --also need --model, the checkpoint that the scores came from')
+    if measure and not (target and model):
+        raise UsageError('--measure says what a target costs a model; give --target and --model')
+    if (size_ or also) and model is None:
+        raise UsageError('--size and --also need --model, the checkpoint that the scores came from')
     check_free(out, overwrite)
     skipped = []
     table_ = experts_only(read_scores(scores, skipped), skipped)
     asked = _asked(method, gamma, cap, noise, choices, count, group_size, scope, granularity, bound)
     needed = model and (size_ or also or measure or model == 'pocket' or Path(model).is_dir())
     c = alphaq.open(model) if needed else None
-    plan = alphaq.plan(table_, bits, size_, preset, target=target, other_bits=4 if other_bits is None else other_bits,
-                       also=_also(also), model=c, name=model or scores.stem, left_out=skipped, **asked)
+    plan = alphaq.plan(table_, bits, size_, preset, target=target,
+                       other_bits=4 if other_bits is None else other_bits, also=_also(also),
+                       model=c, name=model or scores.stem, left_out=skipped, **asked)
     if c: check_plan(replace(plan, model=scores.name), c)
     write_plan(out, plan)
     verdict = judge(table_)
     data = _summary(plan)
     try: data |= dict(file_bytes=sum(predicted_files(QuantizeJob(c, plan)).values())) if c else {}
-    except AlphaqError as e: say(f'alphaq allocate: what the files will weigh is not foretold ({e})')
+    except AlphaqError as e:
+        say(f'alphaq allocate: what the files will weigh is not foretold ({e})')
     data |= dict(out=str(out), left_out=skipped, untrained=verdict.untrained)
     if plan.gamma is not None: data['alpha'] = voice([s.alpha for s in table_], plan.gamma)
     if measure:
         _still()
-        data['measured'] = _priced(measured_price(c, table_, settings_for(preset, bits, **asked), target, measure), measure)
+        data['measured'] = _priced(measured_price(c, table_, settings_for(preset, bits, **asked),
+                                                  target, measure), measure)
     native = f'quantize {_q(c.path) if c and model != "pocket" else model or "MODEL"} --plan {_q(out)} -o OUT'
     _show(data, json_, None if target else native)
     if verdict.untrained: say(f'alphaq allocate: warning: {verdict.text}')
 
+# %% ../nbs/61_cli.ipynb #93020dac
 def _priced(row, name):
     "What a target costs, in words."
     predicted = f', predicted {row["price"]:.3f} times its cost' if row['price'] else ''
     lost = f'{row["over_free"]:+.4f} ± {row["stderr"]:.4f} nats per token of {name}'
     return f'{lost} above the free plan of the same stored size{predicted}'
 
+# %% ../nbs/61_cli.ipynb #f3e2b7e7
 @verb
 def frontier(
     scores:Annotated[Path, typer.Argument(help='table from `alphaq score`, or the authors\' own')],
-    out:Annotated[Path, typer.Option('-o', '--out', help='table to write, or a page with a slider if it ends in .html')]=Path('frontier.csv'),
-    preset:Preset='best', method:Method=None, gamma:Gamma=None, cap:Cap=None, noise:Noise=None, choices:Choices=None,
-    count:Count=None, group_size:Group=None, scope:Scope=None, granularity:Granularity=None, bound:Bound=None,
-    overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,
-):
+    out:Annotated[Path, typer.Option(
+    '-o', '--out', help='table to write, or a page with a slider if it ends in .html')]=Path(
+    'frontier.csv'), preset:Preset='best', method:Method=None, gamma:Gamma=None, cap:Cap=None,
+    noise:Noise=None, choices:Choices=None, count:Count=None, group_size:Group=None,
+    scope:Scope=None, granularity:Granularity=None, bound:Bound=None,
+    overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,):
     "Every budget at once: what it costs, and what moves next. A row for each projection that moves."
     import csv, io
     from alphaq.allocation import plan_frontier as every
@@ -384,19 +471,23 @@ def frontier(
     skipped = []
     experts = experts_only(read_scores(scores, skipped), skipped)
     text = io.StringIO()
-    asked = _asked(method, gamma, cap, noise, choices, count, group_measured(experts, group_size), scope, granularity, bound)
+    asked = _asked(method, gamma, cap, noise, choices, count, group_measured(experts, group_size),
+                   scope, granularity, bound)
     settings = settings_for(preset, **asked)
     rows = every(experts, settings)
     table_ = csv.DictWriter(text, rows[0], lineterminator='\n')
     table_.writeheader(); table_.writerows(rows)
-    write_text(out, dial_page(experts, settings, f'{scores.stem}: {settings.method}') if out.suffix == '.html' else text.getvalue())
+    write_text(out, dial_page(experts, settings, f'{scores.stem}: {settings.method}') if out.suffix
+               == '.html' else text.getvalue())
     shown = at_round_budgets(rows)
-    data = dict(method=settings.method, count=settings.count, moves=len(rows) - 1, reach=[rows[0]['bits'], rows[-1]['bits']],
-                out=str(out), left_out=skipped, at=shown)
-    emit(data, json_, table([f'>bits by {settings.count}', '>objective', '>lower bound', '>gap at most'],
-                            [[f'{r["bits"]:g}', f'{r["objective"]:.6g}', f'{r["lower_bound"]:.6g}', f'{r["gap"]:.1e}'] for r in shown],
-                            f'{settings.method}, {len(rows) - 1} moves in {out}'))
+    data = dict(method=settings.method, count=settings.count, moves=len(rows) - 1,
+                reach=[rows[0]['bits'], rows[-1]['bits']], out=str(out), left_out=skipped, at=shown)
+    emit(data, json_, table(
+        [f'>bits by {settings.count}', '>objective', '>lower bound', '>gap at most'],
+        [[f'{r["bits"]:g}', f'{r["objective"]:.6g}', f'{r["lower_bound"]:.6g}', f'{r["gap"]:.1e}']
+         for r in shown], f'{settings.method}, {len(rows) - 1} moves in {out}'))
 
+# %% ../nbs/61_cli.ipynb #9ab23174
 @verb
 def diff(
     a:Annotated[Path, typer.Argument(help='a plan')],
@@ -406,18 +497,20 @@ def diff(
     "What changed between two plans."
     from alphaq.plans import diff as compare, read_plan
     d = compare(read_plan(a), read_plan(b))
-    emit(d, json_, f'{d["differ"]} of {d["projections"]} projections differ', table(['move', '>projections'], d['moves'].items()),
-         table(['layer', '>projections'], d['layers'].items()), table(['field', 'a', 'b'], [[k, *v] for k, v in d['settings'].items()]),
+    emit(d, json_, f'{d["differ"]} of {d["projections"]} projections differ',
+         table(['move', '>projections'], d['moves'].items()),
+         table(['layer', '>projections'], d['layers'].items()),
+         table(['field', 'a', 'b'], [[k, *v] for k, v in d['settings'].items()]),
          '\n'.join(d['lines']))
 
+# %% ../nbs/61_cli.ipynb #3dea1824
 @verb
-def export(
-    plan:Annotated[Path, typer.Argument(help='plan from `alphaq allocate`')],
-    to:Annotated[str, typer.Option(help='gptqmodel, autoround, llm-compressor, hqq, llama.cpp or mlx')],
-    out:Annotated[Path, typer.Option('-o', '--out', help='file to write')],
-    model:Annotated[Optional[str], typer.Option(help='the checkpoint of the plan; mlx has names of its own for some families')]=None,
-    overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,
-):
+def export(plan:Annotated[Path, typer.Argument(help='plan from `alphaq allocate`')], to:Annotated[
+    str, typer.Option(help='gptqmodel, autoround, llm-compressor, hqq, llama.cpp or mlx')],
+           out:Annotated[Path, typer.Option('-o', '--out', help='file to write')],
+           model:Annotated[Optional[str], typer.Option(
+    help='the checkpoint of the plan; mlx has names of its own for some families')]=None,
+           overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,):
     "The plan in another tool's words. Refuses what the tool cannot load."
     from alphaq.core import write_text
     from alphaq.exports import EXPORTERS, export as written
@@ -428,7 +521,9 @@ def export(
     if c: check_plan(chosen, c)
     text = written(chosen, to, c.family if c else None)
     write_text(out, text)
-    if EXPORTERS[to].named and not c: say(f'alphaq export: {to} names experts by family; these names suit most, --model makes sure')
+    if EXPORTERS[to].named and not c:
+        say(f'alphaq export: {to} names experts by family; these names suit '
+            'most, --model makes sure')
     data = dict(to=to, out=str(out), bytes=len(text.encode()))
     _show(data, json_)
 
@@ -437,17 +532,19 @@ Samples = Annotated[int, typer.Option(help='calibration windows', min=1)]
 Window = Annotated[int, typer.Option(help='tokens in a window', min=2)]
 Quantized = Annotated[Path, typer.Argument(help='folder that `alphaq quantize` made')]
 
+# %% ../nbs/61_cli.ipynb #cfb2b379
 @verb
-def collect(
-    scores:Annotated[Path, typer.Argument(help='table from `alphaq score`')],
-    model:Model='pocket',
-    calibration:Annotated[str, typer.Option(help='texts to read: names joined by +, a file, or balanced: written by the model itself')]='pydoc+pycode+arithmetic',
-    out:Annotated[Path, typer.Option('-o', '--out', help='table to write')]=Path('informed.csv'),
-    samples:Samples=32, window:Window=256,
-    probes:Annotated[int, typer.Option(help='random vectors for the curvature, which needs the whole model in memory', min=0)]=0,
-    group_size:Annotated[Optional[int], typer.Option(help='weights that share a scale when rounding is measured; unless said, as in the table', min=1)]=None,
-    device:Device='auto', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,
-):
+def collect(scores:Annotated[Path, typer.Argument(help='table from `alphaq score`')],
+            model:Model='pocket', calibration:Annotated[
+    str, typer.Option(help='texts to read: names joined by +, a file, or balanced: written by '
+                      'the model itself')]='pydoc+pycode+arithmetic', out:Annotated[
+    Path, typer.Option('-o', '--out', help='table to write')]=Path('informed.csv'),
+            samples:Samples=32, window:Window=256, probes:Annotated[int, typer.Option(
+    help='random vectors for the curvature, which needs the whole model in ' 'memory', min=0)]=0,
+            group_size:Annotated[
+    Optional[int], typer.Option(help='weights that share a scale when rounding is measured; unless '
+                                'said, as in the table', min=1)]=None, device:Device='auto',
+            overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,):
     "Add what calibration text says to a table of scores. For the methods that read text."
     from alphaq.checkpoint import open_checkpoint
     from alphaq.evaluate import calibration_windows
@@ -461,58 +558,69 @@ def collect(
     windows, described, texts = calibration_windows(c.path, calibration.split('+'), window, samples)
     group = group_measured(given, group_size) or 128
     write_scores(out, informed(c, given, windows, texts, group, probes, device_named(device)))
-    data = dict(out=str(out), read=described, curvature=f'{probes} vectors for each window' if probes else 'not asked for')
+    data = dict(out=str(out), read=described,
+                curvature=f'{probes} vectors for each window' if probes else 'not asked for')
     _show(data, json_, f'allocate {_q(out)} --bits 2.5 --method mxmoe -o plan.json')
 
+# %% ../nbs/61_cli.ipynb #9af73e12
 @verb
 def quantize(
-    model:Model='pocket', bits:Bits=None, size_:Size=None,
-    out:Annotated[Optional[Path], typer.Option('-o', '--out', help='folder to make; must be given')]=None,
-    plan:Annotated[Optional[Path], typer.Option(help='instead of a budget: the plan of `alphaq allocate`')]=None,
-    preset:Preset='best', method:Method=None, gamma:Gamma=None, cap:Cap=None, noise:Noise=None, choices:Choices=None,
-    count:Count=None, group_size:Group=None, scope:Scope=None, granularity:Granularity=None, bound:Bound=None,
-    quantizer:Annotated[str, typer.Option(help='rounding: mse (searched), rtn (nearest), hqq, or gptq, which reads text')]='mse',
-    calibration:Annotated[Optional[str], typer.Option(help='text for gptq and for methods that read it: a file, names joined by + (pydoc+pycode+arithmetic), or balanced: written by the model itself')]=None,
-    samples:Samples=128, window:Window=256,
-    routing:Annotated[str, typer.Option(help='which calibration tokens count for an expert: routed, weighted (by the router) or all')]='routed',
-    other_bits:Other=None, also:Also=None,
+    model:Model='pocket', bits:Bits=None, size_:Size=None, out:Annotated[
+    Optional[Path], typer.Option('-o', '--out', help='folder to make; must be given')]=None,
+    plan:Annotated[Optional[Path],
+                   typer.Option(help='instead of a budget: the plan of `alphaq allocate`')]=None,
+    preset:Preset='best', method:Method=None, gamma:Gamma=None, cap:Cap=None, noise:Noise=None,
+    choices:Choices=None, count:Count=None, group_size:Group=None, scope:Scope=None,
+    granularity:Granularity=None, bound:Bound=None, quantizer:Annotated[str, typer.Option(
+    help='rounding: mse (searched), rtn (nearest), hqq, or gptq, which ' 'reads text')]='mse',
+    calibration:Annotated[Optional[str], typer.Option(
+    help='text for gptq and for methods that read it: a file, names joined '
+    'by + (pydoc+pycode+arithmetic), or balanced: written by the model ' 'itself')]=None,
+    samples:Samples=128, window:Window=256, routing:Annotated[
+    str, typer.Option(help='which calibration tokens count for an expert: routed, weighted '
+                      '(by the router) or all')]='routed', other_bits:Other=None, also:Also=None,
     head_bits:Annotated[int, typer.Option(help='bits of the output head; 16 leaves it alone')]=16,
-    unopened:Annotated[bool, typer.Option('--unopened', help='also a family that transformers does not know: only a reader of the format can then open the folder')]=False,
-    device:Device='auto', engine:Engine='local', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,
-):
+    unopened:Annotated[bool, typer.Option(
+    '--unopened', help='also a family that transformers does not know: only a reader of '
+    'the format can then open the folder')]=False, device:Device='auto', engine:Engine='local',
+    overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,):
     "Score, allocate, round and pack a checkpoint. Or take a plan; the folder opens in transformers."
     from alphaq.pipeline import Budget, check_budget, label, settings_for
     _still()
     asked = _asked(method, gamma, cap, noise, choices, count, group_size, scope, granularity, bound)
     changed = label('', *asked.values()) is None
     check_budget(bits, size_, count)
-    if (bits is None and size_ is None) == (plan is None): raise UsageError('give --bits, --size or --plan, one of them')
+    if (bits is None and size_ is None) == (plan is None):
+        raise UsageError('give --bits, --size or --plan, one of them')
     if plan and (changed or preset != 'best' or other_bits is not None or also):
         raise UsageError('a plan says everything already; options of the allocation go with --bits')
     if out is None: raise UsageError('give -o, the folder to make')
     check_free(out, overwrite, 'folder')
     if plan is None:
         others = 4 if other_bits is None else other_bits
-        plan = Budget(settings_for(preset, bits, **asked), preset, changed, size_, others, _also(also))
-    made = alphaq.quantize(model, plan, out, quantizer, calibration, samples, window, routing, head_bits, unopened,
-                           device, engine, overwrite)
+        plan = Budget(settings_for(preset, bits, **asked), preset, changed, size_, others,
+                      _also(also))
+    made = alphaq.quantize(model, plan, out, quantizer, calibration, samples, window, routing,
+                           head_bits, unopened, device, engine, overwrite)
     data = _summary(made.plan) | dict(
-        out=str(made.path), source_bytes=made.source_bytes, file_bytes=made.file_bytes, tensor_bytes=made.tensor_bytes,
-        predicted_bytes=made.predicted, predicted_file_bytes=made.predicted_files, quantizer=quantizer,
+        out=str(made.path), source_bytes=made.source_bytes, file_bytes=made.file_bytes,
+        tensor_bytes=made.tensor_bytes, predicted_bytes=made.predicted,
+        predicted_file_bytes=made.predicted_files, quantizer=quantizer,
         starved=len(made.starved), seconds=round(made.seconds, 2))
     _show(data, json_, f'eval {_q(out)}')
 
+# %% ../nbs/61_cli.ipynb #20d60086
 @verb
-def tune(
-    folder:Quantized,
-    model:Annotated[str, typer.Argument(help='the model it was made from')],
-    out:Annotated[Path, typer.Option('-o', '--out', help='folder to make')],
-    method:Annotated[str, typer.Option(help='gemq: by the loss, in small steps; loss: in larger ones, for below two bits; ridge or choices: to choose as the original does')]='gemq',
-    calibration:Annotated[str, typer.Option(help='texts to learn from: names joined by +, a file, or balanced: written by the model itself')]='pydoc+pycode+arithmetic',
-    samples:Samples=128, window:Window=256,
-    seed:Annotated[int, typer.Option(help='of the tokens that choices draws')]=0,
-    device:Device='auto', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,
-):
+def tune(folder:Quantized, model:Annotated[str, typer.Argument(help='the model it was made from')],
+         out:Annotated[Path, typer.Option('-o', '--out', help='folder to make')], method:Annotated[
+    str, typer.Option(help='gemq: by the loss, in small steps; loss: in larger ones, for '
+                      'below two bits; ridge or choices: to choose as the original does')]='gemq',
+         calibration:Annotated[
+    str, typer.Option(help='texts to learn from: names joined by +, a file, or balanced: '
+                      'written by the model itself')]='pydoc+pycode+arithmetic',
+         samples:Samples=128, window:Window=256,
+         seed:Annotated[int, typer.Option(help='of the tokens that choices draws')]=0,
+         device:Device='auto', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,):
     "Tune the routers of a quantized folder on text. Into another folder; says what it gained on text kept back."
     from alphaq.checkpoint import open_checkpoint
     from alphaq.evaluate import calibration_windows
@@ -525,28 +633,34 @@ def tune(
     made = run(folder, c, windows, out, method, described, seed, device_named(device), overwrite)
     data = vars(made) | dict(path=str(made.path), read=described)
     (before, after), (had, has), (mean, stderr) = made.changed, made.lost, made.gained
-    emit(data, json_, facts([
-        ['out', data['path']], ['read', described], ['tuned on', f'{made.tuned_on} windows, {made.kept_back} kept back'],
-        ['other experts than the original', f'{before:.1%} before, {after:.1%} after'],
-        ['loss above the original', f'{had:+.4f} before, {has:+.4f} after, nats per token kept back'],
-        ['change of the loss', f'{mean:+.4f} ± {stderr:.4f}: {made.verdict}'], ['next', f'alphaq eval {out}']]))
+    emit(data, json_,
+         facts([['out', data['path']], ['read', described],
+                ['tuned on', f'{made.tuned_on} windows, {made.kept_back} kept back'],
+                ['other experts than the original', f'{before:.1%} before, {after:.1%} after'],
+                ['loss above the original',
+                 f'{had:+.4f} before, {has:+.4f} after, nats per token kept back'],
+                ['change of the loss', f'{mean:+.4f} ± {stderr:.4f}: {made.verdict}'],
+                ['next', f'alphaq eval {out}']]))
     if made.verdict != 'better':
         word = 'worse' if made.verdict == 'worse' else 'not shown to be better'
-        say(f'alphaq tune: warning: on the text kept back the tuned folder is {word} ({mean:+.4f} ± {stderr:.4f} nats per token)')
+        say('alphaq tune: warning: on the text kept back the tuned folder is '
+            f'{word} ({mean:+.4f} ± {stderr:.4f} nats per token)')
 
+# %% ../nbs/61_cli.ipynb #985794a5
 @verb
-def verify(
-    folder:Quantized,
-    against:Annotated[Optional[str], typer.Option(help='the model it was made from: every error is computed again')]=None,
-    json_:Json=False, quiet:Quiet=False,
-):
+def verify(folder:Quantized, against:Annotated[Optional[str], typer.Option(
+    help='the model it was made from: every error is computed again')]=None,
+           json_:Json=False, quiet:Quiet=False,):
     "Is this folder what it says it is? Exit code 4 when not."
     _still()
     report = alphaq.verify(folder, against)
-    data = dict(folder=str(folder), verified=True, files=report.files, bytes=report.nbytes, against=against, unchecked=report.unchecked)
-    shown = _facts({k: v for k, v in data.items() if k != 'unchecked'} | {'not checked': '; '.join(report.unchecked) or None})
+    data = dict(folder=str(folder), verified=True, files=report.files, bytes=report.nbytes,
+                against=against, unchecked=report.unchecked)
+    shown = _facts({k: v for k, v in data.items() if k != 'unchecked'}
+                   | {'not checked': '; '.join(report.unchecked) or None})
     emit(data, json_, shown)
 
+# %% ../nbs/61_cli.ipynb #8a5b7242
 @verb
 def dequantize(
     folder:Quantized,
@@ -567,24 +681,33 @@ def _beside(against, device, samples, losses):
     from alphaq.evaluate import paired, sample, sample_nll, verdict
     other, tokenizer = alphaq.load(against, device)
     for name, s in samples.items():
-        if len(s.rows) < 2: raise AlphaqError(f'{name} fills one window; models are compared over several: a longer text, or a smaller --window')
+        if len(s.rows) < 2:
+            raise AlphaqError(f'{name} fills one window; models are compared over several: a '
+                              'longer text, or a smaller --window')
         same = sample(tokenizer, s.text, s.rows.shape[1], s.rows.numel()).rows
-        if not same.equal(s.rows): raise AlphaqError(f'{against}: its tokenizer cuts {name} into other tokens; models are compared on the same ones')
+        if not same.equal(s.rows):
+            raise AlphaqError(f'{against}: its tokenizer cuts {name} into other tokens; models '
+                              'are compared on the same ones')
     plain = {name: sample_nll(other, s) for name, s in samples.items()}
-    pairs = {name: paired({name: losses[name]}, {name: plain[name]}) for name in samples} | {'all of them': paired(losses, plain)}
-    return [dict(text=name, difference=m, stderr=s, verdict=verdict((m, s))) for name, (m, s) in pairs.items()]
+    pairs = {name: paired({name: losses[name]}, {name: plain[name]})
+             for name in samples} | {'all of them': paired(losses, plain)}
+    return [dict(text=name, difference=m, stderr=s, verdict=verdict((m, s)))
+            for name, (m, s) in pairs.items()]
 
+# %% ../nbs/61_cli.ipynb #9321d458
 @verb
-def eval(
-    model:Loadable='pocket',
-    text:Annotated[Optional[list[str]], typer.Option(help='a file, or a named text: pydoc, pycode, arithmetic, more with ALPHAQ_DATA; may be repeated; unless said these three')]=None,
-    tasks:Annotated[Optional[list[str]], typer.Option(help='questions with four answers, by name or all; may be repeated; needs lm-eval')]=None,
-    tokens:Annotated[int, typer.Option(help='tokens of each text at most', min=2)]=20_000,
-    window:Annotated[int, typer.Option(help='tokens in a window', min=2)]=256,
-    questions:Annotated[Optional[int], typer.Option(help='questions of each task at most, all unless said', min=1)]=None,
-    against:Annotated[Optional[str], typer.Option(help='another model, read on the same windows, such as the unquantized one', metavar='MODEL')]=None,
-    device:Device='auto', json_:Json=False, quiet:Quiet=False,
-):
+def eval(model:Loadable='pocket', text:Annotated[Optional[list[str]], typer.Option(
+    help='a file, or a named text: pydoc, pycode, arithmetic, more with '
+    'ALPHAQ_DATA; may be repeated; unless said these three')]=None,
+         tasks:Annotated[Optional[list[str]], typer.Option(
+    help='questions with four answers, by name or all; may be repeated; ' 'needs lm-eval')]=None,
+         tokens:Annotated[int, typer.Option(help='tokens of each text at most', min=2)]=20_000,
+         window:Annotated[int, typer.Option(help='tokens in a window', min=2)]=256,
+         questions:Annotated[Optional[int], typer.Option(
+    help='questions of each task at most, all unless said', min=1)]=None,
+         against:Annotated[Optional[str], typer.Option(
+    help='another model, read on the same windows, such as the unquantized ' 'one',
+    metavar='MODEL')]=None, device:Device='auto', json_:Json=False, quiet:Quiet=False,):
     "Perplexity and bits per byte on texts, accuracy on tasks. Of tasks alone when only tasks are named."
     from alphaq.evaluate import perplexity_of, sample, sample_nll
     from alphaq.tasks import CHANCE, check_lm_eval, run_tasks, task_names
@@ -593,37 +716,48 @@ def eval(
     asked = task_names(tasks or [])
     if asked: check_lm_eval()
     names = text or ([] if asked else texts_at_hand())
-    if against and not names: raise AlphaqError('--against compares losses on text; name one with --text')
+    if against and not names:
+        raise AlphaqError('--against compares losses on text; name one with --text')
     texts = [load_text(n) for n in names]
     loaded, tokenizer = alphaq.load(model, device)
     samples = {t.name: sample(tokenizer, t, window, tokens) for t in texts}
     losses = {name: sample_nll(loaded, s) for name, s in samples.items()}
     rows = [vars(perplexity_of(samples[name], x)) for name, x in losses.items()]
-    scores = [vars(s) | dict(chance=CHANCE) for s in run_tasks(loaded, tokenizer, asked, limit=questions)]
+    scores = [vars(s) | dict(chance=CHANCE)
+              for s in run_tasks(loaded, tokenizer, asked, limit=questions)]
     shown = table(['text', '>perplexity per token', '>bits per byte', '>tokens', '>window'],
-                  [[r['text'], f'{r["ppl"]:.3f}', f'{r["bits_per_byte"]:.4f}', r['tokens'], r['window']] for r in rows], model)
-    answered = table(['task', '>accuracy', '>s.e.', '>chance', '>s.e. from chance', '>accuracy by bytes', '>questions'],
-                     [[s['task'], f'{s["acc"]:.3f}', f'{s["stderr"]:.3f}', s['chance'], f'{s["z"]:+.1f}', f'{s["acc_bytes"]:.3f}', s['questions']]
-                      for s in scores], model)
+                  [[r['text'], f'{r["ppl"]:.3f}', f'{r["bits_per_byte"]:.4f}', r['tokens'],
+                    r['window']] for r in rows], model)
+    answered = table(['task', '>accuracy', '>s.e.', '>chance', '>s.e. from chance',
+                      '>accuracy by bytes', '>questions'],
+                     [[s['task'], f'{s["acc"]:.3f}', f'{s["stderr"]:.3f}', s['chance'],
+                       f'{s["z"]:+.1f}', f'{s["acc_bytes"]:.3f}', s['questions']] for s in scores],
+                     model)
     beside = _beside(against, device, samples, losses) if against else []
     apart = table(['text', f'>nats per token above {against}', '>s.e.', 'verdict'],
-                  [[b['text'], f'{b["difference"]:+.4f}', f'{b["stderr"]:.4f}', b['verdict']] for b in beside])
-    emit(dict(model=model, rows=rows, tasks=scores) | (dict(against=against, differences=beside) if against else {}), json_,
+                  [[b['text'], f'{b["difference"]:+.4f}', f'{b["stderr"]:.4f}', b['verdict']]
+                   for b in beside])
+    emit(dict(model=model, rows=rows, tasks=scores)
+         | (dict(against=against, differences=beside) if against else {}), json_,
          *([shown] if rows else []), *([apart] if beside else []), *([answered] if scores else []))
 
+# %% ../nbs/61_cli.ipynb #26bb6a55
 @verb
 def generate(
-    model:Annotated[str, typer.Argument(help='pocket, a local checkpoint folder, or one that `alphaq quantize` made; may be left out', metavar='MODEL')],
+    model:Annotated[str, typer.Argument(
+    help='pocket, a local checkpoint folder, or one that `alphaq quantize` made; may be left out',
+    metavar='MODEL')],
     prompt:Annotated[Optional[str], typer.Argument(help='text to continue', metavar='PROMPT')]=None,
     tokens:Annotated[int, typer.Option(help='tokens to write', min=1)]=64,
-    temperature:Annotated[float, typer.Option(help='of the draws; 0 takes the likeliest token', min=0)]=0.,
+    temperature:Annotated[float,
+                          typer.Option(help='of the draws; 0 takes the likeliest token', min=0)]=0.,
     seed:Annotated[int, typer.Option(help='of the draws, when --temperature is above 0')]=0,
-    device:Device='auto', json_:Json=False, quiet:Quiet=False,
-):
+    device:Device='auto', json_:Json=False, quiet:Quiet=False,):
     "Continue a prompt. With one argument, that is the prompt and the model is pocket."
     import torch
     _still()
-    if prompt is None and Path(model).is_dir(): raise AlphaqError(f'{model} is a folder; give the prompt after it')
+    if prompt is None and Path(model).is_dir():
+        raise AlphaqError(f'{model} is a folder; give the prompt after it')
     model, prompt = ('pocket', model) if prompt is None else (model, prompt)
     if not prompt.strip(): raise AlphaqError('the prompt is empty; give a word to continue from')
     loaded, tokenizer = alphaq.load(model, device)
@@ -632,8 +766,10 @@ def generate(
     more = {'temperature': temperature} if temperature else {}
     with third_party(f'{model}: cannot generate', 'see that it does in transformers by itself'):
         out = loaded.generate(**given, max_new_tokens=tokens, do_sample=temperature > 0, **more)
-    emit(dict(prompt=prompt, text=tokenizer.decode(out[0], skip_special_tokens=True)), json_, tokenizer.decode(out[0], skip_special_tokens=True))
+    emit(dict(prompt=prompt, text=tokenizer.decode(out[0], skip_special_tokens=True)), json_,
+         tokenizer.decode(out[0], skip_special_tokens=True))
 
+# %% ../nbs/61_cli.ipynb #73c08dfb
 def main(): # console script
     "Entry point of the `alphaq` command."
     app()

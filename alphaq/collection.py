@@ -30,6 +30,7 @@ from .families import biases, matrices
 BITS = (1, 2, 3, 4)
 CALIBRATION_BATCH = 8  # windows whose change PMQ takes one norm of
 
+# %% ../nbs/42_collection.ipynb #93099a65
 def measured(
     experts:nn.Module, # of one layer
     e:int,             # expert
@@ -39,24 +40,32 @@ def measured(
     fisher:dict,       # role -> `[out, in]` its squares, summed over windows
 )->dict:               # role -> fields of `Score`, four numbers each
     "What rounding one expert changes, at each width ({eq}`eq-signals`)."
-    W, b = {r: stack[e] for r, stack in matrices(experts).items()}, {r: v[e] for r, v in biases(experts).items()}
+    W = {r: stack[e] for r, stack in matrices(experts).items()}
+    b = {r: v[e] for r, v in biases(experts).items()}
     where = [torch.where(v.index == e) for v in visits]
-    x, g = (torch.cat([getattr(v, n)[token] for v, (token, _) in zip(visits, where)]) for n in ('inputs', 'gradient'))
+    x, g = (torch.cat([getattr(v, n)[token] for v, (token, _) in zip(visits, where)])
+            for n in ('inputs', 'gradient'))
     share = torch.cat([v.weight[at] for v, at in zip(visits, where)])[:, None]
-    batch = torch.cat([torch.full_like(token, i // CALIBRATION_BATCH) for i, (token, _) in enumerate(where)])
+    batch = torch.cat([torch.full_like(token, i // CALIBRATION_BATCH)
+                       for i, (token, _) in enumerate(where)])
     rounded = {role: [rounds(w, bits) for bits in BITS] for role, w in W.items()}
     plain = one_expert(experts, W, b, x)[1]
-    def change(width, roles): return (one_expert(experts, W | {r: rounded[r][width] for r in roles}, b, x)[1] - plain) * share
+    def change(width, roles):
+        return (one_expert(experts, W | {r: rounded[r][width] for r in roles}, b, x)[1]
+                - plain) * share
     together = [change(i, ROLES) for i in range(len(BITS))]
     def norms(d):
-        squares = torch.zeros(len(visits), dtype=torch.float64).index_add_(0, batch.cpu(), d.double().square().sum(1).cpu())
+        squares = torch.zeros(len(visits), dtype=torch.float64).index_add_(
+            0, batch.cpu(), d.double().square().sum(1).cpu())
         return squares.sqrt().sum().item()
-    both = dict(expert_error=tuple(map(norms, together)), expert_loss=tuple((g * d).double().square().sum().item() for d in together))
+    both = dict(expert_error=tuple(map(norms, together)),
+                expert_loss=tuple((g * d).double().square().sum().item() for d in together))
     def alone(role):
         moved = [w.double() - W[role].double() for w in rounded[role]]
-        return dict(layer_error=tuple(change(i, [role]).double().norm().item() for i in range(len(BITS))),
-                    gradient=tuple((slopes[role] * m).abs().sum().item() for m in moved),
-                    fisher=tuple((fisher[role].mean(1) * m.square().sum(1)).sum().item() for m in moved))
+        return dict(
+            layer_error=tuple(change(i, [role]).double().norm().item() for i in range(len(BITS))),
+            gradient=tuple((slopes[role] * m).abs().sum().item() for m in moved),
+            fisher=tuple((fisher[role].mean(1) * m.square().sum(1)).sum().item() for m in moved))
     return {role: both | alone(role) for role in ROLES}
 
 # %% ../nbs/42_collection.ipynb #0588d57a
@@ -66,7 +75,9 @@ def _added(visits):
     for v in visits:
         for role, found in v.weights.items():
             for total, power in ((slopes, 1), (fisher, 2)):
-                stack = total.setdefault(role, [torch.zeros(1, 1, dtype=torch.float64)] * len(found))  # an expert without tokens keeps it
+                # an expert without tokens keeps it
+                stack = total.setdefault(role,
+                                         [torch.zeros(1, 1, dtype=torch.float64)] * len(found))
                 for e, g in enumerate(found):
                     if g is not None: stack[e] = stack[e] + g.double() ** power
         kept.append(Visit(v.inputs, v.index, v.weight, v.block, v.gradient, {}))
@@ -78,6 +89,7 @@ def _router(layer, count, hidden):
     found = (named.get(n) for n in ('mlp.gate.weight', 'mlp.router.weight'))
     return next((W for W in found if W is not None and W.shape == (count, hidden)), None)
 
+# %% ../nbs/42_collection.ipynb #7d171c5f
 def routing(
     layer:nn.Module, # decoder layer
     visits,          # list of `Visit`, one window each
@@ -86,14 +98,18 @@ def routing(
     "Shares of assignments and of the router's probability ({eq}`eq-signals`; PMQ), and the largest share in any text (DynaMo)."
     (count, _, hidden) = matrices(layer.mlp.experts)['up_proj'].shape
     def zeros(*shape): return torch.zeros(*shape, dtype=torch.float64)
-    rows, counts, mass = _router(layer, count, hidden), zeros(int(texts.max()) + 1, count), zeros(count)
+    rows = _router(layer, count, hidden)
+    counts = zeros(int(texts.max()) + 1, count)
+    mass = zeros(count)
     for v, text in zip(visits, texts.tolist()):
-        p = v.weight if rows is None else F.linear(v.inputs, rows.to(v.inputs)).softmax(-1).gather(1, v.index.clamp(max=count - 1))
+        p = v.weight if rows is None else F.linear(v.inputs, rows.to(v.inputs)).softmax(-1).gather(
+            1, v.index.clamp(max=count - 1))
         real = (v.index < count).cpu()  # an index beyond the last means no expert
         counts[text] += torch.bincount(v.index.cpu()[real], minlength=count)
         mass += torch.bincount(v.index.cpu()[real], p.cpu()[real].double(), minlength=count)
     share = counts / counts.sum(1, keepdim=True).clamp(min=1)
-    return dict(frequency=counts.sum(0) / counts.sum(), routing=mass / mass.sum(), corpora=share.amax(0))
+    return dict(frequency=counts.sum(0) / counts.sum(), routing=mass / mass.sum(),
+                corpora=share.amax(0))
 
 # %% ../nbs/42_collection.ipynb #85d22960
 @torch.enable_grad()
@@ -109,14 +125,17 @@ def predicted_similarity(
     g = torch.Generator().manual_seed(seed)
     pick = torch.randperm(len(x), generator=g)[:tokens]
     x, cosine = x.cpu().float()[pick], F.cosine_similarity(x.float(), y.float(), dim=1).cpu()[pick]
-    first, second = (torch.randn(shape, generator=g).div_(shape[1] ** .5).requires_grad_() for shape in ((1024, x.shape[1]), (1, 1024)))
+    first, second = (torch.randn(shape, generator=g).div_(shape[1] ** .5).requires_grad_()
+                     for shape in ((1024, x.shape[1]), (1, 1024)))
     def predict(x): return F.linear(F.linear(x, first).relu(), second).tanh()[:, 0]
     step, held = torch.optim.AdamW([first, second], lr=1e-4, weight_decay=.01), max(1, len(x) // 10)
     best, patience, answer = float('inf'), 0, 0.
     for _ in range(epochs):
         for i in (held + torch.randperm(len(x) - held, generator=g)).split(batch):
             step.zero_grad(); F.mse_loss(predict(x[i]), cosine[i]).backward(); step.step()
-        with torch.no_grad(): loss, mean = F.mse_loss(predict(x[:held]), cosine[:held]).item(), predict(x).mean().item()
+        with torch.no_grad():
+            loss = F.mse_loss(predict(x[:held]), cosine[:held]).item()
+            mean = predict(x).mean().item()
         if loss < best: best, patience, answer = loss, 0, mean
         elif (patience := patience + 1) == 5: break
     return answer
@@ -131,25 +150,33 @@ def _layer(layer, visits, texts, rounds, seed):
     for e in range(len(shares['frequency'])):
         own = whole | {k: v[e].item() for k, v in shares.items()}
         sums = ({r: stack[e] for r, stack in total.items()} for total in (slopes, fisher))
-        for role, four in measured(experts, e, visits, rounds, *sums).items(): found[e, role] = own | four
+        for role, four in measured(experts, e, visits, rounds, *sums).items():
+            found[e, role] = own | four
     return found
 
+# %% ../nbs/42_collection.ipynb #700201ea
 def collect(
     checkpoint:Checkpoint,
     windows:Tensor,       # `[n, length]` token ids, length at least 2
     rounds:Callable,      # (matrix, bits) -> matrix as it will be rounded
     texts=None,           # `[n]` number of the text that each window is of; `None`: all of one
-    probes:int=0,         # random vectors a window for the Hessian's trace, with the whole model in memory; 0 leaves it out
+    # random vectors a window for the Hessian's trace, with the whole model in memory; 0 leaves it
+    # out
+    probes:int=0,
     seed:int=0,           # of probes and predictors
     device:str='cpu',
 )->dict:                  # name of a projection -> fields of `Score`
     "Everything that the methods with data ask of calibration text, in one pass forwards and one back."
-    windows, texts = windows.to(device), torch.zeros(len(windows), dtype=torch.long) if texts is None else torch.as_tensor(texts)
-    if len(texts) != len(windows): raise AlphaqError(f'{len(windows)} windows, but {len(texts)} say of which text they are')
+    windows, texts = windows.to(device), torch.zeros(
+        len(windows), dtype=torch.long) if texts is None else torch.as_tensor(texts)
+    if len(texts) != len(windows):
+        raise AlphaqError(f'{len(windows)} windows, but {len(texts)} say of which text they are')
     names, found = {(p.layer, p.expert, p.role): p.name for p in checkpoint.projections}, {}
     with torch.no_grad():
-        for index, layer, visits in walk_back(skeleton(checkpoint, device), windows, 1, partial(stored, checkpoint)):
-            found |= {names[index, e, role]: fields for (e, role), fields in _layer(layer, visits, texts, rounds, seed).items()}
+        for index, layer, visits in walk_back(skeleton(checkpoint, device), windows, 1,
+                                              partial(stored, checkpoint)):
+            found |= {names[index, e, role]: fields
+                      for (e, role), fields in _layer(layer, visits, texts, rounds, seed).items()}
     if probes:
         traces = hessian_traces(load_for_calibration(checkpoint, device), windows, probes, seed)
         for where, trace in traces.items(): found[names[where]] |= {'trace': trace}
@@ -158,20 +185,27 @@ def collect(
 # %% ../nbs/42_collection.ipynb #ebb1abe3
 def _identity(checkpoint, windows, texts, more):
     "What a collection depends on, as sorted JSON."
-    tokens = hashlib.sha256(windows.cpu().long().numpy().tobytes() + str(list(windows.shape)).encode()).hexdigest()
+    tokens = hashlib.sha256(windows.cpu().long().numpy().tobytes()
+                            + str(list(windows.shape)).encode()).hexdigest()
     labels = [0] * len(windows) if texts is None else torch.as_tensor(texts).tolist()
-    return json.dumps(dict(alphaq=alphaq.__version__, format='alphaq-signals/1', model=checkpoint.fingerprint(), tokens=tokens, texts=labels, **more), sort_keys=True)
+    return json.dumps(dict(alphaq=alphaq.__version__, format='alphaq-signals/1',
+                           model=checkpoint.fingerprint(), tokens=tokens, texts=labels, **more),
+                      sort_keys=True)
 
 def _read_kept(path, identity, names):
     "Fields by name, or an `AlphaqError` that says what is wrong with the file."
     try:
         with safe_open(path, 'pt') as f:
-            if (f.metadata() or {}).get('identity') != identity: raise AlphaqError('it belongs to something else')
+            if (f.metadata() or {}).get('identity') != identity:
+                raise AlphaqError('it belongs to something else')
             columns = {k: f.get_tensor(k) for k in f.keys()}
     except (SafetensorError, OSError) as e: raise AlphaqError(str(e).splitlines()[0]) from None
-    if any(len(c) != len(names) or not c.isfinite().all() for c in columns.values()): raise AlphaqError('its numbers are incomplete')
-    return {n: {k: tuple(c[i].tolist()) if c.ndim == 2 else c[i].item() for k, c in columns.items()} for i, n in enumerate(names)}
+    if any(len(c) != len(names) or not c.isfinite().all() for c in columns.values()):
+        raise AlphaqError('its numbers are incomplete')
+    return {n: {k: tuple(c[i].tolist()) if c.ndim == 2 else c[i].item() for k, c in columns.items()}
+            for i, n in enumerate(names)}
 
+# %% ../nbs/42_collection.ipynb #eb8d33f0
 def collected(
     checkpoint:Checkpoint,
     windows:Tensor,        # `[n, length]` token ids
@@ -183,12 +217,14 @@ def collected(
 )->dict:                   # as from `collect`
     "What `collect` gives, from the folder when it is there."
     keys = {k: v for k, v in more.items() if k != 'device'} | dict(rounding=rounding)
-    identity, names = _identity(checkpoint, windows, texts, keys), [p.name for p in checkpoint.projections]
+    identity = _identity(checkpoint, windows, texts, keys)
+    names = [p.name for p in checkpoint.projections]
     path = Path(folder)/f'{hashlib.sha256(identity.encode()).hexdigest()[:32]}.safetensors'
     if path.exists():
         try: return _read_kept(path, identity, names)
         except AlphaqError as e: print(f'{path}: {e}; collecting again', file=sys.stderr)
     found = collect(checkpoint, windows, rounds, texts, **more)
-    columns = {k: torch.tensor([found[n][k] for n in names], dtype=torch.float64) for k in found[names[0]]}
+    columns = {k: torch.tensor([found[n][k] for n in names], dtype=torch.float64)
+               for k in found[names[0]]}
     with atomic(path) as temporary: save_file(columns, temporary, metadata={'identity': identity})
     return found

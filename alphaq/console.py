@@ -26,13 +26,17 @@ def cell(
 
 # %% ../nbs/04_console.ipynb #c3ee137d
 def table(
-    columns:list,     # headings; one that begins with `>` is right-aligned; all empty: none is shown
+    # headings; one that begins with `>` is right-aligned; all empty: none is shown
+    columns:list,
     rows,             # iterable of rows, of values for `cell`
     title:str='',     # line above the table
 )->Table:
     "A plain table without frames."
-    t = Table(title=title or None, title_justify='left', box=None, pad_edge=False, header_style='bold', show_header=any(columns))
-    for c in columns: t.add_column(c.lstrip('>'), justify='right' if c.startswith('>') else 'left', overflow='fold')
+    t = Table(title=title or None, title_justify='left', box=None, pad_edge=False,
+              header_style='bold', show_header=any(columns))
+    for c in columns:
+        t.add_column(c.lstrip('>'), justify='right' if c.startswith('>') else 'left',
+                     overflow='fold')
     for row in rows: t.add_row(*map(cell, row))
     return t
 
@@ -43,6 +47,7 @@ def facts(
     "Named values; what has no value is left out."
     return table(['', ''], [(name, v) for name, v in pairs if v is not None and v != []], title)
 
+# %% ../nbs/04_console.ipynb #68df0866
 def emit(
     data:dict,        # JSON values
     as_json:bool,     # print `data` itself
@@ -50,20 +55,24 @@ def emit(
 ):
     "Print a result to stdout, as one line of JSON or as tables."
     if as_json: print(json.dumps(data, ensure_ascii=False)); return
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False, markup=False, force_jupyter=False)
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False, markup=False,
+                      force_jupyter=False)
     for t in tables: console.print(t)
 
 def say(
     line:str,
 ):
     "One line on stderr, for people."
-    Console(stderr=True, soft_wrap=True, highlight=False, markup=False, force_jupyter=False).print(line)
+    Console(stderr=True, soft_wrap=True, highlight=False, markup=False,
+            force_jupyter=False).print(line)
 
+# %% ../nbs/04_console.ipynb #ba1f1f94
 def size(
     n:float,       # bytes
     towards=round, # of the last digit: floor or ceil for the end of a range
 )->str:            # for people
     "A number of bytes with a unit."
     for unit in ('B', 'KiB', 'MiB', 'GiB'):
-        if n < 1024 or unit == 'GiB': return f'{n:.0f} {unit}' if unit == 'B' else f'{towards(100 * n) / 100:.2f} {unit}'
+        if n < 1024 or unit == 'GiB':
+            return f'{n:.0f} {unit}' if unit == 'B' else f'{towards(100 * n) / 100:.2f} {unit}'
         n /= 1024

@@ -38,6 +38,7 @@ class VerificationError(AlphaqError):
     "A folder is not what it says it is."
     exit_code = 4
 
+# %% ../nbs/02_core.ipynb #19779c90
 def check_known(
     name,       # asked for
     known,      # names there are
@@ -53,8 +54,10 @@ def entry(
 ):               # what stands there
     "Look a name up, or say which names are near."
     if name in table: return table[name]
-    raise AlphaqError(f'no {kind} {name!r}; did you mean {" or ".join(get_close_matches(name, table) or table)}?')
+    raise AlphaqError(
+        f'no {kind} {name!r}; did you mean {" or ".join(get_close_matches(name, table) or table)}?')
 
+# %% ../nbs/02_core.ipynb #63bab658
 @contextmanager
 def third_party(
     what:str, # was being done, and to what
@@ -73,6 +76,7 @@ def natural(
     "Numbers in a name by their size: layer 2 before layer 10, whatever else is numbered."
     return [(int(part), '') if part.isdigit() else (-1, part) for part in re.split(r'(\d+)', name)]
 
+# %% ../nbs/02_core.ipynb #26cf97f7
 @contextmanager
 def one_line(
     command:str, # that says it
@@ -97,18 +101,22 @@ def atomic(
     try:
         yield temporary
         with temporary.open('rb+') as f: os.fsync(f.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes private files; a checkpoint is to be read by others
+        # mkstemp makes private files; a checkpoint is to be read by others
+        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     finally: temporary.unlink(missing_ok=True)
 
+# %% ../nbs/02_core.ipynb #ae08f5c7
 def check_free(
     path:Path,        # file or folder to be made
     overwrite:bool,   # it may be replaced
     kind:str='name',  # of what is to be chosen instead
 ):
     "Refuse to replace what nobody asked to have replaced, and what cannot be."
-    if path.is_dir() and kind != 'folder': raise AlphaqError(f'{path} is a folder; choose another {kind}')
-    if path.exists() and not overwrite: raise AlphaqError(f'{path} exists; choose another {kind} or pass --overwrite')
+    if path.is_dir() and kind != 'folder':
+        raise AlphaqError(f'{path} is a folder; choose another {kind}')
+    if path.exists() and not overwrite:
+        raise AlphaqError(f'{path} exists; choose another {kind} or pass --overwrite')
 
 def write_text(
     path,     # `str | Path` target file
@@ -117,10 +125,12 @@ def write_text(
     "Write `text` to `path` atomically."
     with atomic(path) as temporary: temporary.write_text(text, encoding='utf-8')
 
+# %% ../nbs/02_core.ipynb #e4ecae06
 def write_json(
     path,             # `str | Path` target file
     obj,              # anything `json` can write
-    strict:bool=True, # refuse NaN and infinity, which are no JSON; a model's own config may hold them
+    # refuse NaN and infinity, which are no JSON; a model's own config may hold them
+    strict:bool=True,
 ):
     "Write `obj` to `path` atomically, indented, keys in the order given."
     write_text(path, json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=not strict) + '\n')
@@ -134,13 +144,15 @@ def no_twins(
     twins = (name for name, n in Counter(name for name, _ in pairs).items() if n > 1)
     raise AlphaqError(f'the name {next(twins)!r:.200} occurs twice')
 
+# %% ../nbs/02_core.ipynb #b07f5d64
 def parse_json(
     raw:bytes, # content of a file
     called,    # what to call it
 ):             # the parsed object
     "Read JSON; what is malformed, or has a name twice, is an `AlphaqError` that names the file."
     try: return json.loads(raw.decode('utf-8'), object_pairs_hook=no_twins)
-    except (ValueError, RecursionError, AlphaqError) as e: raise AlphaqError(f"{called}: not valid JSON ({e})") from None
+    except (ValueError, RecursionError, AlphaqError) as e:
+        raise AlphaqError(f"{called}: not valid JSON ({e})") from None
 
 def read_json(
     path,                     # `str | Path`
@@ -149,9 +161,11 @@ def read_json(
     "Read a JSON file; a missing, oversized or malformed one, or one with a name twice, is an `AlphaqError` that names it."
     path = Path(path)
     if not path.is_file(): raise AlphaqError(f'{path}: no such file')
-    if path.stat().st_size > limit: raise AlphaqError(f'{path}: {path.stat().st_size} bytes, more than the {limit} allowed')
+    if path.stat().st_size > limit:
+        raise AlphaqError(f'{path}: {path.stat().st_size} bytes, more than the {limit} allowed')
     return parse_json(path.read_bytes(), path)
 
+# %% ../nbs/02_core.ipynb #002986e0
 def sha256(
     path,    # `str | Path` file to read
 )->str:      # 64 hexadecimal digits
@@ -177,13 +191,16 @@ def _locked(path):
         try:
             import fcntl
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError): os.close(lock); return None  # some disks say the latter
-        except (ImportError, OSError): return lock  # a system or disk without locks: better unguarded than refused
+        # some disks say the latter
+        except (BlockingIOError, PermissionError): os.close(lock); return None
+        # a system or disk without locks: better unguarded than refused
+        except (ImportError, OSError): return lock
         try: current = os.path.samestat(os.fstat(lock), os.stat(path))
         except FileNotFoundError: current = False
         if current: return lock
         os.close(lock)  # its last holder removed the name in between
 
+# %% ../nbs/02_core.ipynb #02e9f48b
 @contextmanager
 def alone(
     target, # `str | Path` file or folder that is going to be written
@@ -217,15 +234,18 @@ def files_in(
 )->list:         # names relative to the folder, sorted, as `SHA256SUMS` should list them
     "Every file of a folder but its checksums and what is hidden."
     files = (p.relative_to(folder) for p in folder.rglob('*') if p.is_file())
-    return sorted(p.as_posix() for p in files if not any(part.startswith('.') for part in p.parts) and p.as_posix() != SUMS)
+    return sorted(p.as_posix() for p in files if not any(part.startswith('.') for part in p.parts)
+                  and p.as_posix() != SUMS)
 
 def write_sums(
     folder:Path,
     leave_out=(), # names that are not listed
 ):
     "Write `SHA256SUMS` for a folder."
-    write_text(folder/SUMS, ''.join(f'{sha256(folder/name)}  {name}\n' for name in files_in(folder) if name not in leave_out))
+    write_text(folder/SUMS, ''.join(f'{sha256(folder/name)}  {name}\n'
+                                    for name in files_in(folder) if name not in leave_out))
 
+# %% ../nbs/02_core.ipynb #ea5a754b
 def check_sums(
     folder:Path, # a folder with `SHA256SUMS`; without one there is nothing to say
 ):               # yields findings
@@ -233,14 +253,16 @@ def check_sums(
     if not (folder/SUMS).is_file(): return
     raw, sums = (folder/SUMS).read_bytes(), {}
     for line in raw.decode('utf-8', 'replace').split('\n')[:-1]:
-        if not (m := re.fullmatch(r'([0-9a-f]{64})  ([^\0\r\\]+)', line)) or m[2] in sums: yield f'{SUMS}: bad line {line[:80]!r}'
+        if not (m := re.fullmatch(r'([0-9a-f]{64})  ([^\0\r\\]+)', line)) or m[2] in sums:
+            yield f'{SUMS}: bad line {line[:80]!r}'
         else: sums[m[2]] = m[1]
     if not raw.endswith(b'\n'): yield f'{SUMS}: does not end with a line end'
     files = files_in(folder)
     for name in sorted(sums.keys() - set(files)): yield f'{name} is listed in {SUMS} but not there'
     for name in files:
         if name not in sums: yield f'{name} is not listed in {SUMS}'
-        elif sha256(folder/name) != sums[name]: yield f'{name} is not the file that was written (SHA-256 differs)'
+        elif sha256(folder/name) != sums[name]:
+            yield f'{name} is not the file that was written (SHA-256 differs)'
 
 # %% ../nbs/02_core.ipynb #14237b23
 _packages = ('alphaq', 'torch', 'transformers', 'triton', 'numpy', 'pulp', 'highspy')
@@ -248,16 +270,21 @@ _packages = ('alphaq', 'torch', 'transformers', 'triton', 'numpy', 'pulp', 'high
 def _commit(here=None):
     "The commit of the checkout this package runs from, `-dirty` when it has changes outside results/; `None` outside a checkout."
     here = here or (Path(__file__).resolve().parent if '__file__' in globals() else Path.cwd())
-    def git(*args): return subprocess.run(['git', '-C', str(here), *args], capture_output=True, text=True)
+    def git(*args):
+        return subprocess.run(['git', '-C', str(here), *args], capture_output=True, text=True)
     try: tracked, head = git('ls-files', '--error-unmatch', 'core.py'), git('rev-parse', 'HEAD')
     except OSError: return None
     if tracked.returncode or head.returncode: return None
-    changed = git('status', '--porcelain', '--untracked-files=no', '--', ':(top)', ':(top,exclude)results').stdout.strip()  # rows make no rows
+    # rows make no rows
+    changed = git('status', '--porcelain', '--untracked-files=no', '--', ':(top)',
+                  ':(top,exclude)results').stdout.strip()
     return head.stdout.strip() + ('-dirty' if changed else '')
 
+# %% ../nbs/02_core.ipynb #3d2c2e86
 def provenance(
     command:str,             # the command that makes the rows again
-    device:str='cpu',        # device name, for example 'NVIDIA H200'; 'cpu' is completed by the machine's description
+    # device name, for example 'NVIDIA H200'; 'cpu' is completed by the machine's description
+    device:str='cpu',
     seed:int|None=None,      # seed of every random choice, `None` when there is none
     **more,                  # anything else the rows depend on, JSON values
 )->dict:                     # header line of a results file
@@ -267,26 +294,32 @@ def provenance(
         except PackageNotFoundError: return None
     versions = {name: installed(name) for name in _packages}
     device = f'cpu, {os.cpu_count()} cores, {platform.machine()}' if device == 'cpu' else device
-    return dict(schema='alphaq-rows/1', command=command, commit=_commit(), python=platform.python_version(),
+    return dict(schema='alphaq-rows/1', command=command, commit=_commit(),
+                python=platform.python_version(),
                 versions={k: v for k, v in versions.items() if v}, device=device, seed=seed,
                 date=datetime.now(timezone.utc).strftime('%Y-%m-%dT%H:%M:%SZ'), **more)
 
+# %% ../nbs/02_core.ipynb #3efeff73
 def write_rows(
     path,         # `str | Path` target, `results/<stage>/<model>.jsonl`
     header:dict,  # from `provenance`
     rows,         # iterable of dicts with JSON values
 ):
     "Write a results file atomically: the header line, then one line per row."
-    write_text(path, ''.join(json.dumps(o, ensure_ascii=False, allow_nan=False) + '\n' for o in (header, *rows)))
+    write_text(path, ''.join(json.dumps(o, ensure_ascii=False, allow_nan=False) + '\n'
+                             for o in (header, *rows)))
 
 def read_rows(
     path,   # `str | Path`
 ):          # `(header, rows)`
     "Read a results file."
     path = Path(path)
-    if not path.is_file(): raise AlphaqError(f'{path}: no such results file; make it with `make results`')
-    header, *rows = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines() if line]
-    if header.get('schema') != 'alphaq-rows/1': raise AlphaqError(f'{path}: first line is no alphaq-rows/1 header')
+    if not path.is_file():
+        raise AlphaqError(f'{path}: no such results file; make it with `make results`')
+    header, *rows = [json.loads(line)
+                     for line in path.read_text(encoding='utf-8').splitlines() if line]
+    if header.get('schema') != 'alphaq-rows/1':
+        raise AlphaqError(f'{path}: first line is no alphaq-rows/1 header')
     return header, rows
 
 # %% ../nbs/02_core.ipynb #fc6fa801
@@ -295,7 +328,9 @@ def data_dir(
     "The folder named by `ALPHAQ_DATA`; a name that leads nowhere is an error, not silence."
     name = os.environ.get('ALPHAQ_DATA')
     if not name: return None
-    if not Path(name).is_dir(): raise AlphaqError(f'ALPHAQ_DATA={name}: no such folder; unset it or name the folder of texts')
+    if not Path(name).is_dir():
+        raise AlphaqError(
+            f'ALPHAQ_DATA={name}: no such folder; unset it or name the folder of texts')
     return Path(name)
 
 def cache_dir(
@@ -310,7 +345,8 @@ def results_dir(
     start = Path(__file__).resolve().parent if '__file__' in globals() else Path.cwd()
     for folder in (start, *start.parents):
         if (folder/'settings.ini').is_file(): return folder/'results'
-    raise AlphaqError(f'no checkout above {start}; results/ exists in a clone of the repository only')
+    raise AlphaqError(
+        f'no checkout above {start}; results/ exists in a clone of the repository only')
 
 # %% ../nbs/02_core.ipynb #1c4d14dd
 ROLES = ('gate_proj', 'up_proj', 'down_proj')
@@ -339,6 +375,7 @@ def track(
     if os.environ.get('ALPHAQ_QUIET') or not sys.stderr.isatty(): yield from items; return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn('left'), TimeRemainingColumn())
+    columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
+               TimeElapsedColumn(), TextColumn('left'), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         yield from bar.track(items, total=total, description=description)

@@ -22,18 +22,24 @@ def dial_data(
     title:str,  # of the page
 )->dict:        # JSON object
     "What the page replays: the smallest plan, and every move of the frontier."
-    rows, of = plan_frontier(scores, settings), units(scores, settings.granularity or method_named(settings.method).granularity)
+    rows = plan_frontier(scores, settings)
+    of = units(scores, settings.granularity or method_named(settings.method).granularity)
     members = {}
     for s, unit in zip(scores, of): members.setdefault(int(unit), []).append(s.name)
     named = {unit_name(names): unit for unit, names in members.items()}
     known = all(s.layer >= 0 and s.expert >= 0 for s in scores)
     stems = {(layer_of(s.name) or '').rpartition('.')[0] for s in scores}
     layers = [layer_of(s.name) if len(stems) > 1 else s.layer for s in scores]
-    lines = [f'{layer} {s.role}' if known else f'{i // 64}' for i, (s, layer) in enumerate(zip(scores, layers))]
+    lines = [f'{layer} {s.role}' if known else f'{i // 64}'
+             for i, (s, layer) in enumerate(zip(scores, layers))]
     line = {key: i for i, key in enumerate(dict.fromkeys(lines))}
-    return dict(title=title, count=settings.count, colors=WIDTH_COLORS, lines=list(line), start=smallest(scores, settings).tolist(),
-                cells=[[line[key], s.expert if known else i % 64, int(u)] for i, (s, key, u) in enumerate(zip(scores, lines, of))], names=list(named),
-                moves=[[named[r['name']], r['wide']] for r in rows[1:]], bits=[round(r['bits'], 6) for r in rows], cost=[float(f'{r["objective"]:.6g}') for r in rows])
+    return dict(title=title, count=settings.count, colors=WIDTH_COLORS, lines=list(line),
+                start=smallest(scores, settings).tolist(),
+                cells=[[line[key], s.expert if known else i % 64, int(u)]
+                       for i, (s, key, u) in enumerate(zip(scores, lines, of))], names=list(named),
+                moves=[[named[r['name']], r['wide']] for r in rows[1:]],
+                bits=[round(r['bits'], 6) for r in rows],
+                cost=[float(f'{r["objective"]:.6g}') for r in rows])
 
 # %% ../nbs/34_dial.ipynb #34f89c68
 def at_round_budgets(
@@ -41,10 +47,14 @@ def at_round_budgets(
     step:float=.25,  # bits from one to the next
 )->list:             # of dicts: bits, objective, lower_bound, and gap, how far apart these two are at most
     "A frontier at round budgets."
-    bits, cost, under = (np.array([r[k] for r in rows]) for k in ('bits', 'objective', 'lower_bound'))
+    bits, cost, under = (np.array([r[k] for r in rows])
+                         for k in ('bits', 'objective', 'lower_bound'))
     at = np.arange(np.ceil(bits[0] / step - 1e-9), np.floor(bits[-1] / step + 1e-9) + 1) * step
-    objective, bound = cost[np.searchsorted(bits, at + 1e-9, side='right') - 1], np.interp(at, bits, under)
-    return [dict(bits=float(b), objective=float(o), lower_bound=float(min(l, o)), gap=float(max(0., 1 - l / o)) if o > 0 else 0.) for b, o, l in zip(at, objective, bound)]
+    objective = cost[np.searchsorted(bits, at + 1e-9, side='right') - 1]
+    bound = np.interp(at, bits, under)
+    return [dict(bits=float(b), objective=float(o), lower_bound=float(min(l, o)),
+                 gap=float(max(0., 1 - l / o)) if o > 0 else 0.)
+            for b, o, l in zip(at, objective, bound)]
 
 # %% ../nbs/34_dial.ipynb #cdd02f62
 PAGE = """<!doctype html>
@@ -84,10 +94,12 @@ dial.max = last; dial.value = d.bits.filter(b => b <= 2.5).length - 1; dial.onin
 </script></html>
 """
 
+# %% ../nbs/34_dial.ipynb #75863bc0
 def dial_page(
     scores,     # `[n]` `Score`
     settings,   # `Settings` of a method that has costs
     title:str,  # of the page
 )->str:         # HTML, complete in itself
     "The frontier as a page with a slider."
-    return PAGE.replace('DATA', json.dumps(dial_data(scores, settings, title)).replace('<', '\\u003c'))
+    return PAGE.replace('DATA',
+                        json.dumps(dial_data(scores, settings, title)).replace('<', '\\u003c'))

@@ -21,25 +21,33 @@ def eigenvalues(
     dtype:torch.dtype=torch.float64,    # of the arithmetic; float32 exists to show the harm
 )->Tensor:                              # `[..., min(m, n)]` ascending, >= 0, on the device of `W`
     "Eigenvalues of the smaller Gram matrix, that is the squared singular values ({eq}`eq-esd`)."
-    if W.ndim < 2 or not W.numel(): raise AlphaqError(f'a matrix has rows and columns, got shape {tuple(W.shape)}')
+    if W.ndim < 2 or not W.numel():
+        raise AlphaqError(f'a matrix has rows and columns, got shape {tuple(W.shape)}')
     W = W.detach() if W.shape[-2] <= W.shape[-1] else W.detach().mT
-    parts = W.reshape(-1, *W.shape[-2:]).split(max(1, PART // W.shape[-2:].numel()) if W.device.type == 'cpu' else W.numel())
+    parts = W.reshape(-1, *W.shape[-2:]).split(max(1, PART // W.shape[-2:].numel()) if W.device.type
+                                               == 'cpu' else W.numel())
     found = torch.cat([_spectra(part.to(dtype)) for part in parts])
     return found.view(W.shape[:-1]).clamp_(min=0)  # rounding may leave a zero slightly negative
 
-PART = 2**19  # entries that a CPU takes at once: in float64, they and their products stay in its cache
+# entries that a CPU takes at once: in float64, they and their products stay in its cache
+PART = 2**19
 
+# %% ../nbs/11_esd.ipynb #7171935e
 def _spectra(W):
     "Eigenvalues of the Gram matrices of a batch."
     here = W.device.type == 'cpu'
-    with np.errstate(all='ignore'): gram = torch.from_numpy(_own_products(W.numpy())) if here else W @ W.mT
-    if not gram.diagonal(dim1=-2, dim2=-1).isfinite().all():  # any bad entry reaches the sum of squares of its row
-        raise AlphaqError('the matrix holds NaN, infinity or numbers too large to be squared; the checkpoint is damaged, download it again')
+    with np.errstate(all='ignore'):
+        gram = torch.from_numpy(_own_products(W.numpy())) if here else W @ W.mT
+    # any bad entry reaches the sum of squares of its row
+    if not gram.diagonal(dim1=-2, dim2=-1).isfinite().all():
+        raise AlphaqError('the matrix holds NaN, infinity or numbers too large to be '
+                          'squared; the checkpoint is damaged, download it again')
     if here: return torch.from_numpy(np.linalg.eigvalsh(gram.numpy()))
     from alphaq.batched import device_eigenvalues  # here, because it imports Triton
     return device_eigenvalues(gram)
 
-def _own_products(A): return A @ A.swapaxes(-1, -2)  # NumPy sees that both are one matrix, and computes half of the products
+# NumPy sees that both are one matrix, and computes half of the products
+def _own_products(A): return A @ A.swapaxes(-1, -2)
 
 # %% ../nbs/11_esd.ipynb #d5d0e940
 def marchenko_pastur_edges(
@@ -47,7 +55,8 @@ def marchenko_pastur_edges(
     variance:float=1.,   # of the entries
 ):                       # `(lower, upper)`
     "Ends of the Marchenko-Pastur density of W W^T / n ({eq}`eq-mp`; Marchenko and Pastur 1967)."
-    if not 0 < q <= 1: raise AlphaqError(f'the aspect ratio is smaller side over larger side, in (0, 1], got {q}')
+    if not 0 < q <= 1:
+        raise AlphaqError(f'the aspect ratio is smaller side over larger side, in (0, 1], got {q}')
     return variance * (1 - sqrt(q)) ** 2, variance * (1 + sqrt(q)) ** 2
 
 def marchenko_pastur(
@@ -59,7 +68,8 @@ def marchenko_pastur(
     low, high = marchenko_pastur_edges(q, variance)
     x = np.asarray(x, float)
     inside = np.clip((high - x) * (x - low), 0, None)
-    return np.divide(np.sqrt(inside), 2 * pi * variance * q * x, out=np.zeros_like(x), where=inside > 0)
+    return np.divide(np.sqrt(inside), 2 * pi * variance * q * x, out=np.zeros_like(x),
+                     where=inside > 0)
 
 # %% ../nbs/11_esd.ipynb #3d226979
 def marchenko_pastur_cdf(
@@ -74,7 +84,8 @@ def marchenko_pastur_cdf(
     f = 2 / pi * np.sin(t) ** 2 / np.maximum(1 + q - 2 * sqrt(q) * np.cos(t), 1e-300)
     if q == 1: f[0] = 2 / pi  # the limit of sin^2 t / (2 - 2 cos t) at zero, over pi / 2
     F = np.r_[0, np.cumsum((f[1:] + f[:-1]) / 2 * (t[1] - t[0]))]
-    return np.interp(np.arccos(np.clip((1 + q - np.asarray(x) / variance) / (2 * sqrt(q)), -1, 1)), t, F)
+    return np.interp(np.arccos(np.clip((1 + q - np.asarray(x) / variance) / (2 * sqrt(q)), -1, 1)),
+                     t, F)
 
 def noise_distance(
     W:Tensor,            # `[m, n]` a matrix that is not zero
@@ -98,6 +109,7 @@ def planted(
     short, long = sorted((rows, cols))
     U, _ = torch.linalg.qr(torch.randn(short, short, generator=g, dtype=torch.float64))
     V, _ = torch.linalg.qr(torch.randn(long, short, generator=g, dtype=torch.float64))
-    lam = (1 - torch.rand(short, generator=g, dtype=torch.float64)) ** (-1 / (alpha - 1))   # inverse distribution function
+    # inverse distribution function
+    lam = (1 - torch.rand(short, generator=g, dtype=torch.float64)) ** (-1 / (alpha - 1))
     W = (U * lam.sqrt()) @ V.T
     return W if rows <= cols else W.T.contiguous()

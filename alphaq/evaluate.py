@@ -29,17 +29,23 @@ def load_tokenizer(
     from transformers import AutoTokenizer
     folder = open_folder(path).path
     if not any((folder/n).is_file() for n in ('tokenizer.json', 'tokenizer.model', 'vocab.json')):
-        raise AlphaqError(f'{folder}: no tokenizer; copy tokenizer.json and tokenizer_config.json from the model it was made from')
-    with third_party(f'{folder}: the tokenizer cannot be read', 'copy tokenizer.json and tokenizer_config.json again'):
+        raise AlphaqError(f'{folder}: no tokenizer; copy tokenizer.json and '
+                          'tokenizer_config.json from the model it was made from')
+    with third_party(f'{folder}: the tokenizer cannot be read',
+                     'copy tokenizer.json and tokenizer_config.json again'):
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
+# %% ../nbs/54_evaluate.ipynb #a118237f
 def load_model(
     path,                           # `str | Path` checkpoint or quantized folder, or pocket
     device:str='cpu',
-    dtype:torch.dtype|None=None,    # of the activations; `None`: float32 on a CPU, the stored type elsewhere
+    # of the activations; `None`: float32 on a CPU, the stored type elsewhere
+    dtype:torch.dtype|None=None,
 ):                                  # `(model, tokenizer)`, the model in evaluation mode
     "Load a plain or quantized folder with transformers."
-    if (Path(path)/'UNFINISHED').exists(): raise AlphaqError(f'{path}: unfinished; run the same `alphaq quantize` again to continue it')
+    if (Path(path)/'UNFINISHED').exists():
+        raise AlphaqError(
+            f'{path}: unfinished; run the same `alphaq quantize` again to continue it')
     check_device(device)
     folder = open_folder(path).path
     return load_weights(folder, device, dtype), load_tokenizer(folder)
@@ -52,9 +58,12 @@ def windows(
     count:int=64,   # windows wanted; fewer when the text is short
 )->Tensor:          # `[n, window]` token ids, n <= count
     "Windows of a text that do not overlap, evenly spaced."
-    tokens = torch.tensor(tokenizer(text.text, add_special_tokens=False, verbose=False)['input_ids'])
+    tokens = torch.tensor(tokenizer(text.text, add_special_tokens=False,
+                                    verbose=False)['input_ids'])
     whole = len(tokens) // window
-    if window < 2 or not whole: raise AlphaqError(f'{text.name}: {len(tokens)} tokens are not one window of {window}; use a longer text or a smaller window')
+    if window < 2 or not whole:
+        raise AlphaqError(f'{text.name}: {len(tokens)} tokens are not one window of {window}; '
+                          'use a longer text or a smaller window')
     take = torch.linspace(0, whole - 1, min(count, whole)).round().long()
     return tokens[:whole * window].view(whole, window)[take]
 
@@ -64,7 +73,8 @@ class Sample:
     "Windows of one text, ready to be predicted."
     text:Text
     rows:Tensor   # `[n, window]` token ids
-    bytes:int     # of all tokens but the first of each window; a character cut by a window's edge counts as three
+    # of all tokens but the first of each window; a character cut by a window's edge counts as three
+    bytes:int
 
 def sample(
     tokenizer,          # a transformers tokenizer
@@ -74,7 +84,8 @@ def sample(
 )->Sample:
     "Evenly spaced windows of a text, with their size in bytes."
     rows = windows(tokenizer, text, window, max(1, tokens // window))
-    size = sum(len(a.encode()) - len(b.encode()) for a, b in zip(tokenizer.batch_decode(rows), tokenizer.batch_decode(rows[:, :1])))
+    size = sum(len(a.encode()) - len(b.encode())
+               for a, b in zip(tokenizer.batch_decode(rows), tokenizer.batch_decode(rows[:, :1])))
     return Sample(text, rows, size)
 
 # %% ../nbs/54_evaluate.ipynb #9d4bbde6
@@ -85,11 +96,16 @@ def calibration_windows(
     count:int,  # windows in all, equally many of each text
 ):              # `(windows [n, window], what they are, number of the text that each is of)`
     "Windows of the training split of some texts, to calibrate with."
-    texts, each = {n: load_text(n, 'train') for n in names if n != 'balanced'}, max(1, count // len(names))
-    def part(n): return windows(load_tokenizer(path), texts[n], window, each) if n in texts else balanced_windows(load_model(path)[0], each, window)
+    texts = {n: load_text(n, 'train') for n in names if n != 'balanced'}
+    each = max(1, count // len(names))
+    def part(n):
+        return windows(load_tokenizer(path), texts[n], window,
+                       each) if n in texts else balanced_windows(load_model(path)[0], each, window)
     parts = [part(n) for n in names]
-    said = [f'{texts[n].name}/train (sha256 {texts[n].sha256[:12]})' if n in texts else 'balanced text of its own' for n in names]
-    return torch.cat(parts), f'{sum(map(len, parts))} windows of {window} tokens of ' + ' + '.join(said), [i for i, p in enumerate(parts) for _ in p]
+    said = [f'{texts[n].name}/train (sha256 {texts[n].sha256[:12]})' if n in texts
+            else 'balanced text of its own' for n in names]
+    return torch.cat(parts), f'{sum(map(len, parts))} windows of {window} tokens of ' + ' + '.join(
+        said), [i for i, p in enumerate(parts) for _ in p]
 
 # %% ../nbs/54_evaluate.ipynb #8bd5ba33
 @dataclass(frozen=True)
@@ -118,6 +134,7 @@ def spec_nll(
         for i in range(len(row) - 1): total -= logits[i].log_softmax(-1)[row[i + 1]].item()
     return total
 
+# %% ../nbs/54_evaluate.ipynb #243ec654
 LOGIT_BYTES = 2**28  # of the windows that go through a model at a time
 
 @torch.no_grad()
@@ -130,22 +147,30 @@ def window_nll(
     def nll(part):
         logits = model(part.to(model.device), use_cache=False).logits[:, :-1]
         wanted = part[:, 1:].to(model.device)
-        each = nn.functional.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten(), reduction='none')
+        each = nn.functional.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten(),
+                                           reduction='none')
         return each.view(wanted.shape).double().mean(1)
-    row = 4 * rows.shape[1] * model.config.get_text_config().vocab_size  # bytes of a window's logits
-    with third_party('the model does not run', 'see that it loads and runs in transformers by itself'):
+    # bytes of a window's logits
+    row = 4 * rows.shape[1] * model.config.get_text_config().vocab_size
+    with third_party('the model does not run',
+                     'see that it loads and runs in transformers by itself'):
         return torch.cat([nll(part) for part in rows.split(max(1, min(batch, LOGIT_BYTES // row)))])
 
+# %% ../nbs/54_evaluate.ipynb #9b0956ce
 def perplexity_of(
     sample:Sample,
     losses:Tensor,    # `[n]` from `window_nll`, on its windows
 )->Perplexity:
     "Perplexity per token and bits per byte that follow from the losses of a sample's windows ({eq}`eq-ppl`)."
     text, nll, count = sample.text, losses.mean().item(), sample.rows.numel() - len(sample.rows)
-    if not nll < float('inf'): raise AlphaqError(f'{text.name}: the likelihood is not finite; the model or its activations are damaged')
-    return Perplexity(text.name, text.split, exp(nll), nll, nll * count / log(2) / max(sample.bytes, 1), count, sample.bytes,
+    if not nll < float('inf'):
+        raise AlphaqError(
+            f'{text.name}: the likelihood is not finite; the model or its activations are damaged')
+    return Perplexity(text.name, text.split, exp(nll), nll,
+                      nll * count / log(2) / max(sample.bytes, 1), count, sample.bytes,
                       sample.rows.shape[1], text.sha256, text.python)
 
+# %% ../nbs/54_evaluate.ipynb #903f0238
 def sample_nll(
     model:nn.Module,  # causal language model
     sample:Sample,    # windows made with its tokenizer
@@ -153,8 +178,12 @@ def sample_nll(
 )->Tensor:            # `[n]` float64, nats per token
     "Loss of a model on each window of a sample."
     rows, vocabulary = sample.rows, model.config.get_text_config().vocab_size
-    if rows.max() >= vocabulary: raise AlphaqError(f'{sample.text.name}: token {int(rows.max())} is outside the model\'s vocabulary of {vocabulary}; the tokenizer belongs to another model')
-    return torch.cat([window_nll(model, part, batch) for part in track(rows.split(batch), 'perplexity')])
+    if rows.max() >= vocabulary:
+        raise AlphaqError(f'{sample.text.name}: token {int(rows.max())} is outside the '
+                          f'model\'s vocabulary of {vocabulary}; the tokenizer belongs to '
+                          'another model')
+    return torch.cat([window_nll(model, part, batch)
+                      for part in track(rows.split(batch), 'perplexity')])
 
 def perplexity(
     model:nn.Module,  # causal language model

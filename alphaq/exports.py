@@ -28,21 +28,30 @@ class Target:
     finest:str                  # one of `allocators.GRANULARITIES`: what shares a width there
     choices:tuple               # the widths of ours that it has
     source:str                  # where this was read
-    weighs:Callable|None=None   # (width, group size) -> bits per weight stored there; `None` is our own packing
+    # (width, group size) -> bits per weight stored there; `None` is our own packing
+    weighs:Callable|None=None
     groups:tuple|None=None      # group sizes, `None` for any
     one_group:bool=False        # one size for all experts
 
 _k_quants = {2: 2.625, 3: 3.4375, 4: 4.5}  # blocks of 256 weights with scales of their own
 
+# %% ../nbs/33_exports.ipynb #a833d91e
 TARGETS = {
     'native': Target('projection', WIDTHS, 'this package, chapter 41'),
-    'gptqmodel': Target('projection', (2, 3, 4), 'GPTQModel 7.7.0, QuantizeConfig.dynamic', lambda b, g: b + (16 + b) / g),
-    'autoround': Target('projection', (2, 3, 4), 'AutoRound 0.16.1, layer_config and the torch backends', lambda b, g: b + (16 + b) / g),
-    'vllm': Target('layer', (2, 3, 4), 'vLLM 0.33.0, compressed_tensors_moe.py: one scheme for all projections', lambda b, g: b + 16 / g, one_group=True),
-    'gguf': Target('role', (2, 3, 4), 'llama.cpp, experts stacked in blk.N.ffn_*_exps, K-quants', lambda b, g: _k_quants.get(b, nan)),
-    'mlx': Target('role', (2, 3, 4), 'MLX-LM 0.32.2, SwitchLinear, affine mode', lambda b, g: b + 32 / g, (32, 64, 128)),
-    'exl3': Target('role', WIDTHS, 'ExLlamaV3 1.6.5, MultiLinear: equal K across experts', lambda b, g: b),
-}
+    'gptqmodel': Target('projection', (2, 3, 4), 'GPTQModel 7.7.0, QuantizeConfig.dynamic',
+                        lambda b, g: b + (16 + b) / g),
+    'autoround': Target('projection', (2, 3, 4),
+                        'AutoRound 0.16.1, layer_config and the torch backends', lambda b,
+                        g: b + (16 + b) / g),
+    'vllm': Target('layer', (2, 3, 4),
+                   'vLLM 0.33.0, compressed_tensors_moe.py: one scheme for all projections',
+                   lambda b, g: b + 16 / g, one_group=True),
+    'gguf': Target('role', (2, 3, 4), 'llama.cpp, experts stacked in blk.N.ffn_*_exps, K-quants',
+                   lambda b, g: _k_quants.get(b, nan)),
+    'mlx': Target('role', (2, 3, 4), 'MLX-LM 0.32.2, SwitchLinear, affine mode', lambda b,
+                  g: b + 32 / g, (32, 64, 128)),
+    'exl3': Target('role', WIDTHS, 'ExLlamaV3 1.6.5, MultiLinear: equal K across experts', lambda b,
+                   g: b),}
 
 def target_named(
     name:str, # key of `TARGETS`
@@ -58,16 +67,21 @@ def restricted(
     target:str,        # key of `TARGETS`
 )->Settings:
     "The same request within what a target can load."
-    t, asked = target_named(target), settings.granularity or method_named(settings.method).granularity
+    t = target_named(target)
+    asked = settings.granularity or method_named(settings.method).granularity
     check_known(asked, _apart, 'granularities')
     granularity = next(g for g, kept in _apart.items() if kept == _apart[asked] & _apart[t.finest])
     choices = tuple(b for b in checked_choices(settings.choices) if b in t.choices)
-    if not choices: raise AlphaqError(f'{target} has the widths {", ".join(map(str, t.choices))}, offered are {", ".join(map(str, settings.choices))}; offer one of them')
+    if not choices:
+        raise AlphaqError(f'{target} has the widths {", ".join(map(str, t.choices))}, offered '
+                          f'are {", ".join(map(str, settings.choices))}; offer one of them')
     if t.groups and settings.group_size not in t.groups:
-        raise AlphaqError(f'{target} has groups of {", ".join(map(str, t.groups))} weights, got {settings.group_size}; choose one with --group-size')
+        raise AlphaqError(f'{target} has groups of {", ".join(map(str, t.groups))} weights, '
+                          f'got {settings.group_size}; choose one with --group-size')
     stored = tuple(t.weighs(b, settings.group_size) for b in WIDTHS) if t.weighs else None
     return replace(settings, granularity=granularity, choices=choices, stored=stored)
 
+# %% ../nbs/33_exports.ipynb #d4448310
 def priced(
     scores,            # `[n]` `Score`
     settings:Settings, # what was asked for
@@ -76,11 +90,14 @@ def priced(
     "The best plan that a target can load, and what it costs beside the best plan."
     within = restricted(settings, target)
     if method_named(settings.method).widths and within.granularity != 'projection':
-        raise AlphaqError(f'{settings.method} hands out levels by count and cannot give one width to a {within.granularity}, as {target} needs; choose a method that has costs')
+        raise AlphaqError(f'{settings.method} hands out levels by count and cannot give one '
+                          f'width to a {within.granularity}, as {target} needs; choose a '
+                          'method that has costs')
     held = allocate(scores, within)
     of = units(scores, within.granularity)
     if settings.bounds and len(np.unique(np.stack([of, held.bits]), axis=1).T) > of.max() + 1:
-        raise AlphaqError(f'{target} needs one width per {within.granularity}, the bounds ask for several; let each bound hold for whole {within.granularity}s')
+        raise AlphaqError(f'{target} needs one width per {within.granularity}, the bounds ask '
+                          f'for several; let each bound hold for whole {within.granularity}s')
     if target == 'native' or held.solution is None: return held, None
     try: free = allocate(scores, settings).solution
     except BudgetError: return held, None  # the tool's own packing reaches further than ours
@@ -89,26 +106,35 @@ def priced(
 # %% ../nbs/33_exports.ipynb #319dfaab
 def _obstacle(plan, t):
     "The first thing in a plan that a target cannot load, `None` when it can."
-    def missing(where, width): return f'{where} has width {width}, there are {", ".join(map(str, t.choices))}'
+    def missing(where, width):
+        return f'{where} has width {width}, there are {", ".join(map(str, t.choices))}'
     for name, width in (('attention', plan.other_bits), *plan.modules.items()):
         if width not in (*t.choices, 16): return missing(name, width)
     for prefix, roles in plan.layers.items():
         for role, digits in roles.items():
             odd = next((e for e, d in enumerate(digits) if int(d) not in t.choices), None)
             if odd is not None: return missing(f'{prefix}.{odd}.{role}', digits[odd])
-            if 'expert' not in _apart[t.finest] and len(set(digits)) > 1: return f'{prefix}.{role} mixes the widths {", ".join(sorted(set(digits)))} between experts'
+            if 'expert' not in _apart[t.finest] and len(set(digits)) > 1:
+                return f'{prefix}.{role} mixes the widths {", ".join(sorted(set(digits)))} between experts'
         used = {digits[0] for digits in roles.values()}
-        if t.finest == 'layer' and len(used) > 1: return f'{prefix} mixes the widths {", ".join(sorted(used))} between roles'
+        if t.finest == 'layer' and len(used) > 1:
+            return f'{prefix} mixes the widths {", ".join(sorted(used))} between roles'
 
-def _used_groups(plan): return sorted({plan.group(prefix, role) for prefix, roles in plan.layers.items() for role in roles})
+def _used_groups(plan):
+    return sorted({plan.group(prefix, role) for prefix, roles in plan.layers.items()
+                   for role in roles})
 
+# %% ../nbs/33_exports.ipynb #2fc2ecb8
 def _group_obstacle(plan, t):
     "The first group size in a plan that a target cannot load, and one that it can, if there is any for these rows; `None` when it can."
     used = _used_groups(plan)
     for g in used:
         if t.groups and g not in t.groups:
-            return f'groups of {g} weights, there are {", ".join(map(str, t.groups))}', max((n for n in t.groups if g % n == 0), default=None)
-    if t.one_group and len(used) > 1: return f'groups of {" and ".join(map(str, used))} weights, there is one size for all', gcd(*used)
+            return f'groups of {g} weights, there are {", ".join(map(str, t.groups))}', max(
+                (n for n in t.groups if g % n == 0), default=None)
+    if t.one_group and len(used) > 1:
+        return f'groups of {" and ".join(map(str, used))} weights, there is one size for all', gcd(
+            *used)
 
 def check_loads(
     plan:Plan,
@@ -117,9 +143,11 @@ def check_loads(
     "Raise unless a target can load the plan."
     t = target_named(target)
     if what := _obstacle(plan, t):
-        raise AlphaqError(f'{target} cannot load this plan: {what}; allocate again with --target {target}')
+        raise AlphaqError(
+            f'{target} cannot load this plan: {what}; allocate again with --target {target}')
     if found := _group_obstacle(plan, t):
-        cure = f'allocate again with --target {target} --group-size {found[1]}' if found[1] else 'rows of this length need another target'
+        cure = f'allocate again with --target {target} --group-size {found[1]}' if found[
+            1] else 'rows of this length need another target'
         raise AlphaqError(f'{target} cannot load this plan: {found[0]}; {cure}')
 
 # %% ../nbs/33_exports.ipynb #19a9e396
@@ -144,11 +172,13 @@ def _decoder(plan, place='', number=r'\d+', dot=r'\.'):
     prefixes = dict.fromkeys(p.rpartition('layers.')[0] for p in plan.layers)
     return f'{_one_of([p.replace(".", dot) for p in prefixes])}layers{dot}{number}{dot}{place}'
 
+# %% ../nbs/33_exports.ipynb #82ee21fb
 def _shared(plan):
     "Layer, role and width with the experts that share it: `(prefix, experts, role, width)`."
     for prefix, roles in plan.layers.items():
         for role, digits in roles.items():
-            for width in sorted(set(digits)): yield prefix, [str(e) for e, d in enumerate(digits) if d == width], role, int(width)
+            for width in sorted(set(digits)):
+                yield prefix, [str(e) for e, d in enumerate(digits) if d == width], role, int(width)
 
 # %% ../nbs/33_exports.ipynb #a5173d15
 def to_gptqmodel(
@@ -157,19 +187,27 @@ def to_gptqmodel(
     "Arguments of GPTQModel's `QuantizeConfig` (GPTQModel 7.7.0, README, dynamic quantization)."
     named = [n for n, b in plan.modules.items() if b != 16]
     within = dict.fromkeys(re.sub(r'^.*\blayers\.\d+\.', '', n) for n in named)
-    quantized = [r'(.*\.)?mlp\.experts\..*', *([rf'({_decoder(plan)})?self_attn\..*'] if plan.other_bits != 16 else []), *map(re.escape, [*within, *named])]
-    dynamic = {f'-:^(?!{_one_of(quantized)}$).*$': {}} | {f'-:^{re.escape(n)}$': {} for n, b in plan.modules.items() if b == 16}
+    quantized = [r'(.*\.)?mlp\.experts\..*',
+                 *([rf'({_decoder(plan)})?self_attn\..*'] if plan.other_bits != 16 else []),
+                 *map(re.escape, [*within, *named])]
+    dynamic = {f'-:^(?!{_one_of(quantized)}$).*$': {}} | {
+        f'-:^{re.escape(n)}$': {} for n, b in plan.modules.items() if b == 16}
     dynamic |= {f'+:^{re.escape(n)}$': {'bits': plan.modules[n]} for n in named}
-    for prefix, experts, role, width in _shared(plan): dynamic[f'+:^{re.escape(prefix)}\\.{_one_of(experts)}\\.{role}$'] = {'bits': width} | _own_group(plan, prefix, role)
-    return _json({'bits': plan.other_bits if plan.other_bits != 16 else 4, 'group_size': _common(plan), 'dynamic': dynamic})
+    for prefix, experts, role, width in _shared(plan):
+        dynamic[f'+:^{re.escape(prefix)}\\.{_one_of(experts)}\\.{role}$'] = {
+            'bits': width} | _own_group(plan, prefix, role)
+    return _json({'bits': plan.other_bits if plan.other_bits != 16 else 4,
+                  'group_size': _common(plan), 'dynamic': dynamic})
 
 # %% ../nbs/33_exports.ipynb #f14c80a3
 def to_autoround(
     plan:Plan,
 )->str: # JSON for `AutoRound(model, layer_config=json.load(f))`
     "AutoRound's `layer_config` (AutoRound 0.16.1, docs/step_by_step.md)."
-    def cell(name, bits): return {'bits': 16} if bits == 16 else {'bits': bits, 'group_size': _group(plan, name)}
-    but = f'(?!({"|".join(plan.modules)})$)' if plan.modules else ''                  # a pattern goes before an exact name
+    def cell(name, bits):
+        return {'bits': 16} if bits == 16 else {'bits': bits, 'group_size': _group(plan, name)}
+    # a pattern goes before an exact name
+    but = f'(?!({"|".join(plan.modules)})$)' if plan.modules else ''
     rest = {f'^{but}.*.mlp.(gate|shared_expert_gate|((shared_expert|shared_experts).)?(gate|up|down)_proj)$': 16, f'^{but}{_decoder(plan, "self_attn", "[0-9]+", ".")}.*': plan.other_bits}
     return _json({n: cell(n, b) for n, b in (rest | widths(plan)).items()})
 
@@ -180,16 +218,21 @@ def to_llm_compressor(
     "A recipe for llm-compressor's `oneshot` (llm-compressor 0.14.0, README and config_groups of compressed-tensors 0.20.0)."
     groups = {}
     for prefix, roles in plan.layers.items():
-        groups.setdefault(int(next(iter(roles.values()))[0]), []).append(f're:^{re.escape(prefix)}\\.\\d+\\.{_one_of(list(roles))}$')
+        groups.setdefault(int(next(iter(roles.values()))[0]),
+                          []).append(f're:^{re.escape(prefix)}\\.\\d+\\.{_one_of(list(roles))}$')
     if plan.other_bits != 16:
         but = f'(?!{_one_of([re.escape(n) for n in plan.modules])}$)' if plan.modules else ''
-        groups.setdefault(plan.other_bits, []).append(f're:^{but}{_decoder(plan)}self_attn\\..*_proj.*$')
+        groups.setdefault(plan.other_bits,
+                          []).append(f're:^{but}{_decoder(plan)}self_attn\\..*_proj.*$')
     for name, bits in plan.modules.items():
         if bits != 16: groups.setdefault(bits, []).append(name)
-    lines = ['quant_stage:', '  quant_modifiers:', '    QuantizationModifier:', '      config_groups:']
+    lines = ['quant_stage:', '  quant_modifiers:', '    QuantizationModifier:',
+             '      config_groups:']
     for bits in sorted(groups):
-        lines += [f'        bits{bits}:', '          targets:', *(f"            - '{t}'" for t in groups[bits]),
-                  f'          weights: {{num_bits: {bits}, type: int, symmetric: true, strategy: group, group_size: {_common(plan)}}}']
+        lines += [f'        bits{bits}:', '          targets:',
+                  *(f"            - '{t}'" for t in groups[bits]),
+                  f'          weights: {{num_bits: {bits}, type: int, symmetric: '
+                  f'true, strategy: group, group_size: {_common(plan)}}}']
     return '\n'.join(lines) + '\n'
 
 # %% ../nbs/33_exports.ipynb #50261b34
@@ -197,8 +240,10 @@ def to_hqq(
     plan:Plan,
 )->str: # JSON, layer name -> arguments of `BaseQuantizeConfig`
     "Arguments of HQQ's `BaseQuantizeConfig` for each layer, by a pattern for all of attention (HQQ 0.2.8, README)."
-    def cell(name, bits): return None if bits == 16 else {'nbits': bits, 'group_size': _group(plan, name)}
-    return _json({n: cell(n, b) for n, b in ({_decoder(plan, r'self_attn\..*'): plan.other_bits} | widths(plan)).items()})
+    def cell(name, bits):
+        return None if bits == 16 else {'nbits': bits, 'group_size': _group(plan, name)}
+    return _json({n: cell(n, b) for n, b in ({_decoder(plan, r'self_attn\..*'): plan.other_bits}
+                                             | widths(plan)).items()})
 
 # %% ../nbs/33_exports.ipynb #0e64c3e4
 _gguf_types = {2: 'q2_k', 3: 'q3_k', 4: 'q4_k', 16: 'bf16'}
@@ -207,19 +252,24 @@ def to_llama_cpp(
     plan:Plan,
 )->str: # text, one rule a line
     "A file for `llama-quantize --tensor-type-file` (llama.cpp, tools/quantize/quantize.cpp; names by gguf 0.19.0)."
-    if plan.modules: raise AlphaqError(f'GGUF has another name for {next(iter(plan.modules))}; take it out of `modules`, it is then kept as it is')
+    if plan.modules:
+        raise AlphaqError(f'GGUF has another name for {next(iter(plan.modules))}; take it out '
+                          'of `modules`, it is then kept as it is')
     rules, stacks = [], sorted({p.rsplit('layers.', 1)[0] for p in plan.layers})
     if len(stacks) > 1:
-        raise AlphaqError(f'GGUF numbers the layers of one decoder, the plan has {" and ".join(stacks)}; '
-                          'score and allocate each by itself')
+        raise AlphaqError(
+            f'GGUF numbers the layers of one decoder, the plan has {" and ".join(stacks)}; '
+            'score and allocate each by itself')
     for prefix, _, role, width in _shared(plan):
         number = re.search(r'layers\.(\d+)\.', prefix)[1]
         rules.append(f'^blk\\.{number}\\.ffn_{role.removesuffix("_proj")}_exps\\.weight$={_gguf_types[width]}')
     attention = r'^blk\.\d+\.attn_(?!.*norm).*\.weight$=' + _gguf_types[plan.other_bits]
-    return '\n'.join([*rules, attention, r'^blk\.\d+\.ffn_(gate|up|down)(_shexp)?\.weight$=bf16']) + '\n'
+    return '\n'.join([*rules, attention,
+                      r'^blk\.\d+\.ffn_(gate|up|down)(_shexp)?\.weight$=bf16']) + '\n'
 
 # %% ../nbs/33_exports.ipynb #0441ed1a
-_mlx_places = dict.fromkeys(('mixtral', 'phimoe', 'granitemoe'), 'block_sparse_moe.switch_mlp') | {'gpt_oss': 'mlp.experts', 'jamba': 'feed_forward.switch_mlp'}
+_mlx_places = dict.fromkeys(('mixtral', 'phimoe', 'granitemoe'), 'block_sparse_moe.switch_mlp') | {
+    'gpt_oss': 'mlp.experts', 'jamba': 'feed_forward.switch_mlp'}
 
 def to_mlx(
     plan:Plan,
@@ -228,11 +278,12 @@ def to_mlx(
     "The block `quantization` of an MLX-LM config.json (MLX-LM 0.32.2, utils.py, names in models/)."
     def cell(bits, group): return False if bits == 16 else {'bits': bits, 'group_size': group}
     place = _mlx_places.get(family, 'mlp.switch_mlp')
-    stacked = {f'{prefix.removesuffix(".mlp.experts")}.{place}.{role}': cell(width, plan.group(prefix, role))
-               for prefix, _, role, width in _shared(plan)}
+    stacked = {f'{prefix.removesuffix(".mlp.experts")}.{place}.{role}': cell(
+        width, plan.group(prefix, role)) for prefix, _, role, width in _shared(plan)}
     others = {n: cell(b, _common(plan)) for n, b in plan.modules.items()}
     default = plan.other_bits if plan.other_bits != 16 else 4
-    return _json({'group_size': _common(plan), 'bits': default, 'mode': 'affine'} | stacked | others)
+    return _json({'group_size': _common(plan), 'bits': default, 'mode': 'affine'} | stacked
+                 | others)
 
 # %% ../nbs/33_exports.ipynb #51713409
 @dataclass(frozen=True)
@@ -242,11 +293,13 @@ class Exporter:
     target:str        # key of `TARGETS`: what the plan must hold to
     named:bool=False  # its names depend on the family, which `write` takes too
 
-EXPORTERS = {
-    'gptqmodel': Exporter(to_gptqmodel, 'gptqmodel'), 'autoround': Exporter(to_autoround, 'autoround'), 'llm-compressor': Exporter(to_llm_compressor, 'vllm'),
-    'hqq': Exporter(to_hqq, 'native'), 'llama.cpp': Exporter(to_llama_cpp, 'gguf'), 'mlx': Exporter(to_mlx, 'mlx', named=True),
-}
+EXPORTERS = {'gptqmodel': Exporter(to_gptqmodel, 'gptqmodel'),
+             'autoround': Exporter(to_autoround, 'autoround'),
+             'llm-compressor': Exporter(to_llm_compressor, 'vllm'),
+             'hqq': Exporter(to_hqq, 'native'), 'llama.cpp': Exporter(to_llama_cpp, 'gguf'),
+             'mlx': Exporter(to_mlx, 'mlx', named=True),}
 
+# %% ../nbs/33_exports.ipynb #4eabeef5
 def export(
     plan:Plan,
     to:str,               # key of `EXPORTERS`
@@ -255,6 +308,8 @@ def export(
     "The plan as text for another tool, or an error that says why the tool cannot load it."
     exporter = entry(to, EXPORTERS, 'exporter')
     foreign = next((n for n in plan.modules if '.layers.' not in n or '.experts.' in n), None)
-    if foreign: raise AlphaqError(f'{foreign} is no name that {to} knows; score the checkpoint with `alphaq score`, which gives names that it does')
+    if foreign:
+        raise AlphaqError(f'{foreign} is no name that {to} knows; score the checkpoint with '
+                          '`alphaq score`, which gives names that it does')
     check_loads(plan, exporter.target)
     return exporter.write(plan, family) if exporter.named else exporter.write(plan)

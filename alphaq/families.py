@@ -21,16 +21,21 @@ def check_experts(
 ):
     "Refuse a module whose arithmetic is not that of gated experts, before it is computed wrongly."
     kind = f'{name}: {type(experts).__name__}'
-    if not getattr(experts, 'has_gate', True): raise AlphaqError(f'{kind} has no gate; this architecture is not supported yet')
-    if not all(hasattr(experts, a) for a in ('is_transposed', '_apply_gate', 'gate_up_proj', 'down_proj')):
-        raise AlphaqError(f'{kind} is no experts module of a known form; this architecture is not supported yet')
+    if not getattr(experts, 'has_gate', True):
+        raise AlphaqError(f'{kind} has no gate; this architecture is not supported yet')
+    if not all(hasattr(experts, a)
+               for a in ('is_transposed', '_apply_gate', 'gate_up_proj', 'down_proj')):
+        raise AlphaqError(
+            f'{kind} is no experts module of a known form; this architecture is not supported yet')
     if getattr(experts, 'has_post_expert_norm', False):
-        raise AlphaqError(f'{kind} has a norm after each expert; this architecture is not supported yet')
+        raise AlphaqError(
+            f'{kind} has a norm after each expert; this architecture is not supported yet')
 
 def _halves(experts, fused): # gate and up along the last axis
     if not experts.is_concatenated: return fused[..., ::2], fused[..., 1::2]
     return fused[..., :fused.shape[-1] // 2], fused[..., fused.shape[-1] // 2:]
 
+# %% ../nbs/24_families.ipynb #de325d0b
 def matrices(
     experts:nn.Module,  # with `gate_up_proj`, `down_proj` and the flags above
 )->dict:                # role -> `[E, out, in]`, views that share the module's memory
@@ -48,13 +53,15 @@ def biases(
     gate, up = _halves(experts, experts.gate_up_proj_bias)
     return {'gate_proj': gate, 'up_proj': up, 'down_proj': experts.down_proj_bias}
 
+# %% ../nbs/24_families.ipynb #00a5e96d
 def gated(
     experts:nn.Module,  # as above, its tensors are not needed
     gate:Tensor,        # `[..., I]` output of the gate matrix, bias included
     up:Tensor,          # `[..., I]` output of the up matrix, bias included
 )->Tensor:              # `[..., I]` input of the down matrix
     "What the family makes of gate and up, by its own code."
-    fused = torch.cat([gate, up], -1) if experts.is_concatenated else torch.stack([gate, up], -1).flatten(-2)
+    fused = torch.cat([gate, up], -1) if experts.is_concatenated else torch.stack([gate, up],
+                                                                                  -1).flatten(-2)
     return experts._apply_gate(fused)
 
 # %% ../nbs/24_families.ipynb #60a8aa4c
@@ -71,30 +78,36 @@ def place_of(
     _, layers, tail = name.partition('layers.')
     if not layers: return None
     number = tail.partition('.')[0]
-    for pattern in (re.escape(tail), *([rf'{number}\.(?:\w+\.)*experts'] if tail == f'{number}.mlp.experts' else [])):
+    for pattern in (re.escape(tail), *([rf'{number}\.(?:\w+\.)*experts'] if tail
+                                       == f'{number}.mlp.experts' else [])):
         fits = [n for n in there if re.fullmatch(rf'(?:\w+\.)*layers\.{pattern}', n)]
         if len(fits) == 1: return fits[0]
     return None
 
+# %% ../nbs/24_families.ipynb #a86d9d9c
 def all_matrices(
     experts:nn.Module,  # of any family below
 )->dict:                # role -> `[E, out, in]`; no gate_proj where the experts have no gate
     "The matrices of every expert, also of modules that `check_experts` refuses to run."
     if hasattr(experts, 'expert_0'):  # Switch
         each = [experts.get_submodule(f'expert_{e}') for e in range(len(experts))]
-        return {'up_proj': torch.stack([m.wi.weight for m in each]), 'down_proj': torch.stack([m.wo.weight for m in each])}
+        return {'up_proj': torch.stack([m.wi.weight for m in each]),
+                'down_proj': torch.stack([m.wo.weight for m in each])}
     if hasattr(experts, 'mlp'):       # DBRX
-        gate, up, down = (W.view(experts.num_experts, -1, W.shape[-1]) for W in (experts.mlp.w1, experts.mlp.v1, experts.mlp.w2))
+        gate, up, down = (W.view(experts.num_experts, -1, W.shape[-1])
+                          for W in (experts.mlp.w1, experts.mlp.v1, experts.mlp.w2))
         return {'gate_proj': gate, 'up_proj': up, 'down_proj': down.mT}
     if hasattr(experts, 'is_transposed'): return matrices(experts)
     fused = experts.gate_up_proj.mT   # Llama-4
-    return {'gate_proj': fused[:, :fused.shape[1] // 2], 'up_proj': fused[:, fused.shape[1] // 2:], 'down_proj': experts.down_proj.mT}
+    return {'gate_proj': fused[:, :fused.shape[1] // 2], 'up_proj': fused[:, fused.shape[1] // 2:],
+            'down_proj': experts.down_proj.mT}
 
 def experts_modules(
     model:nn.Module,  # a transformers model
 )->dict:              # canonical name, for example 'model.layers.3.mlp.experts' -> module
     "Every module of routed experts."
-    found = ((re.fullmatch(r'((?:\w+\.)*?)(?:layers|blocks?)\.(\d+)\.(?:\w+\.)*experts', name), m) for name, m in model.named_modules())
+    found = ((re.fullmatch(r'((?:\w+\.)*?)(?:layers|blocks?)\.(\d+)\.(?:\w+\.)*experts', name), m)
+             for name, m in model.named_modules())
     return {f'{place[1]}layers.{place[2]}.mlp.experts': m for place, m in found if place}
 
 # %% ../nbs/24_families.ipynb #183f572f

@@ -22,12 +22,14 @@ def tile_side(
 )->int|None:          # `None`: too small for tiles, take the matrix whole
     "Side of the square tiles of a matrix: the largest that fits twice into its smaller side."
     if largest < 2: raise AlphaqError(f'a tile needs a side of at least 2, got {largest}')
-    return next((s for s in (largest, *(s for s in SIDES if s < largest)) if 2 * s <= min(shape)), None)
+    return next((s for s in (largest, *(s for s in SIDES if s < largest)) if 2 * s <= min(shape)),
+                None)
 
 def _starts(length, side, stride):
     starts = list(range(0, length - side + 1, stride))
     return starts if starts[-1] + side == length else [*starts, length - side]
 
+# %% ../nbs/13_farms.ipynb #1b94f49e
 def tiles(
     W:Tensor,               # `[rows, cols]`
     side:int|None,          # of a tile; `None` takes the matrix whole
@@ -35,10 +37,13 @@ def tiles(
 )->Tensor:                  # `[tiles, side, side]`, or `[1, rows, cols]`
     "Square tiles in row-major order that together cover the matrix (FARMS, Hu et al., ICML 2025)."
     if side is None: return W[None]
-    if not 1 <= side <= min(W.shape): raise AlphaqError(f'tiles of side {side} do not fit into a matrix of shape {tuple(W.shape)}')
+    if not 1 <= side <= min(W.shape):
+        raise AlphaqError(
+            f'tiles of side {side} do not fit into a matrix of shape {tuple(W.shape)}')
     stride = side if stride is None else stride
     if not 1 <= stride <= side:
-        raise AlphaqError(f'a stride between tiles of side {side} lies in 1 .. {side}, got {stride}; a longer one leaves gaps')
+        raise AlphaqError(f'a stride between tiles of side {side} lies in 1 .. {side}, got '
+                          f'{stride}; a longer one leaves gaps')
     rows, cols = (_starts(n, side, stride) for n in W.shape)
     return torch.stack([W[i:i + side, j:j + side] for i in rows for j in cols])
 
@@ -51,6 +56,7 @@ def farms_tiles(
     side = tile_side(W.shape, largest)
     return tiles(W, side, min(stride, side) if stride and side else stride)
 
+# %% ../nbs/13_farms.ipynb #8aee16e8
 def farms_eigenvalues(
     W:Tensor,               # `[rows, cols]` weights
     largest:int=256,        # largest tile side

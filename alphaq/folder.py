@@ -35,14 +35,19 @@ class TensorInfo:
 
 def _check_name(name):
     "Refuse a name that is not fit to be looked at or to be printed in one line."
-    if len(name) > NAME: raise AlphaqError(f'a name of {len(name)} characters, {name[:40]!r}...; at most {NAME} are read')
-    if not name.isprintable(): raise AlphaqError(f'the name {name!r} holds characters that cannot be printed')
+    if len(name) > NAME:
+        raise AlphaqError(
+            f'a name of {len(name)} characters, {name[:40]!r}...; at most {NAME} are read')
+    if not name.isprintable():
+        raise AlphaqError(f'the name {name!r} holds characters that cannot be printed')
 
+# %% ../nbs/21_folder.ipynb #19768d3b
 def _entries(path):
     "The JSON of a header, after the safetensors library has found the file whole, and where the numbers begin."
     with path.open('rb') as f:
         length = int.from_bytes(f.read(8), 'little')
-        if length > HEADER: raise AlphaqError(f'a header of {length} bytes, at most {HEADER} are read')
+        if length > HEADER:
+            raise AlphaqError(f'a header of {length} bytes, at most {HEADER} are read')
         header = f.read(length)
     with safe_open(path, framework='np'): pass
     entries = json.loads(header, object_pairs_hook=no_twins)
@@ -50,6 +55,7 @@ def _entries(path):
     for name in entries: _check_name(name)
     return entries, 8 + length
 
+# %% ../nbs/21_folder.ipynb #0498a5b1
 def read_header(
     path,                    # `str | Path` one safetensors file
     called=None,             # what to call it in a message, unless its path
@@ -59,11 +65,13 @@ def read_header(
     try: entries, base = _entries(path)
     except (SafetensorError, OSError, ValueError, AlphaqError) as e:
         why = str(e).splitlines()[0][:200]
-        raise AlphaqError(f'{called or path}: truncated or damaged safetensors file ({why}); copy or download it again') from None
+        raise AlphaqError(f'{called or path}: truncated or damaged safetensors file ({why}); '
+                          'copy or download it again') from None
     def info(name, dtype, shape, data_offsets):
         first, last = data_offsets
         return TensorInfo(name, path.name, tuple(shape), dtype, last - first, base + first)
-    return {name: info(name, **{k: e[k] for k in ('dtype', 'shape', 'data_offsets')}) for name, e in entries.items()}
+    return {name: info(name, **{k: e[k] for k in ('dtype', 'shape', 'data_offsets')})
+            for name, e in entries.items()}
 
 # %% ../nbs/21_folder.ipynb #0a545ad7
 _SINGLE, _INDEX = 'model.safetensors', 'model.safetensors.index.json'
@@ -75,16 +83,20 @@ def contained(
     "Refuse a file that is missing, or a link that leads out of its folder."
     home = (root or file.parent).resolve()
     homes = [home] + ([home.parent.parent/'blobs'] if home.parent.name == 'snapshots' else [])
-    if not file.is_file(): raise AlphaqError(f'{file}: no such file; name the folder of a model, or download it again')
+    if not file.is_file():
+        raise AlphaqError(f'{file}: no such file; name the folder of a model, or download it again')
     if not any(file.resolve().is_relative_to(h) for h in homes):
-        raise AlphaqError(f'{file}: leads outside the folder, to {file.resolve()}; copy the file here instead of linking it')
+        raise AlphaqError(f'{file}: leads outside the folder, to {file.resolve()}; copy the '
+                          'file here instead of linking it')
     return file
 
 def _plain(name, source):
     "The name of a shard, refused unless it is one that cannot lead anywhere."
-    plain = name.endswith('.safetensors') and name[0] != '.' and name.isprintable() and len(name) <= 200
+    plain = name.endswith('.safetensors') and name[0] != '.' and name.isprintable() and len(
+        name) <= 200
     if not plain or set(name) & set('/\\'):
-        raise AlphaqError(f'{source}: shard {name!r:.80} is not a plain .safetensors file name; the index points outside the folder')
+        raise AlphaqError(f'{source}: shard {name!r:.80} is not a plain .safetensors file '
+                          'name; the index points outside the folder')
     return name
 
 # %% ../nbs/21_folder.ipynb #6ae99955
@@ -102,7 +114,8 @@ class Here:
 
     def json(self, name): return read_json(contained(self.path/name))
 
-    def headers(self, names)->list: return [read_header(contained(self.path/name)) for name in names]
+    def headers(self, names)->list:
+        return [read_header(contained(self.path/name)) for name in names]
 
     def reader(self, file): # `TensorInfo`, index of its first axes -> these numbers
         handle = safe_open(self.path/file, framework='pt')
@@ -111,7 +124,8 @@ class Here:
     @cached_property
     def _digests(self): return {}
 
-    def digest(self, name)->str: # read once, however often it is asked for, as long as the file is the same
+    # read once, however often it is asked for, as long as the file is the same
+    def digest(self, name)->str:
         now = (self.path/name).stat()
         file = name, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
         if file not in self._digests: self._digests[file] = sha256(self.path/name)
@@ -122,14 +136,17 @@ def _weight_map(content, index):
     "The index's map from tensor to shard, checked for form."
     weights = content.get('weight_map') if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not weights:
-        raise AlphaqError(f'{index}: no "weight_map" of tensors to shards; download the index again')
+        raise AlphaqError(
+            f'{index}: no "weight_map" of tensors to shards; download the index again')
     try:
         for name, shard in weights.items():
             _check_name(name)
-            if not isinstance(shard, str): raise AlphaqError(f'the shard of {name} is a {type(shard).__name__}')
+            if not isinstance(shard, str):
+                raise AlphaqError(f'the shard of {name} is a {type(shard).__name__}')
     except AlphaqError as e: raise AlphaqError(f'{index}: {e}; download the index again') from None
     return weights
 
+# %% ../nbs/21_folder.ipynb #746fa53a
 def _headers(place):
     "Every tensor of a place, by name: one file, or the shards of an index."
     if place.has(_SINGLE): return place.headers([_SINGLE])[0]
@@ -142,11 +159,13 @@ def _headers(place):
     shards = [_plain(shard, index) for shard in dict.fromkeys(weights.values())]
     for shard, header in zip(shards, place.headers(shards)):
         for name in header.keys() & found.keys():
-            raise AlphaqError(f'{index}: tensor {name} lies in {shard} and in {found[name].file}; keep one')
+            raise AlphaqError(
+                f'{index}: tensor {name} lies in {shard} and in {found[name].file}; keep one')
         found |= header
     for name, shard in weights.items():
         if name not in found or found[name].file != shard:
-            raise AlphaqError(f'{place.path/shard}: tensor {name}, which the index places here, is missing; download the shard again')
+            raise AlphaqError(f'{place.path/shard}: tensor {name}, which the index places here, '
+                              'is missing; download the shard again')
     return found
 
 # %% ../nbs/21_folder.ipynb #3150ecd5
@@ -187,8 +206,10 @@ class Folder:
         index = tuple(p if isinstance(p, int) else slice(*p[:2]) for p in part)
         try: value = self._reader(info.file)(info, index)
         except (SafetensorError, OSError) as e:
-            raise AlphaqError(f'{self.path/info.file}: {e}; the file changed while it was read') from None
-        return value[tuple(slice(None, None, p[2]) for p in part if not isinstance(p, int))]  # no reader knows steps
+            raise AlphaqError(
+                f'{self.path/info.file}: {e}; the file changed while it was read') from None
+        # no reader knows steps
+        return value[tuple(slice(None, None, p[2]) for p in part if not isinstance(p, int))]
 
     def beside(self,
         name:str,             # of a tensor
@@ -196,13 +217,15 @@ class Folder:
         "What lies beside codes: scales, and for packed integers zero points and their shape."
         if self.scale_of(name): return (self.scale_of(name),)
         if self.tensors[name].dtype != 'I32' or not name.endswith('_packed'): return ()
-        return tuple(n for part in ('scale', 'zero_point', 'shape') if (n := f'{name.removesuffix("packed")}{part}') in self.tensors)
+        return tuple(n for part in ('scale', 'zero_point', 'shape')
+                     if (n := f'{name.removesuffix("packed")}{part}') in self.tensors)
 
     def scale_of(self,
         name:str, # of a tensor
     ):            # name of the tensor with its scales, `None` for a type that needs none
         "Where the scales of an eight-bit tensor lie."
-        return f'{name}_scale_inv' if self.tensors[name].dtype == 'F8_E4M3' and f'{name}_scale_inv' in self.tensors else None
+        return f'{name}_scale_inv' if self.tensors[
+            name].dtype == 'F8_E4M3' and f'{name}_scale_inv' in self.tensors else None
 
     def tensor(self,
         name:str,          # a key of `tensors`
@@ -214,7 +237,8 @@ class Folder:
         value = self.stored(name)
         if scale:
             try: value = fp8_blocks(value, self.stored(scale), self.block)
-            except AlphaqError as e: raise AlphaqError(f'{self.path/file}: tensor {name}: {e}') from None
+            except AlphaqError as e:
+                raise AlphaqError(f'{self.path/file}: tensor {name}: {e}') from None
         return check_finite(value, self.path/file, name) if finite else value
 
     def decoded(self,
@@ -222,7 +246,8 @@ class Folder:
     )->TensorInfo:  # what `keep` gives
         "What a tensor is outside its codes: eight-bit codes with their scales become bfloat16."
         info = self.tensors[name]
-        return replace(info, dtype='BF16', nbytes=2 * prod(info.shape)) if self.scale_of(name) else info
+        return replace(info, dtype='BF16',
+                       nbytes=2 * prod(info.shape)) if self.scale_of(name) else info
 
     def keep(self,
         name:str, # of a tensor
@@ -231,10 +256,13 @@ class Folder:
         return self.tensor(name).bfloat16() if self.scale_of(name) else self.tensor(name)
 
     @property
-    def block(self)->tuple[int, int]: # height and width of what shares a scale in eight-bit matrices
+    # height and width of what shares a scale in eight-bit matrices
+    def block(self)->tuple[int, int]:
         said = self.config.get('quantization_config')
         block = said.get('weight_block_size') if isinstance(said, dict) else None
-        if isinstance(block, list) and len(block) == 2 and all(type(n) is int and 0 < n < 2**20 for n in block): return tuple(block)
+        if isinstance(block, list) and len(block) == 2 and all(type(n) is int and 0 < n < 2**20
+                                                               for n in block):
+            return tuple(block)
         return (128, 128)
 
     @property
@@ -245,7 +273,8 @@ class Folder:
     def fingerprint(self)->str: # 64 hexadecimal digits
         "SHA-256 over the names and contents of config.json and every weight file."
         names = track(('config.json', *self.files), 'reading every byte')
-        return hashlib.sha256(''.join(f'{name} {self.place.digest(name)}\n' for name in names).encode()).hexdigest()
+        return hashlib.sha256(''.join(f'{name} {self.place.digest(name)}\n'
+                                      for name in names).encode()).hexdigest()
 
     def identity(self)->dict: # name, version and fingerprint
         "What the header of a results file says of the model that it is about."
@@ -259,7 +288,8 @@ def check_finite(
 ):            # the same tensor
     "Refuse a tensor with NaN or infinite entries. Minus infinity is meant in a bias or a mask."
     if not value.is_floating_point() or not value.numel(): return value
-    asked = value.float() if value.dtype.itemsize == 1 else value  # PyTorch does not ask eight-bit floats
+    # PyTorch does not ask eight-bit floats
+    asked = value.float() if value.dtype.itemsize == 1 else value
     if all(end.isfinite() for end in asked.aminmax()): return value  # far faster than asking each
     wrong = ~asked.isfinite()
     if value.ndim < 2 and name.endswith('bias') or name.endswith('mask'): wrong &= asked != -inf
@@ -272,25 +302,35 @@ def check_finite(
 @lru_cache(maxsize=4)
 def _packaged(folder):
     "The folder of the model inside the package, every byte of it checked against its checksums."
-    if not folder.is_dir(): raise AlphaqError(f'{folder}: the model `pocket` is not part of this installation; name a checkpoint folder')
+    if not folder.is_dir():
+        raise AlphaqError(f'{folder}: the model `pocket` is not part of this installation; '
+                          'name a checkpoint folder')
     wrong = next(check_sums(folder), None) if (folder/SUMS).is_file() else f'{SUMS} is missing'
-    if wrong: raise AlphaqError(f'{folder}: {wrong}; reinstall the package: pip install --force-reinstall --no-deps alphaq')
+    if wrong:
+        raise AlphaqError(f'{folder}: {wrong}; reinstall the package: pip install '
+                          '--force-reinstall --no-deps alphaq')
     return folder
 
 def _locate(path):
     "The folder meant by a path or by the name `pocket`."
-    if str(path) == 'pocket': return _packaged(Path(find_spec('alphaq').origin).parent/'models'/'pocket')
+    if str(path) == 'pocket':
+        return _packaged(Path(find_spec('alphaq').origin).parent/'models'/'pocket')
     if Path(path).is_dir(): return Path(path)
-    if Path(path).exists(): raise AlphaqError(f'{path}: a file; name the folder of safetensors files that a model consists of')
-    raise AlphaqError(f'{path}: no such folder; download it first (hf download ORG/NAME --local-dir DIR), '
-                      'or have `alphaq info` and `alphaq score` read a model where it lies')
+    if Path(path).exists():
+        raise AlphaqError(
+            f'{path}: a file; name the folder of safetensors files that a model consists of')
+    raise AlphaqError(
+        f'{path}: no such folder; download it first (hf download ORG/NAME --local-dir DIR), '
+        'or have `alphaq info` and `alphaq score` read a model where it lies')
 
+# %% ../nbs/21_folder.ipynb #500fa8d4
 def open_place(
     place,     # `Here`, or another with its methods
 )->Folder:     # its config and headers
     "Open the folder of safetensors files that lies in a place."
     config = place.json('config.json')
-    if not isinstance(config, dict): raise AlphaqError(f'{place.path/"config.json"}: not a JSON object; download it again')
+    if not isinstance(config, dict):
+        raise AlphaqError(f'{place.path/"config.json"}: not a JSON object; download it again')
     return Folder(place, config, _headers(place))
 
 def open_folder(

@@ -19,10 +19,13 @@ def fp8_blocks(
 )->Tensor:             # `[out, in]` float32
     "Weights from E4M3 codes and the scale of each block (DeepSeek-V3, `weight_scale_inv`)."
     height, width = block
-    if codes.ndim != 2 or tuple(scale.shape) != (-(-codes.shape[0] // height), -(-codes.shape[1] // width)):
-        raise AlphaqError(f'scales of shape {list(scale.shape)} do not fit blocks of {height} x {width} in a tensor of shape {list(codes.shape)}')
+    if codes.ndim != 2 or tuple(scale.shape) != (-(-codes.shape[0] // height),
+                                                 -(-codes.shape[1] // width)):
+        raise AlphaqError(f'scales of shape {list(scale.shape)} do not fit blocks of {height} '
+                          f'x {width} in a tensor of shape {list(codes.shape)}')
     W = codes.float()
-    for row, factors in zip(W.split(height), scale.float()): row.mul_(factors.repeat_interleave(width)[:W.shape[1]])
+    for row, factors in zip(W.split(height), scale.float()):
+        row.mul_(factors.repeat_interleave(width)[:W.shape[1]])
     return W
 
 # %% ../nbs/20_formats.ipynb #11823f26
@@ -34,9 +37,11 @@ def mxfp4(
 )->Tensor:         # `[..., 32 groups]` bfloat16
     "Weights from MXFP4 groups (OCP Microscaling Formats 1.0; GPT-OSS `_blocks` and `_scales`)."
     if blocks.shape[-1:] != (16,) or blocks.shape[:-1] != scales.shape:
-        raise AlphaqError(f'MXFP4 blocks of shape {list(blocks.shape)} and scales of shape {list(scales.shape)} do not belong together')
+        raise AlphaqError(f'MXFP4 blocks of shape {list(blocks.shape)} and scales of shape '
+                          f'{list(scales.shape)} do not belong together')
     codes = torch.stack([blocks & 15, blocks >> 4], -1).flatten(-2)
-    return (_E2M1[codes.int()] * scales.view(torch.float8_e8m0fnu).float()[..., None]).bfloat16().flatten(-2)
+    return (_E2M1[codes.int()]
+            * scales.view(torch.float8_e8m0fnu).float()[..., None]).bfloat16().flatten(-2)
 
 # %% ../nbs/20_formats.ipynb #28b30613
 def _nibbles(words): # eight codes from each word
@@ -48,11 +53,15 @@ def int4(
     zeros:Tensor|None=None, # `[ceil(out / 8), groups]` int32
 )->Tensor:                  # `[out, in]` float32
     "Weights from packed integers and the scale of each group (compressed-tensors, `pack-quantized`)."
-    (out, groups), plain = scale.shape if scale.ndim == 2 else (0, 0), words.dtype == torch.int32 and words.ndim == 2
-    fits = plain and groups and words.numel() and len(words) == out and 8 * words.shape[1] % groups == 0
-    if zeros is not None: fits = fits and zeros.dtype == torch.int32 and zeros.shape == (-(-out // 8), groups)
+    out, groups = scale.shape if scale.ndim == 2 else (0, 0)
+    plain = words.dtype == torch.int32 and words.ndim == 2
+    fits = plain and groups and words.numel() and len(words) == out and 8 * words.shape[
+        1] % groups == 0
+    if zeros is not None:
+        fits = fits and zeros.dtype == torch.int32 and zeros.shape == (-(-out // 8), groups)
     if not fits:
         beside = '' if zeros is None else f' and zero points of shape {list(zeros.shape)}'
-        raise AlphaqError(f'packed integers of shape {list(words.shape)}, scales of shape {list(scale.shape)}{beside} do not belong together')
+        raise AlphaqError(f'packed integers of shape {list(words.shape)}, scales of shape '
+                          f'{list(scale.shape)}{beside} do not belong together')
     z = 8 if zeros is None else _nibbles(zeros.mT).mT[:out, :, None]
     return ((_nibbles(words).view(out, groups, -1) - z) * scale.float()[..., None]).flatten(1)

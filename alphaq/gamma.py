@@ -23,7 +23,8 @@ def _checked(alphas):
     alphas = np.asarray(alphas, float)
     if alphas.size == 0 or not (np.isfinite(alphas) & (alphas > 0)).all():
         bad = alphas[~(np.isfinite(alphas) & (alphas > 0))]
-        raise AlphaqError(f'tail exponents must be finite and positive, got {bad[:3].tolist() or "none at all"}; score the checkpoint again')
+        raise AlphaqError('tail exponents must be finite and positive, got '
+                          f'{bad[:3].tolist() or "none at all"}; score the checkpoint again')
     return alphas
 
 # %% ../nbs/15_gamma.ipynb #90b7df10
@@ -62,6 +63,7 @@ def voice(
 )->str:          # one line
     "How far alpha moves the costs, beside what the widths are worth, and what the cap would leave."
     span = log_range(alphas, gamma)
-    line, less = f'alpha moves costs by {span:.1f} nats; one to four bits are worth {WIDTH_RANGE:.1f}', capped_gamma(alphas, gamma)
+    line = f'alpha moves costs by {span:.1f} nats; one to four bits are worth {WIDTH_RANGE:.1f}'
+    less = capped_gamma(alphas, gamma)
     if span <= WIDTH_RANGE * (1 + 1e-9): return line
     return line + f', more than which --cap {WIDTH_RANGE:.1f} forbids: gamma {less:.3g} instead of {gamma:.3g}'

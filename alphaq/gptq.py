@@ -17,7 +17,8 @@ from .grid import (GRIDS, WIDTHS, ZERO_STEPS, QuantizedWeight, dequantize_codes,
 
 # %% ../nbs/17_gptq.ipynb #a2947142
 def damped(
-    H:Tensor,               # `[..., in, in]` Gram matrix of the inputs; zero means no input was seen
+    # `[..., in, in]` Gram matrix of the inputs; zero means no input was seen
+    H:Tensor,
     damping:float=.01,      # share of the mean diagonal added to it
 )->Tensor:                  # `[..., in, in]` float64, positive definite up to rounding
     "Hessian with damping; the identity where no input was seen, so that rounding falls back to nearest."
@@ -29,6 +30,7 @@ def damped(
 
 ORDERS = ('none', 'act', 'group')
 
+# %% ../nbs/17_gptq.ipynb #94b1b535
 def column_order(
     H:Tensor,               # `[..., in, in]` Gram matrix of the inputs
     order:str='none',       # one of `ORDERS`
@@ -45,6 +47,7 @@ def column_order(
     inside = loud.argsort(dim=-1, descending=True, stable=True)
     return (outside * group_size + inside.take_along_dim(outside, -2)).flatten(-2)
 
+# %% ../nbs/17_gptq.ipynb #08773150
 def gptq_spec(
     W:Tensor,                # `[out, in]` weights
     H:Tensor,                # `[in, in]` Gram matrix of the inputs
@@ -56,11 +59,14 @@ def gptq_spec(
     static_groups:bool=False, # grids from the original weights; `act` needs it
 )->QuantizedWeight:
     "GPTQ as a plain loop over columns with the full inverse Hessian ({eq}`eq-obs`; Frantar et al. 2022)."
-    W, G, visited = W.double().clone(), torch.linalg.inv(damped(H, damping)), column_order(H, order, group_size)
+    W = W.double().clone()
+    G = torch.linalg.inv(damped(H, damping))
+    visited = column_order(H, order, group_size)
     codes, grids = torch.zeros_like(W, dtype=torch.uint8), {}
     def choose(group, members): grids[group] = GRIDS[grid](W[:, members].float(), bits)
     if static_groups:
-        for group, members in enumerate(torch.arange(W.shape[1]).split(group_size)): choose(group, members)
+        for group, members in enumerate(torch.arange(W.shape[1]).split(group_size)):
+            choose(group, members)
     for j in visited.tolist():
         group = j // group_size
         if group not in grids: choose(group, visited[visited // group_size == group])
@@ -75,26 +81,35 @@ def gptq_spec(
 # %% ../nbs/17_gptq.ipynb #7a7bc449
 def factor(
     H:Tensor,               # `[..., in, in]` Gram matrices
-    damping:float=.01,      # first share of the mean diagonal; multiplied by 10 where the factorisation fails
+    # first share of the mean diagonal; multiplied by 10 where the factorisation fails
+    damping:float=.01,
     tries:int=4,            # dampings tried
     columns:Tensor|None=None, # `[..., in]` order of visits, from `column_order`; None: as stored
     dtype:torch.dtype=torch.float32, # of the result; the factorisation is float64
 ):                          # `[..., in, in]` unit upper factors, `[...]` float64 damping used (inf: identity, no feedback)
     "Unit upper factor of each Hessian ({eq}`eq-feedback`); the identity, reported as inf, for one without inputs or beyond mending."
     n, lead = H.shape[-1], H.shape[:-2]
-    H, backward = H.reshape(-1, n, n), None if columns is None else columns.expand(*lead, n).reshape(-1, n).flip(-1)
-    U, used = torch.empty(H.shape, dtype=dtype, device=H.device).mT, torch.empty(len(H), dtype=torch.float64, device=H.device)
-    piece = max(1, (2**22 if H.device.type == 'cpu' else 2**26) // n**2)  # bounds the float64 copies
+    H = H.reshape(-1, n, n)
+    backward = None if columns is None else columns.expand(*lead, n).reshape(-1, n).flip(-1)
+    U = torch.empty(H.shape, dtype=dtype, device=H.device).mT
+    used = torch.empty(len(H), dtype=torch.float64, device=H.device)
+    # bounds the float64 copies
+    piece = max(1, (2**22 if H.device.type == 'cpu' else 2**26) // n**2)
     for some in (slice(start, start + piece) for start in range(0, len(H), piece)):
         if backward is None: flipped = H[some].double().flip(-2, -1)
-        else: flipped = torch.stack([h.double()[order][:, order] for h, order in zip(H[some], backward[some])])
+        else:
+            flipped = torch.stack([h.double()[order][:, order]
+                                   for h, order in zip(H[some], backward[some])])
         used[some] = _factored(flipped, U[some], damping, tries)
     return U.reshape(*lead, n, n), used.reshape(lead)
 
+# %% ../nbs/17_gptq.ipynb #972826a7
 def _factored(flipped, U, damping, tries):
     "Fill `U` with the unit upper factors of Hessians given with rows and columns in reverse; which damping each took."
     diagonal = flipped.diagonal(dim1=-2, dim2=-1)
-    bare, mean, used = diagonal.clone(), diagonal.mean(-1, True), diagonal.new_full((len(U),), torch.inf)
+    bare = diagonal.clone()
+    mean = diagonal.mean(-1, True)
+    used = diagonal.new_full((len(U),), torch.inf)
     todo = (mean[:, 0] > 0).nonzero()[:, 0]
     for share in (damping * 10**attempt for attempt in range(tries)):
         if not len(todo): break
@@ -112,14 +127,18 @@ def _factored(flipped, U, damping, tries):
 # %% ../nbs/17_gptq.ipynb #fd1dbe5f
 def gptq(
     W:Tensor,                # `[..., out, in]` weights
-    U:Tensor,                # `[..., in, in]` from `factor`, broadcasts over the batch; its dtype is that of the arithmetic
+    # `[..., in, in]` from `factor`, broadcasts over the batch; its dtype is that of the arithmetic
+    U:Tensor,
     bits:int,                # 1 .. 4
     group_size:int=128,      # as for `grid.group_of`
     grid:str='mse',          # key of `grid.GRIDS`
-    block:int=16,            # columns between two matrix products inside a group; changes speed, not the result
+    # columns between two matrix products inside a group; changes speed, not the result
+    block:int=16,
     columns:Tensor|None=None, # `[..., in]` order of visits, the same that `factor` got
-    static_groups:bool=False, # grids from the original weights; needed where groups are not visited as wholes
-    tick=lambda part: None,  # called as each part ends, with 'update', 'grid' or 'columns', for timing
+    # grids from the original weights; needed where groups are not visited as wholes
+    static_groups:bool=False,
+    # called as each part ends, with 'update', 'grid' or 'columns', for timing
+    tick=lambda part: None,
 )->QuantizedWeight:
     "GPTQ with feedback inside groups at every width, batched over leading dimensions ({eq}`eq-feedback`; Frantar et al. 2022)."
     lead, (out, n) = W.shape[:-2], W.shape[-2:]
@@ -137,22 +156,27 @@ def gptq(
         now = D[:, group] if static_groups else D[:, group] + _inverse(U[:, group, group]).mT @ fed
         tick('update')
         if not static_groups: grids.append(GRIDS[grid](now.mT.float().contiguous(), bits))
-        scale, zero = (_by_column(g, order, group, group_size) for g in fixed) if static_groups else (g.mT for g in grids[-1])
+        scale, zero = (_by_column(g, order, group, group_size)
+                       for g in fixed) if static_groups else (g.mT for g in grids[-1])
         tick('grid')
         codes[:, group] = _columns(D, U, fed.add_(D[:, group]), scale, zero, start, bits, block)
         tick('columns')
     codes, scale, zero = _as_stored(codes, fixed, grids, order, group_size)
     if (scale >= torch.finfo(torch.float16).max).any():
-        raise AlphaqError(f'weights near {W.abs().amax():.1e} need scales that float16 cannot hold; rescale the checkpoint')
-    return QuantizedWeight(codes.reshape(*lead, out, n), scale.reshape(*lead, out, -1), zero.reshape(*lead, out, -1), bits, group_size)
+        raise AlphaqError(f'weights near {W.abs().amax():.1e} need scales that float16 cannot '
+                          'hold; rescale the checkpoint')
+    return QuantizedWeight(codes.reshape(*lead, out, n), scale.reshape(*lead, out, -1),
+                           zero.reshape(*lead, out, -1), bits, group_size)
 
+# %% ../nbs/17_gptq.ipynb #5a3fe0fb
 def _check(bits, group_size, grid, columns, static_groups):
     if bits not in WIDTHS: raise AlphaqError(f'widths are {WIDTHS}, got {bits}')
     check_known(grid, GRIDS, 'rounding rules')
     if columns is None or static_groups: return
     groups = (columns // group_size).unflatten(-1, (-1, group_size))
     if (groups != groups[..., :1]).any():
-        raise AlphaqError('this order of columns visits groups in parts (act); pass static_groups=True, or use the order group')
+        raise AlphaqError('this order of columns visits groups in parts (act); pass '
+                          'static_groups=True, or use the order group')
 
 def _inverse(U):
     eye = torch.eye(U.shape[-1], dtype=U.dtype, device=U.device).expand(U.shape)
@@ -163,17 +187,22 @@ def _by_column(grid, order, group, group_size):
     if order is None: return grid[:, :, group.start // group_size].mT
     return grid[..., 0].mT.take_along_dim((order[:, group] // group_size)[..., None], 1)
 
+# %% ../nbs/17_gptq.ipynb #6dbdf932
 def _as_stored(codes, fixed, grids, order, group_size):
     "Codes, scales and zero points with columns and groups back in their places."
     scale, zero = (g[..., 0] for g in fixed) if fixed else (torch.cat(g, -1) for g in zip(*grids))
     if order is None: return codes.mT, scale, zero
-    if not fixed: scale, zero = (g.take_along_dim((order[:, ::group_size] // group_size).argsort(-1)[:, None], -1) for g in (scale, zero))
+    if not fixed:
+        scale, zero = (g.take_along_dim((order[:, ::group_size] // group_size).argsort(-1)[:, None],
+                                        -1) for g in (scale, zero))
     return codes.take_along_dim(order.argsort(-1)[..., None], 1).mT, scale, zero
 
+# %% ../nbs/17_gptq.ipynb #126f9b8b
 def _columns(D, U, target, scale, zero, start, bits, block):
     "Round columns from `start` on, one by one; `D` turns from weights into deviations; codes in the dtype of `D`."
     scale, zero = scale.to(D.dtype), zero.to(D.dtype) / ZERO_STEPS
-    scale, zero, inverse = (g.expand(target.shape) for g in (scale, zero, torch.where(scale > 0, 1 / scale, 0.)))
+    scale, zero, inverse = (g.expand(target.shape)
+                            for g in (scale, zero, torch.where(scale > 0, 1 / scale, 0.)))
     codes = torch.empty_like(target)
     for first in range(0, target.shape[1], block):
         begin, end = start + first, start + min(first + block, target.shape[1])
@@ -181,8 +210,11 @@ def _columns(D, U, target, scale, zero, start, bits, block):
         if first: t = torch.baddbmm(t, U[:, start:begin, begin:end].mT, D[:, start:begin])
         for j in range(begin, end):
             now, k = t[:, j - begin], j - start
-            if j > begin: now = torch.baddbmm(now[:, None], U[:, begin:j, j][:, None], D[:, begin:j])[:, 0]
-            code = torch.addcmul(zero[:, k], now, inverse[:, k], out=codes[:, k]).round_().clamp_(0, 2**bits - 1)  # as `round_to_grid`
+            if j > begin:
+                now = torch.baddbmm(now[:, None], U[:, begin:j, j][:, None], D[:, begin:j])[:, 0]
+            # as `round_to_grid`
+            code = torch.addcmul(zero[:, k], now, inverse[:, k],
+                                 out=codes[:, k]).round_().clamp_(0, 2**bits - 1)
             D[:, j].addcmul_(code - zero[:, k], scale[:, k], value=-1)
     return codes
 
@@ -190,7 +222,8 @@ def _columns(D, U, target, scale, zero, start, bits, block):
 def shrunk(
     grams:Tensor,               # `[experts, in, in]` sums of outer products
     tokens:Tensor,              # `[experts]` how many each sum holds
-    pooled:bool,                # target: the layer's mean (`gate`, `up`), else a multiple of the identity (`down`)
+    # target: the layer's mean (`gate`, `up`), else a multiple of the identity (`down`)
+    pooled:bool,
 )->Tensor:                      # `[experts, in, in]` float64 mean outer products
     "Hessians of a layer's experts, shrunk where tokens are fewer than inputs ({eq}`eq-shrink`)."
     grams, tokens = grams.double(), tokens.double()[:, None, None]
@@ -203,8 +236,10 @@ def shrunk(
     return share * mean + (1 - share) * target
 
 BASES = {'own': 'its own Hessian', 'shrunk': 'its own Hessian, shrunk towards the target',
-         'layer': "the layer's Hessian, having seen no token", 'nearest': 'no feedback: rounded to nearest'}
+         'layer': "the layer's Hessian, having seen no token",
+         'nearest': 'no feedback: rounded to nearest'}
 
+# %% ../nbs/17_gptq.ipynb #476e6eba
 @dataclass(frozen=True)
 class Basis:
     "What the rounding of one expert rests on."
@@ -227,4 +262,5 @@ def bases(
         if d == float('inf') or not (n or layer): return 'nearest'
         return 'layer' if not n else 'own' if n >= inputs else 'shrunk'
     rows = zip((tokens if routed is None else routed).tolist(), tokens.tolist(), used.tolist())
-    return tuple(Basis(e, sent, min(1., n / inputs), d, rests_on(n, d)) for e, (sent, n, d) in enumerate(rows))
+    return tuple(Basis(e, sent, min(1., n / inputs), d, rests_on(n, d))
+                 for e, (sent, n, d) in enumerate(rows))

@@ -33,8 +33,10 @@ class QuantizedWeight:
     )->Tensor:                           # `[..., out, in]` weights
         "Weights on the grid ({eq}`eq-grid`)."
         grouped = self.codes.unflatten(-1, (-1, self.group_size))
-        return dequantize_codes(grouped, self.scale[..., None], self.zero[..., None]).flatten(-2).to(dtype)
+        return dequantize_codes(grouped, self.scale[..., None],
+                                self.zero[..., None]).flatten(-2).to(dtype)
 
+# %% ../nbs/06_grid.ipynb #06ce5f0f
 def dequantize_codes(
     codes:Tensor, # integer codes, any shape
     scale:Tensor, # float16, broadcasts with `codes`
@@ -53,7 +55,8 @@ def round_to_grid(
     inverse, zero = _line(scale.to(w.dtype), zero)
     return (w * inverse + zero).round_().clamp_(0, 2**bits - 1)
 
-def _line(scale, zero): # factor and offset that turn weights into places on the grid, codes before they are rounded
+# factor and offset that turn weights into places on the grid, codes before they are rounded
+def _line(scale, zero):
     return torch.where(scale > 0, 1 / scale, 0.), zero.to(scale.dtype) / ZERO_STEPS
 
 # %% ../nbs/06_grid.ipynb #4b48b098
@@ -76,6 +79,7 @@ def _spanning(low, high, bits, shrink):
     scale = shrink * (high - low) / (2**bits - 1)
     return _stored(scale, torch.where(scale > 0, -shrink * low / scale, 0.), bits)
 
+# %% ../nbs/06_grid.ipynb #fb921120
 def sign_grid(
     groups:Tensor, # `[..., n]` float32
     bits:int=1,    # must be 1
@@ -93,8 +97,11 @@ def _errors(groups, scales, zeros, bits, room):
         torch.round(places, out=codes).clamp_(0, 2**bits - 1)
         return torch.linalg.vector_norm(torch.sub(codes, places, out=places), dim=-1, keepdim=True)
     scales = scales.float()
-    return torch.where(scales > 0, scales * torch.stack([norm(*line) for line in zip(*_line(scales, zeros))]), torch.inf)
+    return torch.where(scales > 0,
+                       scales * torch.stack([norm(*line) for line in zip(*_line(scales, zeros))]),
+                       torch.inf)
 
+# %% ../nbs/06_grid.ipynb #98c01961
 def _refined(mean, grid, bits, room):
     "Least-squares grid for the codes of `grid` ({eq}`eq-refine`); the same grid where they do not vary."
     product, codes, centred = room
@@ -114,19 +121,26 @@ def mse_grid(
     found = [_searched(part, bits, starts, refinements, room) for part, room in _pieces(groups)]
     return tuple(torch.cat(f).reshape(*groups.shape[:-1], 1) for f in zip(*found))
 
-_PIECE = 2**19  # weights worked on at a time on a CPU: fewer, and calls take longer than work; more, and its cache no longer holds them
+# weights worked on at a time on a CPU: fewer, and calls take longer than work; more, and its cache
+# no longer holds them
+_PIECE = 2**19
 
+# %% ../nbs/06_grid.ipynb #bfb4772a
 def _pieces(groups, *more):
     "A few groups at a time, three arrays of their size to work in, and what else there is of each group."
     n = groups.shape[-1]
     count = max(1, (_PIECE if groups.device.type == 'cpu' else groups.numel()) // n)
     room = groups.new_empty(3, min(count, groups.numel() // n), n)
-    for part, *own in zip(*(x.reshape(-1, x.shape[-1]).split(count) for x in (groups, *more))): yield part, room[:, :len(part)], *own
+    for part, *own in zip(*(x.reshape(-1, x.shape[-1]).split(count) for x in (groups, *more))):
+        yield part, room[:, :len(part)], *own
 
+# %% ../nbs/06_grid.ipynb #916e6904
 def _searched(groups, bits, starts, refinements, room):
-    floor = .1 * (bits + 1)  # below it, clipping costs more than the finer step saves, even in heavy-tailed groups
+    # below it, clipping costs more than the finer step saves, even in heavy-tailed groups
+    floor = .1 * (bits + 1)
     low, high = _range(groups)
-    grids = _spanning(low, high, bits, torch.linspace(1, floor, starts, device=groups.device)[:, None, None])
+    grids = _spanning(low, high, bits,
+                      torch.linspace(1, floor, starts, device=groups.device)[:, None, None])
     if bits == 1: grids = [torch.cat([g, s[None]]) for g, s in zip(grids, sign_grid(groups))]
     best = _errors(groups, *grids, bits, room).argmin(0, keepdim=True)
     grid = last = [g.take_along_dim(best, 0)[0] for g in grids]
@@ -136,19 +150,24 @@ def _searched(groups, bits, starts, refinements, room):
     least = error(grid)
     for _ in range(refinements):
         last = _refined(mean, last, bits, room)
-        better = ((now := error(last)) < least) & better  # a step that does not help would be tried again, without end
-        grid, least = [torch.where(better, n, g) for n, g in zip(last, grid)], torch.where(better, now, least)
+        # a step that does not help would be tried again, without end
+        better = ((now := error(last)) < least) & better
+        grid = [torch.where(better, n, g) for n, g in zip(last, grid)]
+        least = torch.where(better, now, least)
     return grid
 
+# %% ../nbs/06_grid.ipynb #bd8f2a09
 def _representable(groups, scale):
     "Refuse weights whose scales float16 cannot hold; a negligible group may vanish."
     vanished = groups[(scale == 0)[..., 0]].double().square().sum(-1)
-    if (scale >= torch.finfo(torch.float16).max).any() or vanished.any() and (vanished > 1e-6 * groups.double().square().sum()).any():
-        raise AlphaqError(f'weights near {groups.abs().amax():.1e} need scales that float16 cannot hold; rescale the checkpoint')
+    if (scale >= torch.finfo(torch.float16).max).any() or vanished.any() and (
+        vanished > 1e-6 * groups.double().square().sum()).any():
+        raise AlphaqError(f'weights near {groups.abs().amax():.1e} need scales that float16 '
+                          'cannot hold; rescale the checkpoint')
 
 GRIDS = dict(mse=mse_grid, min_max=min_max_grid, sign=sign_grid)  # names of the rounding rules
-
-LEAST, POWER = 8, 32  # weights of the shortest group found for a row, and of the shortest power of two that is preferred
+# weights of the shortest group found for a row, and of the shortest power of two that is preferred
+LEAST, POWER = 8, 32
 
 def _groups(columns, group_size):
     "Weights of a row that share a grid, 0 where nothing fits."
@@ -158,14 +177,16 @@ def _groups(columns, group_size):
     if power >= POWER: return power
     return next((n for n in range(group_size, LEAST - 1, -1) if columns % n == 0), 0)
 
+# %% ../nbs/06_grid.ipynb #dac4dc9b
 def group_of(
     columns:int,     # of a matrix
     group_size:int,  # asked for
 )->int:              # weights of a row that share a grid
     "At most as many as asked for: what was asked for where it divides the row, else a power of two, else a divisor."
     if size := _groups(columns, group_size): return size
-    raise AlphaqError(f'no group of {min(LEAST, group_size)} to {group_size} weights divides a row of {columns}; '
-                      f'make the row one group with --group-size {columns}')
+    raise AlphaqError(
+        f'no group of {min(LEAST, group_size)} to {group_size} weights divides a row of {columns}; '
+        f'make the row one group with --group-size {columns}')
 
 def has_groups(
     columns:int,     # of a matrix
@@ -179,9 +200,11 @@ def other_groups(
     group_size:int, # asked for
 )->str:             # '64 in rows of 2880'; empty where every row has what was asked for
     "What is to be said when rows do not divide."
-    other = {n: group_of(n, group_size) for n in sorted({*columns}) if n > group_size and n % group_size}
+    other = {n: group_of(n, group_size)
+             for n in sorted({*columns}) if n > group_size and n % group_size}
     return ', '.join(f'{size} in rows of {n}' for n, size in other.items())
 
+# %% ../nbs/06_grid.ipynb #22466d35
 def to_grid(
     W:Tensor,              # `[..., out, in]` weights, any float dtype, finite
     bits:int,              # 1 .. 4
@@ -202,6 +225,7 @@ def _gridded(W, bits, group_size, grid):
     _representable(groups, scale)
     return groups, scale, zero
 
+# %% ../nbs/06_grid.ipynb #8714d575
 def rounding_error(
     W:Tensor,              # as for `quantize`
     bits:int,
@@ -210,7 +234,8 @@ def rounding_error(
 )->float:                  # squared weight units
     "Mean squared error of `quantize`, without making its result."
     groups, *grids = _gridded(W, bits, group_size, grid)
-    norms = torch.cat([_errors(part, scale[None], zero[None], bits, room)[0] for part, room, scale, zero in _pieces(groups, *grids)])
+    norms = torch.cat([_errors(part, scale[None], zero[None], bits, room)[0]
+                       for part, room, scale, zero in _pieces(groups, *grids)])
     vanished = groups[(grids[0] == 0)[..., 0]].double().square().sum()
     return (norms[norms.isfinite()].double().square().sum() + vanished).item() / W.numel()
 
@@ -218,7 +243,8 @@ def rounding_error(
 def hqq_grid(
     groups:Tensor,     # `[..., n]` float32
     bits:int,          # 1 .. 4; at one bit the rule is `sign_grid`
-    unit:bool=True,    # in standard deviations of the group; False takes the weights as they are, as published
+    # in standard deviations of the group; False takes the weights as they are, as published
+    unit:bool=True,
     rounds:int=20,     # alternations at most
     p:float=.7,        # norm of the error, below 2
     beta:float=10.,    # strength of the spring
@@ -229,7 +255,9 @@ def hqq_grid(
     size = groups.std(-1, correction=0, keepdim=True) if unit else torch.ones_like(groups[..., :1])
     size = torch.where(size > 0, size, 1.)
     w, step, zero = groups / size, scale.float() / size, zero.float()
-    best, least, falling = zero, torch.full_like(zero, torch.inf), torch.ones_like(zero, dtype=torch.bool)
+    best = zero
+    least = torch.full_like(zero, torch.inf)
+    falling = torch.ones_like(zero, dtype=torch.bool)
     for _ in range(rounds):
         codes = round_to_grid(w, step, zero, bits)
         e = w - dequantize_codes(codes, step, zero)
@@ -241,10 +269,12 @@ def hqq_grid(
         zero = ZERO_STEPS * (codes - torch.where(step > 0, (w - v) / step, 0.)).mean(-1, True)
     return _stored(scale.float(), best / ZERO_STEPS, bits)
 
+# %% ../nbs/06_grid.ipynb #7db6ce26
 GRIDS['hqq'] = hqq_grid
 
 # %% ../nbs/06_grid.ipynb #f79fbdf4
-FIELDS = {1: 16, 2: 8, 3: 16, 4: 4}  # codes of one packing unit of `bits` 16-bit words (3 bits) or one word
+# codes of one packing unit of `bits` 16-bit words (3 bits) or one word
+FIELDS = {1: 16, 2: 8, 3: 16, 4: 4}
 
 def stored_bytes(
     shape,              # `(out, in)`

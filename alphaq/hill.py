@@ -56,12 +56,14 @@ def top_frac(lam, share=.1, least=10):
     k = int(np.clip(max(least, int(share * len(lam))), 1, len(lam) - 1))
     return lam[-k:], lam[-k - 1]
 
+# %% ../nbs/12_hill.ipynb #dd2dd361
 def ks_distance(
     tail:np.ndarray,  # `[k]` ascending, tail[0] the threshold
 )->float:             # in [0, 1]
     "Kolmogorov-Smirnov distance of a tail from its fitted Pareto law, as the common power-law code computes it ({eq}`eq-ks`)."
     alpha = pareto_alpha(tail, tail[0])
-    return np.abs(1 - (tail / tail[0]) ** (1 - alpha) - np.arange(len(tail)) / len(tail)).max() if np.isfinite(alpha) else 1.
+    return np.abs(1 - (tail / tail[0]) ** (1 - alpha) - np.arange(len(tail))
+                  / len(tail)).max() if np.isfinite(alpha) else 1.
 
 def _least_ks(lam, low, high):
     "Tail that starts at the candidate in [low, high] with the least distance; the first candidate when none fits."
@@ -74,7 +76,8 @@ def peak_ks(lam): return _least_ks(lam, .95 * _peak(lam), 1.5 * _peak(lam))
 
 def peak_ks_compat(lam): return _least_ks(lam, np.log10(.95 * _peak(lam)), 1.5 * _peak(lam))
 
-RULES = dict(peak=peak, peak_linear=peak_linear, peak_ks=peak_ks, peak_ks_compat=peak_ks_compat, median=median, top_frac=top_frac)
+RULES = dict(peak=peak, peak_linear=peak_linear, peak_ks=peak_ks, peak_ks_compat=peak_ks_compat,
+             median=median, top_frac=top_frac)
 
 # %% ../nbs/12_hill.ipynb #5ce9c4df
 def hill(
@@ -84,15 +87,20 @@ def hill(
     "Tail exponent of a spectrum under a named rule ({eq}`eq-hill`)."
     check_known(rule, RULES, 'tail rules')
     lam = np.sort(np.asarray(lam, np.float64).ravel())
-    if not (np.isfinite(lam) & (lam >= 0)).all(): raise AlphaqError('eigenvalues must be finite and >= 0; this matrix is damaged')
-    if lam.size: lam = lam[lam > 1e-12 * lam[-1]]  # a singular matrix has zeros, which have no logarithm
+    if not (np.isfinite(lam) & (lam >= 0)).all():
+        raise AlphaqError('eigenvalues must be finite and >= 0; this matrix is damaged')
+    # a singular matrix has zeros, which have no logarithm
+    if lam.size: lam = lam[lam > 1e-12 * lam[-1]]
     if lam.size < 3 or lam[0] == lam[-1]:
-        raise AlphaqError(f'a tail needs at least three different eigenvalues, got {lam.size}; the matrix is too small or constant')
+        raise AlphaqError('a tail needs at least three different eigenvalues, got '
+                          f'{lam.size}; the matrix is too small or constant')
     tail, threshold = RULES[rule](lam)
     alpha = pareto_alpha(tail, threshold)
     if not np.isfinite(alpha):
-        raise AlphaqError(f'all {len(tail)} values of the tail equal its threshold, so its exponent is infinite; try another rule')
-    return TailFit(float(alpha), float((alpha - 1) / np.sqrt(len(tail))), len(tail), len(lam), float(threshold), rule)
+        raise AlphaqError(f'all {len(tail)} values of the tail equal its threshold, so its '
+                          'exponent is infinite; try another rule')
+    return TailFit(float(alpha), float((alpha - 1) / np.sqrt(len(tail))), len(tail), len(lam),
+                   float(threshold), rule)
 
 # %% ../nbs/12_hill.ipynb #24851ac6
 def noise_alpha(
@@ -100,12 +108,16 @@ def noise_alpha(
     rule:str='median',  # median | top_frac | peak; the others have no limit in closed form
 )->float:               # > 1
     "Tail exponent that a large matrix of independent entries has under a rule ({eq}`eq-noise-alpha`)."
-    if rule not in ('median', 'top_frac', 'peak'): raise AlphaqError(f'a limit is known for the rules median, top_frac and peak, not for {rule!r}')
+    if rule not in ('median', 'top_frac', 'peak'):
+        raise AlphaqError(
+            f'a limit is known for the rules median, top_frac and peak, not for {rule!r}')
     low, high = marchenko_pastur_edges(q)
-    x = 1 + q - 2 * sqrt(q) * np.cos(np.linspace(0, pi, 20_001))                  # the angle of {eq}`eq-mp-cdf`
+    # the angle of {eq}`eq-mp-cdf`
+    x = 1 + q - 2 * sqrt(q) * np.cos(np.linspace(0, pi, 20_001))
     above = 1 - marchenko_pastur_cdf(x, q, points=20_001)
     share = {'median': .5, 'top_frac': .1}.get(rule)
     t = 1 + q if share is None else np.interp(-share, -above, x)
     y = np.linspace(np.log(t), np.log(high), 20_001)
     tail = np.interp(np.exp(y), x, above)
-    return float(1 + tail[0] / np.sum((tail[1:] + tail[:-1]) / 2 * np.diff(y)))   # the mean log-excess is the integral of the share above
+    # the mean log-excess is the integral of the share above
+    return float(1 + tail[0] / np.sum((tail[1:] + tail[:-1]) / 2 * np.diff(y)))

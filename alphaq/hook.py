@@ -10,15 +10,19 @@ import importlib, importlib.machinery, sys, warnings
 
 # %% ../nbs/45_hook.ipynb #13a2828b
 TABLE = 'transformers.quantizers.auto'  # the module that holds the table of quantizers
-RUNTIME = 'alphaq.runtime'              # a much later chapter, imported only when transformers is there anyway
+# a much later chapter, imported only when transformers is there anyway
+RUNTIME = 'alphaq.runtime'
 
 def announce():
     "Enter alphaq into the quantizer table of transformers; imports torch and transformers."
     try:
-        importlib.import_module(RUNTIME)  # its last line registers; it may itself be what is being imported
+        # its last line registers; it may itself be what is being imported
+        importlib.import_module(RUNTIME)
     except Exception as e:  # whatever it is, `import transformers` must survive it
-        warnings.warn(f'alphaq could not register with this transformers, its folders will not load: {type(e).__name__}: {e}')
+        warnings.warn('alphaq could not register with this transformers, its folders '
+                      f'will not load: {type(e).__name__}: {e}')
 
+# %% ../nbs/45_hook.ipynb #6744231e
 class Hook:
     "Finder for one module, which is registered with as soon as it has run."
     def __init__(self,
@@ -39,7 +43,8 @@ class Hook:
 def install():
     "Register now if transformers is there, else when it arrives; called by `import alphaq`."
     if TABLE in sys.modules: announce()
-    elif not any(isinstance(f, Hook) for f in sys.meta_path): sys.meta_path.insert(0, Hook(TABLE, announce))
+    elif not any(isinstance(f, Hook) for f in sys.meta_path):
+        sys.meta_path.insert(0, Hook(TABLE, announce))
 
 # %% ../nbs/45_hook.ipynb #48df7f39
 CURE = 'alphaq (first run: import alphaq)'   # value of `experts_implementation` in config.json
@@ -50,7 +55,8 @@ def poison_tensors(
 )->dict:               # names to tensors without elements, to be written into any shard and listed in the index
     "Empty tensors that make a load without the plug-in fail with the cure in view."
     import torch
-    layers = sorted(quantization['layers'], key=lambda n: [int(p) if p.isdigit() else -1 for p in n.split('.')])
+    layers = sorted(quantization['layers'],
+                    key=lambda n: [int(p) if p.isdigit() else -1 for p in n.split('.')])
     names = [f'{layers[0]}.gate_up_proj', CURE_KEY] if layers else [CURE_KEY]
     return {name: torch.empty(0, dtype=torch.uint8) for name in names}
 

@@ -32,8 +32,10 @@ from .scores import (JUDGE, PART_LINE, Score, gaussian_null, naming, score_proje
                            write_scores)
 
 # %% ../nbs/27_jobs.ipynb #82eb87b4
-PIECE, BATCH = 2**26, 2**28  # bytes of a piece, about: half a second of eigenvalues, a batch for a GPU
+# bytes of a piece, about: half a second of eigenvalues, a batch for a GPU
+PIECE, BATCH = 2**26, 2**28
 
+# %% ../nbs/27_jobs.ipynb #7b088cc5
 @dataclass(frozen=True)
 class ScoreJob:
     "Everything the bytes of a table of scores depend on."
@@ -50,7 +52,8 @@ class ScoreJob:
     @cached_property
     def projections(self)->tuple:  # of this part, in the checkpoint's order
         whole, (i, n) = self.checkpoint.projections, self.part
-        if n > len(whole): raise AlphaqError(f'{len(whole)} projections cannot be cut into {n} parts')
+        if n > len(whole):
+            raise AlphaqError(f'{len(whole)} projections cannot be cut into {n} parts')
         return whole[len(whole) * (i - 1) // n:len(whole) * i // n]
 
     @cached_property
@@ -58,32 +61,42 @@ class ScoreJob:
         count, found, size = len(self.projections), [[]], 0
         most, limit = (-(-count // 64), PIECE) if self.device == 'cpu' else (count, BATCH)
         for p in self.projections:
-            if found[-1] and (len(found[-1]) == most or size + 2 * p.numel > limit): found.append([]); size = 0
+            if found[-1] and (len(found[-1]) == most or size + 2 * p.numel > limit):
+                found.append([]); size = 0
             found[-1].append(p); size += 2 * p.numel
         return tuple(map(tuple, found))
 
     @cached_property
     def manifest(self)->dict:      # JSON object, equal for parts of equal tables
-        return dict(source=self.checkpoint.fingerprint(), alphaq=alphaq.__version__, torch=torch.__version__, numpy=np.__version__,
-                    tail=self.rule, tile=self.tile, stride=self.stride, device=self.device, **self.options)
+        return dict(source=self.checkpoint.fingerprint(), alphaq=alphaq.__version__,
+                    torch=torch.__version__, numpy=np.__version__, tail=self.rule, tile=self.tile,
+                    stride=self.stride, device=self.device, **self.options)
 
     @cached_property
-    def nulls(self)->dict:         # shape of a projection -> what a Gaussian matrix of this shape gives, by the rule and by `JUDGE`
+    # shape of a projection -> what a Gaussian matrix of this shape gives, by the rule and by
+    # `JUDGE`
+    def nulls(self)->dict:
         def both(p):
-            with naming(p): return tuple(gaussian_null(p.shape, r, self.tile, self.stride) for r in (self.rule, JUDGE))
+            with naming(p):
+                return tuple(gaussian_null(p.shape, r, self.tile, self.stride)
+                             for r in (self.rule, JUDGE))
         return {shape: both(p) for shape, p in {p.shape: p for p in self.projections[::-1]}.items()}
 
+# %% ../nbs/27_jobs.ipynb #83ca1551
 def score_piece(
     job:ScoreJob,
     i:int,   # of `job.pieces`
 )->list:     # `Score` of each of its projections
     "Score one piece, through files of its own."
     files, piece = replace(job.checkpoint), job.pieces[i]
-    def one(p, W=None, lam=None): return score_projection(files, p, job.rule, job.tile, job.stride, job.measure, job.describe, W, lam, job.nulls[p.shape])
+    def one(p, W=None, lam=None):
+        return score_projection(files, p, job.rule, job.tile, job.stride, job.measure, job.describe,
+                                W, lam, job.nulls[p.shape])
     if job.device == 'cpu': return [one(p) for p in piece]
     matrices = [files.read(p).to(job.device) for p in piece]
     return list(map(one, piece, matrices, spectra(matrices, job.tile, job.stride)))
 
+# %% ../nbs/27_jobs.ipynb #0faacbb6
 def spectra(
     matrices,              # `[rows, cols]` weights each, on one device
     tile:int=256,          # largest tile side
@@ -93,7 +106,8 @@ def spectra(
     blocks, found = [farms_tiles(W.double(), tile, stride) for W in matrices], {}
     for sides in {b.shape[1:] for b in blocks}:
         own = [i for i, b in enumerate(blocks) if b.shape[1:] == sides]
-        values = eigenvalues(torch.cat([blocks[i] for i in own])).split([len(blocks[i]) for i in own])
+        values = eigenvalues(torch.cat([blocks[i] for i in own])).split([len(blocks[i])
+                                                                         for i in own])
         found |= {i: v.flatten().sort().values.cpu().numpy() for i, v in zip(own, values)}
     return [found[i] for i in range(len(matrices))]
 
@@ -102,7 +116,8 @@ def part_named(
 )->tuple:     # `(i, n)`
     "Which part of how many."
     m = re.fullmatch(r'([1-9]\d{0,5})/([1-9]\d{0,5})', text)
-    if not m or int(m[1]) > int(m[2]): raise AlphaqError(f'a part is i/n with i from 1 to n, for example 2/8, got {text!r}')
+    if not m or int(m[1]) > int(m[2]):
+        raise AlphaqError(f'a part is i/n with i from 1 to n, for example 2/8, got {text!r}')
     return int(m[1]), int(m[2])
 
 # %% ../nbs/27_jobs.ipynb #6db3b87c
@@ -128,6 +143,7 @@ def different(
     "Names of what differs between two manifests."
     return ', '.join(sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k)))
 
+# %% ../nbs/27_jobs.ipynb #a90843a7
 class Journal:
     "Finished pieces of a job, safe against a crash at any moment."
     def __init__(self,
@@ -144,13 +160,19 @@ class Journal:
         self.file.seek(0)
         raw = self.file.read()
         records, end = whole_lines(raw)
-        if b'\n' in raw and not records and not overwrite: raise AlphaqError(f'{self.path} is in the way: damaged, or not made by alphaq; remove it')
+        if b'\n' in raw and not records and not overwrite:
+            raise AlphaqError(
+                f'{self.path} is in the way: damaged, or not made by alphaq; remove it')
         if records and (other := different(records[0], manifest)):
-            if not overwrite: raise AlphaqError(f'{self.path} is left from another run (other: {other}); remove it or pass --overwrite')
+            if not overwrite:
+                raise AlphaqError(
+                    f'{self.path} is left from another run (other: {other}); remove it '
+                    'or pass --overwrite')
             records, end = [], 0
         self.file.truncate(end)
         if not records: self._append(manifest)
-        self.done = {i: [Score(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}) for row in rows] for i, rows in records[1:]}
+        self.done = {i: [Score(**{k: tuple(v) if isinstance(v, list) else v for k, v
+                                  in row.items()}) for row in rows] for i, rows in records[1:]}
 
     def _append(self, record): self.file.write(_line(record)); os.fsync(self.file.fileno())
 
@@ -176,6 +198,7 @@ def cores(
     "Cores that this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
+# %% ../nbs/27_jobs.ipynb #3186c78d
 def on_threads(
     function,              # item -> result
     items,                 # its arguments
@@ -186,7 +209,8 @@ def on_threads(
         waiting = {pool.submit(function, item): item for item in items}
         try:
             for done in as_completed(waiting): yield waiting[done], done.result()
-        finally: pool.shutdown(wait=False, cancel_futures=True)  # after an error, nothing new is begun
+        # after an error, nothing new is begun
+        finally: pool.shutdown(wait=False, cancel_futures=True)
 
 # %% ../nbs/27_jobs.ipynb #df6ad190
 def run(
@@ -209,6 +233,7 @@ def score_all(
     rows = dict(run(job, engine))
     return [s for i in range(len(job.pieces)) for s in rows[i]]
 
+# %% ../nbs/27_jobs.ipynb #54440f9e
 def score_to(
     out,                   # `str | Path` table to write
     job:ScoreJob,
@@ -230,7 +255,8 @@ def _continued(out, job, engine, overwrite):
             if not isinstance(e, UnreachableError): journal.remove()
             raise
         scores = [s for i in range(len(job.pieces)) for s in journal.done[i]]
-        write_scores(out, scores, json.dumps(dict(part=job.part, rows=len(scores), job=job.manifest)) if job.part != (1, 1) else '')
+        write_scores(out, scores, json.dumps(dict(part=job.part, rows=len(scores),
+                                                  job=job.manifest)) if job.part != (1, 1) else '')
         journal.remove()
     return scores
 
@@ -242,10 +268,15 @@ def _part(path):
     try:
         said = json.loads(first.removeprefix(PART_LINE)) if first.startswith(PART_LINE) else {}
         (i, n), rows, job = said['part'], said['rows'], said['job']
-    except (ValueError, KeyError, TypeError): raise AlphaqError(f'{path}: not a part of a table; parts are made with `alphaq score --shard i/n`') from None
-    if len(lines) != rows + 1: raise AlphaqError(f'{path}: part {i} of {n} has {rows} rows, {len(lines) - 1} are here; make it again')
+    except (ValueError, KeyError, TypeError):
+        raise AlphaqError(f'{path}: not a part of a table; parts are made with `alphaq score '
+                          '--shard i/n`') from None
+    if len(lines) != rows + 1:
+        raise AlphaqError(
+            f'{path}: part {i} of {n} has {rows} rows, {len(lines) - 1} are here; make it again')
     return i, n, job, lines
 
+# %% ../nbs/27_jobs.ipynb #fb9613a5
 def merge(
     paths,                 # parts, in any order
     out,                   # `str | Path` table to write
@@ -257,13 +288,18 @@ def merge(
     for path in map(Path, paths):
         i, n, job, lines = _part(path)
         first, count, one, head = found[min(found)][:4] if found else (path, n, job, lines[0])
-        if (other := different(one, job)) or lines[0] != head: raise AlphaqError(f'{path} and {first} are parts of different tables (other: {other or "columns"})')
+        if (other := different(one, job)) or lines[0] != head:
+            raise AlphaqError(
+                f'{path} and {first} are parts of different tables (other: {other or "columns"})')
         if n != count: raise AlphaqError(f'{path} is one of {n} parts, {first} one of {count}')
-        if i in found: raise AlphaqError(f'part {i} of {n} is given twice: {found[i][0]} and {path}')
+        if i in found:
+            raise AlphaqError(f'part {i} of {n} is given twice: {found[i][0]} and {path}')
         found[i] = path, n, job, lines[0], lines[1:]
     if not found: raise AlphaqError('no parts given')
     lost = sorted(set(range(1, count + 1)) - found.keys())
-    if lost: raise AlphaqError(f'{len(lost)} of {count} parts missing: {", ".join(map(str, lost[:8]))}{" ..." if len(lost) > 8 else ""}')
+    if lost:
+        raise AlphaqError(f'{len(lost)} of {count} parts missing: '
+                          f'{", ".join(map(str, lost[:8]))}{" ..." if len(lost) > 8 else ""}')
     write_text(out, head + ''.join(line for i in sorted(found) for line in found[i][4]))
     return sum(len(f[4]) for f in found.values())
 
@@ -274,22 +310,32 @@ def on_ray(
     workers:int|None=None, # of a cluster started here; `None`: one for each core
 ):                         # yields `(item, result)`
     "Call a function for every item on a Ray cluster; what a dying worker leaves undone is done again."
-    if find_spec('ray') is None: raise AlphaqError("Ray is not installed; pip install 'alphaq[ray]', or leave --engine at local")
-    os.environ.setdefault('RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO', '0')  # else it warns of a later version
+    if find_spec('ray') is None:
+        raise AlphaqError(
+            "Ray is not installed; pip install 'alphaq[ray]', or leave --engine at local")
+    # else it warns of a later version
+    os.environ.setdefault('RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO', '0')
     import ray
     ours = not ray.is_initialized()
-    if ours: ray.init(log_to_driver=False, logging_level='ERROR', **({} if 'RAY_ADDRESS' in os.environ else dict(num_cpus=workers or cores(), include_dashboard=False)))
+    if ours:
+        ray.init(log_to_driver=False, logging_level='ERROR',
+                 **({} if 'RAY_ADDRESS' in os.environ
+                    else dict(num_cpus=workers or cores(), include_dashboard=False)))
     try:
         task = ray.remote(max_retries=-1)(lambda item: (item, _alone(function, item)))
         waiting = [task.remote(item) for item in items]
         while waiting:
             (done,), waiting = ray.wait(waiting)
             yield ray.get(done)
-    except ray.exceptions.RayTaskError as e: raise e.cause if isinstance(e.cause, AlphaqError) else e
-    except ray.exceptions.RayError as e: raise OSError(f'Ray: {str(e).splitlines()[0]}; run the same command again, it continues') from None
+    except ray.exceptions.RayTaskError as e:
+        raise e.cause if isinstance(e.cause, AlphaqError) else e
+    except ray.exceptions.RayError as e:
+        raise OSError(
+            f'Ray: {str(e).splitlines()[0]}; run the same command again, it continues') from None
     finally:
         if ours: ray.shutdown()
 
+# %% ../nbs/27_jobs.ipynb #1826e6cd
 def _alone(function, item):
     with one_thread_each(): return function(item)
 

@@ -31,7 +31,8 @@ def like_noise(
 
 # %% ../nbs/28_judge.ipynb #f5874959
 _KNOWN = tuple(n for k in range(4, 14) for n in (2**k, 3 * 2**k))  # sides that networks have
-_LEAST = 30                                                        # rows of a kind below which a spread says nothing
+# rows of a kind below which a spread says nothing
+_LEAST = 30
 
 def _kinds(scores):
     "Rows whose names differ only in numbers, and whose shapes do not differ."
@@ -51,18 +52,26 @@ def sizes_of_noise(
 )->list:        # `(rows, cols)` with rows <= cols, at most 2^24 entries
     "Shapes of matrices whose variances would scatter as these do if they were Gaussian of one true variance ({eq}`eq-implied-size`)."
     size, slack = _size(variances), _slack(variances)
-    return [(r, c) for r in _KNOWN for c in _KNOWN if r <= c <= 8 * r and r * c <= 2**24 and abs(r * c / size - 1) < slack]
+    return [(r, c) for r in _KNOWN
+            for c in _KNOWN if r <= c <= 8 * r and r * c <= 2**24 and abs(r * c / size - 1) < slack]
 
+# %% ../nbs/28_judge.ipynb #f39bdb69
 def _explained(rows):
     "The shape and rule under which Gaussian matrices give these alphas most nearly, `None` when none comes near."
-    alpha, variances, known, found = [s.alpha for s in rows], [s.variance for s in rows], rows[0].numel, []
-    if known and known > _size(variances) * (1 + _slack(rows)): return None  # initialised matrices of this shape do not scatter so
+    alpha = [s.alpha for s in rows]
+    variances = [s.variance for s in rows]
+    known = rows[0].numel
+    found = []
+    # initialised matrices of this shape do not scatter so
+    if known and known > _size(variances) * (1 + _slack(rows)): return None
     centre, spread = centre_spread(alpha)
     for shape in [(rows[0].rows, rows[0].cols)] if known else sizes_of_noise(variances):
         for rule, tile in product(('top_frac', 'median', 'peak'), (128, 256) if known else (128,)):
             mean, sd = gaussian_null(shape, rule, tile)
-            off = abs(centre - mean) / (sd * 1.25 * (1 / len(alpha) + 1 / 32) ** .5)  # medians scatter by 1.25 of what means do
-            if off < 4 and (known or 2 / 3 < spread / sd < 3 / 2): found.append((off, shape, rule, mean, sd))
+            # medians scatter by 1.25 of what means do
+            off = abs(centre - mean) / (sd * 1.25 * (1 / len(alpha) + 1 / 32) ** .5)
+            if off < 4 and (known or 2 / 3 < spread / sd < 3 / 2):
+                found.append((off, shape, rule, mean, sd))
     return min(found)[1:] if found else None
 
 # %% ../nbs/28_judge.ipynb #d1c10fb0
@@ -70,20 +79,28 @@ def judge(
     scores,      # `[n]` `Score`, of a model or from any table
 )->Verdict:
     "Whether a table of alphas says more than noise would."
-    z = [s.null_z for s in scores if s.null_z is not None and (s.tail_k or s.null_z)]  # a row without a tail has neither
+    # a row without a tail has neither
+    z = [s.null_z for s in scores if s.null_z is not None and (s.tail_k or s.null_z)]
     if z:
         middle = np.median(z)
         text = f'{len(z)} spectra lie {abs(middle):.1f} deviations {"below" if middle < 0 else "above"} those of Gaussian matrices, at the median'
-        return Verdict(True, f'{text}; they look untrained, and alpha says nothing here') if like_noise(z) else Verdict(False, text)
-    if any(s.null_z is not None for s in scores): return Verdict(True, 'no spectrum has a tail; alpha says nothing here')
+        return Verdict(True,
+                       f'{text}; they look untrained, and alpha says nothing here') if like_noise(
+            z) else Verdict(False, text)
+    if any(s.null_z is not None for s in scores):
+        return Verdict(True, 'no spectrum has a tail; alpha says nothing here')
     kinds = _kinds(scores)
     noise = [(rows, found) for rows in kinds if (found := _explained(rows))]
     count = sum(len(rows) for rows, _ in noise)
     if 2 * count > len(scores):
         rows, (shape, rule, mean, sd) = noise[0]
         centre, spread = centre_spread([s.alpha for s in rows])
-        return Verdict(True, f'{count} of {len(scores)} rows are what Gaussian matrices give (alpha {centre:.2f} +- {spread:.2f}; '
-                       f'{shape[0]} x {shape[1]} under {rule}: {mean:.2f} +- {sd:.2f}); they look untrained, and alpha says nothing here')
+        return Verdict(True, f'{count} of {len(scores)} rows are what Gaussian matrices give '
+                       f'(alpha {centre:.2f} +- {spread:.2f}; '
+                       f'{shape[0]} x {shape[1]} under {rule}: {mean:.2f} +- {sd:.2f}); '
+                       'they look untrained, and alpha says nothing here')
     if kinds and sum(map(len, kinds)) * 2 > len(scores) and all(rows[0].numel for rows in kinds):
-        return Verdict(False, f'noise of these shapes explains the alphas of {count} of {len(scores)} rows')
-    return Verdict(None, 'no null_z and no shapes, or too few rows of a kind, so alpha cannot be held against noise; score the model itself with `alphaq score`')
+        return Verdict(
+            False, f'noise of these shapes explains the alphas of {count} of {len(scores)} rows')
+    return Verdict(None, 'no null_z and no shapes, or too few rows of a kind, so alpha '
+                   'cannot be held against noise; score the model itself with `alphaq ' 'score`')

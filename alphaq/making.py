@@ -23,7 +23,8 @@ from .core import (SUMS, AlphaqError, alone, atomic, check_free, read_json, writ
 from .folder import contained, read_header
 
 # %% ../nbs/44_making.ipynb #fee2f675
-_WIDEST_LAST = ('BOOL', 'U8', 'I8', 'I16', 'U16', 'F16', 'BF16', 'I32', 'U32', 'F32', 'C64', 'F64', 'I64', 'U64')
+_WIDEST_LAST = ('BOOL', 'U8', 'I8', 'I16', 'U16', 'F16', 'BF16', 'I32', 'U32', 'F32', 'C64', 'F64',
+                'I64', 'U64')
 
 def shard_bytes(
     entries:dict, # tensor name -> `(type, shape, bytes)`
@@ -33,7 +34,8 @@ def shard_bytes(
     for name in sorted(entries, key=lambda n: (-_WIDEST_LAST.index(entries[n][0]), n)):
         dtype, shape, nbytes = entries[name]
         header[name] = dict(dtype=dtype, shape=list(shape), data_offsets=[end, end := end + nbytes])
-    return 8 + -(-len(json.dumps(header, separators=(',', ':'), ensure_ascii=False).encode()) // 8) * 8 + end
+    return 8 + -(-len(json.dumps(header, separators=(',', ':'), ensure_ascii=False).encode())
+                 // 8) * 8 + end
 
 # %% ../nbs/44_making.ipynb #4abcb8f9
 def write_index(
@@ -57,6 +59,7 @@ def write_index(
     write_json(folder/'model.safetensors.index.json', index)
     return total
 
+# %% ../nbs/44_making.ipynb #f8830b8d
 def holds(
     path:Path, # of a weight file in a folder that is being made
     foretold,  # names of the tensors that it is to hold
@@ -68,15 +71,17 @@ def holds(
 
 # %% ../nbs/44_making.ipynb #d7d2ed3a
 UNFINISHED = 'UNFINISHED'
-SMALL, SMALL_IN_ALL, DEEP = 2**26, 2**29, 3  # bytes of a companion and of all of them, folders above one, at most
-_WEIGHTS = ('.safetensors', '.bin', '.pt', '.pth', '.ckpt', '.gguf', '.ggml', '.onnx', '.h5', '.msgpack',
-            '.npy', '.npz', '.pkl', '.pickle', '.tflite', '.mlmodel', '.index.json')
+# bytes of a companion and of all of them, folders above one, at most
+SMALL, SMALL_IN_ALL, DEEP = 2**26, 2**29, 3
+_WEIGHTS = ('.safetensors', '.bin', '.pt', '.pth', '.ckpt', '.gguf', '.ggml', '.onnx', '.h5',
+            '.msgpack', '.npy', '.npz', '.pkl', '.pickle', '.tflite', '.mlmodel', '.index.json')
 _REWRITTEN = ('config.json', SUMS)
 _CARD, _SOURCE_CARD = 'README.md', 'README.source.md'
 _OURS = re.compile(r'(plan|job|logits)\.json|errors\.jsonl|UNFINISHED|model-\d+-of-\d+\.rows\.json')
 _FOREIGN = re.compile(r'(hf_)?quant(ize|ization)?_?(config|strategy|summary|log)?\.\w+|recipe\.ya?ml|.*\.(bak|orig|tmp|lock)')
 
-def _made_here(folder): return (folder/UNFINISHED).exists() or all((folder/n).exists() for n in (SUMS, 'job.json'))
+def _made_here(folder):
+    return (folder/UNFINISHED).exists() or all((folder/n).exists() for n in (SUMS, 'job.json'))
 
 def _files(folder):
     "Every file of a folder, but for what is hidden and for models that were made there."
@@ -85,15 +90,20 @@ def _files(folder):
         if path.is_symlink() or not path.is_dir(): yield path
         elif not _made_here(path): yield from _files(path)
 
+# %% ../nbs/44_making.ipynb #fb710054
 def _belongs(path, source):
     "Whether a file goes along as far as its name, its kind and its size say; a link that leads out is refused."
     name = path.relative_to(source)
-    if _FOREIGN.fullmatch(path.name.lower()) or _OURS.fullmatch(str(name)) or len(name.parts) > DEEP + 1: return False
-    if not str(name).isprintable() or '\\' in str(name): return False  # no list of checksums could name it
+    if _FOREIGN.fullmatch(path.name.lower()) or _OURS.fullmatch(str(name)) or len(
+        name.parts) > DEEP + 1:
+        return False
+    # no list of checksums could name it
+    if not str(name).isprintable() or '\\' in str(name): return False
     if not path.is_file(): return False
     contained(path, source)
     return os.access(path, os.R_OK) and path.stat().st_size <= SMALL
 
+# %% ../nbs/44_making.ipynb #946fd99a
 def companions(
     source:Path, # a model's folder
 ):               # `(files to copy, what stays behind)`, names relative to the folder
@@ -116,7 +126,8 @@ def copy_companions(
     "Copy what belongs to a model besides its weights; its card makes room for the new one."
     taken, left = companions(source)
     for name in taken:
-        with atomic(folder/(_SOURCE_CARD if name == _CARD else name)) as temporary: shutil.copyfile(source/name, temporary)
+        with atomic(folder/(_SOURCE_CARD if name == _CARD else name)) as temporary:
+            shutil.copyfile(source/name, temporary)
     return left
 
 # %% ../nbs/44_making.ipynb #633fc7f4
@@ -128,19 +139,25 @@ def _ours(folder):
 
 def _held_listed(folder):
     "Names of the files that a folder holds, and of those that it should."
-    held = {p.relative_to(folder).as_posix() for p in folder.rglob('*') if p.is_symlink() or not p.is_dir()}
-    sums = (folder/SUMS).read_text(encoding='utf-8', errors='replace') if (folder/SUMS).is_file() else ''
+    held = {p.relative_to(folder).as_posix()
+            for p in folder.rglob('*') if p.is_symlink() or not p.is_dir()}
+    sums = (folder/SUMS).read_text(encoding='utf-8',
+                                   errors='replace') if (folder/SUMS).is_file() else ''
     return held, {SUMS} | {line[66:] for line in sums.splitlines()}
 
 def _check_out(out, source, overwrite):
     "Refuse to touch what nobody asked to have replaced."
     check_free(out, overwrite, 'folder')
     if out.is_symlink() or out.resolve() in (source.resolve(), *source.resolve().parents):
-        raise AlphaqError(f'{out} is a link, or holds the model that is to be read; choose another folder')
-    if out.exists() and not _ours(out): raise AlphaqError(f'{out} holds files that are not a model made here; it will not be overwritten')
+        raise AlphaqError(
+            f'{out} is a link, or holds the model that is to be read; choose another folder')
+    if out.exists() and not _ours(out):
+        raise AlphaqError(
+            f'{out} holds files that are not a model made here; it will not be overwritten')
 
 def _aside(out): return out.with_name(f'.{out.name}.replaced')
 
+# %% ../nbs/44_making.ipynb #37afb637
 def _replace(partial, out):
     "Put `partial` in the place of `out`; the old folder goes only when the new one stands."
     if out.exists(): os.replace(out, _aside(out))
@@ -166,13 +183,17 @@ def _remove(path):
 def _prepared(partial, manifest, overwrite):
     "Make the partial folder, or find it as an earlier run of the same job left it; whether it is new."
     manifest = json.loads(json.dumps(manifest))
-    names = {p.name for p in partial.iterdir() if not p.name.endswith('.tmp')} if partial.exists() else set()
+    names = {p.name for p in partial.iterdir()
+             if not p.name.endswith('.tmp')} if partial.exists() else set()
     if 'job.json' in names and read_json(partial/'job.json') == manifest:
-        for orphan in partial.rglob('.*.tmp'): orphan.unlink()  # a kill while a file was being written
+        # a kill while a file was being written
+        for orphan in partial.rglob('.*.tmp'): orphan.unlink()
         return False
-    if names - {UNFINISHED} and 'job.json' not in names: raise AlphaqError(f'{partial} is in the way and was not made by alphaq; move it')
+    if names - {UNFINISHED} and 'job.json' not in names:
+        raise AlphaqError(f'{partial} is in the way and was not made by alphaq; move it')
     if 'job.json' in names and not overwrite:
-        raise AlphaqError(f'{partial} is left from another run (other plan, source, text or version); remove it or pass --overwrite')
+        raise AlphaqError(f'{partial} is left from another run (other plan, source, text or '
+                          'version); remove it or pass --overwrite')
     _remove(partial)
     write_text(partial/UNFINISHED, 'run the same command again to continue\n')
     write_json(partial/'job.json', manifest)
@@ -188,20 +209,25 @@ def _check_room(total, partial):
     "Refuse to begin what the disk cannot hold."
     home = next(p for p in partial.parents if p.exists())
     needed, free = _missing_bytes(total, partial), shutil.disk_usage(home).free
-    if needed > free: raise AlphaqError(f'{home}: {size(needed)} are needed and {size(free)} are free; make room or choose another folder')
+    if needed > free:
+        raise AlphaqError(f'{home}: {size(needed)} are needed and {size(free)} are free; make '
+                          'room or choose another folder')
 
+# %% ../nbs/44_making.ipynb #7b574607
 @contextmanager
 def _in_a_line(total, partial):
     "One line for what the file system refuses; the partial folder stays as it is."
     try: yield
     except (OSError, SafetensorError) as e:
-        number = getattr(e, 'errno', None) or int((re.search(r'os error (\d+)', str(e)) or [0, 0])[1])
+        number = getattr(e, 'errno',
+                         None) or int((re.search(r'os error (\d+)', str(e)) or [0, 0])[1])
         if number in (errno.ENOSPC, errno.EDQUOT):
             needed = size(_missing_bytes(total, partial))
-            raise AlphaqError(f'{partial}: the disk is full, {needed} more are needed; make room and run the same command again, '
-                              'it continues') from None
+            raise AlphaqError(f'{partial}: the disk is full, {needed} more are needed; make room '
+                              'and run the same command again, ' 'it continues') from None
         if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise AlphaqError(f'{partial.parent} cannot be written ({os.strerror(number)}); choose another folder') from None
+            raise AlphaqError(f'{partial.parent} cannot be written ({os.strerror(number)}); '
+                              'choose another folder') from None
         raise
 
 # %% ../nbs/44_making.ipynb #3097ef21
@@ -212,11 +238,13 @@ def check_writable(
     out = Path(out).absolute()
     with _in_a_line(0, out.with_name(f'{out.name}.partial')), alone(out): pass
 
+# %% ../nbs/44_making.ipynb #c8863d66
 @contextmanager
 def making(
     out:Path,        # folder to make, absolute
     source:Path,     # folder that is read
-    manifest:dict,   # JSON object, equal for equal jobs: another run with the same continues this one
+    # JSON object, equal for equal jobs: another run with the same continues this one
+    manifest:dict,
     total:int,       # bytes of all weight files it will hold
     overwrite:bool,  # replace a finished folder
 ):                   # yields the partial folder to write into

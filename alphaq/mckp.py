@@ -33,17 +33,23 @@ class Solution:
 def _solution(costs, sizes, choice, bound, solver, optimal):
     rows = np.arange(len(choice))
     cost = float(costs[rows, choice].sum())
-    return Solution(choice, cost, int(sizes[rows, choice].sum()), min(float(bound), cost), solver, optimal)
+    return Solution(choice, cost, int(sizes[rows, choice].sum()), min(float(bound), cost), solver,
+                    optimal)
 
+# %% ../nbs/16_mckp.ipynb #34fbdd24
 def _checked(costs, sizes, budget):
     costs, sizes = np.asarray(costs, float), np.asarray(sizes, np.int64)
     if costs.ndim != 2 or costs.shape != sizes.shape or not costs.size:
-        raise AlphaqError(f'costs and sizes must be equal tables [matrices, widths], got {costs.shape} and {sizes.shape}')
+        raise AlphaqError('costs and sizes must be equal tables [matrices, widths], got '
+                          f'{costs.shape} and {sizes.shape}')
     if not (np.isfinite(costs) & (costs >= 0)).all():
-        raise AlphaqError(f'costs must be finite and >= 0, got {costs[~(np.isfinite(costs) & (costs >= 0))][0]}')
+        raise AlphaqError(
+            f'costs must be finite and >= 0, got {costs[~(np.isfinite(costs) & (costs >= 0))][0]}')
     if (sizes <= 0).any(): raise AlphaqError(f'sizes must be positive, got {sizes.min()}')
     least, most = int(sizes.min(1).sum()), int(sizes.max(1).sum())
-    if budget < least: raise BudgetError(f'budget {budget} is below what the smallest widths need; reachable: {least} to {most}')
+    if budget < least:
+        raise BudgetError(
+            f'budget {budget} is below what the smallest widths need; reachable: {least} to {most}')
     return costs, sizes
 
 # %% ../nbs/16_mckp.ipynb #3cc340c8
@@ -65,9 +71,12 @@ def cost_unit(
     saving = np.abs(np.diff(costs, axis=1))
     return float(np.median(saving[saving > 0])) if (saving > 0).any() else 1.
 
-# the CBC 2.10.3 that PuLP brings calls wrong answers optimal when its preprocessing runs, on problems of two matrices already
-LIBRARIES = {'highs': ('HiGHS', {}), 'cbc': ('PULP_CBC_CMD', dict(options=['preprocess off'])), 'cbc-default': ('PULP_CBC_CMD', {})}
+# the CBC 2.10.3 that PuLP brings calls wrong answers optimal when its preprocessing runs, on
+# problems of two matrices already
+LIBRARIES = {'highs': ('HiGHS', {}), 'cbc': ('PULP_CBC_CMD', dict(options=['preprocess off'])),
+             'cbc-default': ('PULP_CBC_CMD', {})}
 
+# %% ../nbs/16_mckp.ipynb #485a5d1b
 def solve_pulp(
     costs,                 # `[n, w]` cost of each choice, >= 0
     sizes,                 # `[n, w]` positive integers
@@ -80,8 +89,10 @@ def solve_pulp(
     import pulp
     costs, sizes = _checked(costs, sizes, budget)
     model, unit = pulp.LpProblem('widths', pulp.LpMinimize), cost_unit(costs)
-    x = [[model.add_variable(f'x_{i}_{j}', cat='Binary') for j in range(costs.shape[1])] for i in range(len(costs))]
-    def total(table, kind): return pulp.lpSum(v * kind(t) for row, given in zip(x, table) for v, t in zip(row, given))
+    x = [[model.add_variable(f'x_{i}_{j}', cat='Binary') for j in range(costs.shape[1])]
+         for i in range(len(costs))]
+    def total(table, kind):
+        return pulp.lpSum(v * kind(t) for row, given in zip(x, table) for v, t in zip(row, given))
     model += total(costs / unit, float)
     model += total(sizes, int) <= int(budget), 'budget'
     for i, row in enumerate(x): model += pulp.lpSum(row) == 1, f'one_{i}'
@@ -89,9 +100,11 @@ def solve_pulp(
     solver = getattr(pulp, name)(msg=False, gapRel=gap, timeLimit=seconds, threads=1, **options)
     status = model.solve(solver)
     if model.sol_status not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
-        raise AlphaqError(f'{library} found no solution in {seconds:g} s (status {pulp.LpStatus[status]}); allow more time')
+        raise AlphaqError(f'{library} found no solution in {seconds:g} s (status '
+                          f'{pulp.LpStatus[status]}); allow more time')
     choice = np.array([[v.value() for v in row] for row in x]).argmax(1)
-    return _solution(costs, sizes, choice, relaxation(costs, sizes, budget).bound, f'pulp/{library}', model.sol_status == pulp.LpSolutionOptimal)
+    return _solution(costs, sizes, choice, relaxation(costs, sizes, budget).bound,
+                     f'pulp/{library}', model.sol_status == pulp.LpSolutionOptimal)
 
 # %% ../nbs/16_mckp.ipynb #f42ef621
 @dataclass(frozen=True)
@@ -111,7 +124,8 @@ class Frontier:
     def choice(self, moves:int)->np.ndarray: # `[n]` columns
         "Choice of each matrix after that many moves."
         choice = self.start.copy()
-        choice[self.row[:moves]] = self.to[:moves]  # a later move of a row overwrites an earlier one
+        # a later move of a row overwrites an earlier one
+        choice[self.row[:moves]] = self.to[:moves]
         return choice
 
     def price(self, budget:int)->float: # cost per unit of size
@@ -124,6 +138,7 @@ class Frontier:
         k = self.within(budget)
         return float(self.cost[k] - self.price(budget) * (budget - self.size[k]))
 
+# %% ../nbs/16_mckp.ipynb #ae560f8e
 def frontier(
     costs,       # `[n, w]` cost of each choice, >= 0
     sizes,       # `[n, w]` positive integers
@@ -137,15 +152,18 @@ def frontier(
         more, saved = sizes - sizes[rows, at][:, None], costs[rows, at][:, None] - costs
         rate = np.where((more > 0) & (saved > 0), saved / np.maximum(more, 1), -np.inf)
         best = rate.max(1)
-        to = np.where(rate == best[:, None], sizes, -1).argmax(1)    # the farthest point in the steepest direction
-        last, live = np.minimum(last, best), np.flatnonzero(best > 0)  # rounding must not turn two steps of a row around
+        # the farthest point in the steepest direction
+        to = np.where(rate == best[:, None], sizes, -1).argmax(1)
+        # rounding must not turn two steps of a row around
+        last, live = np.minimum(last, best), np.flatnonzero(best > 0)
         steps.append((live, to[live], last[live], more[live, to[live]], saved[live, to[live]]))
         at = np.where(best > 0, to, at)
     row, to, rate, more, saved = map(np.concatenate, zip(*steps))
     order = np.lexsort((row, -rate))
     row, to, rate, more, saved = (a[order] for a in (row, to, rate, more, saved))
     size = sizes[rows, start].sum() + np.append(0, np.cumsum(more))
-    cost = costs[rows, at].sum() + np.append(np.cumsum(saved[::-1])[::-1], 0)  # from the small end, where digits count
+    # from the small end, where digits count
+    cost = costs[rows, at].sum() + np.append(np.cumsum(saved[::-1])[::-1], 0)
     return Frontier(start, row, to, rate, size, cost)
 
 # %% ../nbs/16_mckp.ipynb #b912a11d
@@ -174,11 +192,15 @@ def _merged(size, extra, moves, excess, price, slack):
     sizes = np.add.outer(np.append(0, moves), size).ravel()
     extras = np.add.outer(np.append(0, excess), extra).ravel()
     order = np.argsort(sizes, kind='stable')
-    value = extras[order] - price * sizes[order]                       # what a state costs once the rest of the budget is priced
-    order = order[np.append(True, value[1:] < np.minimum.accumulate(value)[:-1]) & (extras[order] < slack)]
-    order = order[np.append(sizes[order[1:]] > sizes[order[:-1]], True)]  # of equal sizes the last is the cheapest
+    # what a state costs once the rest of the budget is priced
+    value = extras[order] - price * sizes[order]
+    order = order[np.append(True, value[1:] < np.minimum.accumulate(value)[:-1])
+                  & (extras[order] < slack)]
+    # of equal sizes the last is the cheapest
+    order = order[np.append(sizes[order[1:]] > sizes[order[:-1]], True)]
     return sizes[order], extras[order], order % len(size), order // len(size)
 
+# %% ../nbs/16_mckp.ipynb #40f0e54d
 def _core(excess, more, price, slack):
     "Rows with moves worth trying, least excess per unit of size first; the least rate from each on, up and down; their least excess; the moves."
     worth = (excess < slack) & (more != 0)
@@ -186,10 +208,13 @@ def _core(excess, more, price, slack):
     rows = np.argsort(rate.min(1), kind='stable')[:worth.any(1).sum()]
     rise = more[rows, rate[rows].argmin(1)] > 0
     turn = np.where(rise, np.cumsum(rise), np.cumsum(~rise))
-    rows = rows[np.lexsort((turn, rate[rows].min(1)))]                 # of equal rates by turns one up and one down, so that they can meet
+    # of equal rates by turns one up and one down, so that they can meet
+    rows = rows[np.lexsort((turn, rate[rows].min(1)))]
     rate, more, worth = rate[rows], more[rows], worth[rows]
-    up, down = (np.append(np.where(way, rate, np.inf).min(1), np.inf)[::-1] for way in (more > 0, more < 0))
-    return rows, np.minimum.accumulate(up)[::-1].clip(max=price), np.minimum.accumulate(down)[::-1], np.where(worth, excess[rows], np.inf).min(1), worth
+    up, down = (np.append(np.where(way, rate, np.inf).min(1), np.inf)[::-1]
+                for way in (more > 0, more < 0))
+    return rows, np.minimum.accumulate(up)[::-1].clip(max=price), np.minimum.accumulate(down)[
+        ::-1], np.where(worth, excess[rows], np.inf).min(1), worth
 
 # %% ../nbs/16_mckp.ipynb #fbb39ad8
 def _search(excess, more, price, left, enough, states):
@@ -201,17 +226,23 @@ def _search(excess, more, price, left, enough, states):
         if slack <= enough or not len(size): break
         if least[i] + lowest >= slack: continue
         columns = np.flatnonzero(worth[i])
-        size, extra, parent, move = _merged(size, extra, more[row, columns], excess[row, columns], price, slack)
-        trail.append((row, parent.astype(np.int32), np.append(-1, columns).astype(np.int16)[move]))  # small: they are all kept
-        fits = np.searchsorted(size, left, side='right') - 1           # among states that fit, the largest is the cheapest
-        if fits >= 0 and (over := extra[fits] + price * (left - size[fits])) < slack: slack, found = over, _moves(trail, fits)
-        rate = np.where(size > left, down[i + 1], up[i + 1])           # of the way that a state still has to go, up or down
+        size, extra, parent, move = _merged(size, extra, more[row, columns], excess[row, columns],
+                                            price, slack)
+        # small: they are all kept
+        trail.append((row, parent.astype(np.int32), np.append(-1, columns).astype(np.int16)[move]))
+        # among states that fit, the largest is the cheapest
+        fits = np.searchsorted(size, left, side='right') - 1
+        if fits >= 0 and (over := extra[fits] + price * (left - size[fits])) < slack:
+            slack, found = over, _moves(trail, fits)
+        # of the way that a state still has to go, up or down
+        rate = np.where(size > left, down[i + 1], up[i + 1])
         keep = np.flatnonzero(extra + rate * np.abs(left - size) < slack)
         size, extra, trail[-1] = size[keep], extra[keep], (row, *(t[keep] for t in trail[-1][1:]))
         lowest, states = extra.min(initial=np.inf), states - len(size)
         if states < 0: return found, False
     return found, True
 
+# %% ../nbs/16_mckp.ipynb #0a3432dc
 def _moves(trail, at):
     "The moves that led to a state."
     found = {}
@@ -225,16 +256,21 @@ def solve(
     costs,                   # `[n, w]` cost of each choice, >= 0
     sizes,                   # `[n, w]` positive integers, any unit
     budget:int,              # bound on the total size, same unit
-    states:int=30_000_000,   # looked at in the core before the best found so far is returned, with its gap
+    # looked at in the core before the best found so far is returned, with its gap
+    states:int=30_000_000,
 )->Solution:                 # raises `BudgetError` when no choice fits
     "Solve the multiple-choice knapsack: frontier, then dynamic programming through an expanding core ({eq}`eq-excess`; after Pisinger 1995)."
     costs, sizes = _checked(costs, sizes, budget)
     rows, least = np.arange(len(costs)), sizes.min(1)
     unit = max(1, int(np.gcd.reduce((sizes - least[:, None]).ravel())))
-    small, room = (sizes - least[:, None]) // unit + 1, (int(budget) - int(least.sum())) // unit + len(costs)
+    small = (sizes - least[:, None]) // unit + 1
+    room = (int(budget) - int(least.sum())) // unit + len(costs)
     relaxed = relaxation(costs, small, room)
     choice, more = relaxed.choice.copy(), small - small[rows, relaxed.choice][:, None]
     excess = np.maximum(costs - costs[rows, choice][:, None] + relaxed.multiplier * more, 0)
-    found, optimal = _search(excess, more, relaxed.multiplier, room - int(small[rows, choice].sum()), 1e-12 * costs[rows, choice].sum(), states)
+    found, optimal = _search(excess, more, relaxed.multiplier,
+                             room - int(small[rows, choice].sum()),
+                             1e-12 * costs[rows, choice].sum(), states)
     choice[list(found)] = list(found.values())
-    return _solution(costs, sizes, choice, relaxed.bound, 'frontier+core' if found else 'frontier', optimal)
+    return _solution(costs, sizes, choice, relaxed.bound, 'frontier+core' if found else 'frontier',
+                     optimal)

@@ -28,6 +28,7 @@ NOISES = ('analytic', 'table', 'measured')
 SCOPES = ('global', 'block')
 GRANULARITIES = ('projection', 'expert', 'role', 'layer')
 
+# %% ../nbs/30_methods.ipynb #b89f0d17
 @dataclass(frozen=True)
 class Settings:
     "Everything an allocation depends on besides the scores."
@@ -39,11 +40,16 @@ class Settings:
     choices:tuple=WIDTHS        # widths offered, ascending
     count:str='params'          # one of `COUNTS`
     group_size:int=128          # weights per scale and zero point
-    scope:str|None=None         # one of `SCOPES`: the budget holds for the whole, or for every decoder layer; `None` takes what the method's source uses
-    granularity:str|None=None   # one of `GRANULARITIES`: what shares a width; `None` takes what the method's source uses
+    # one of `SCOPES`: the budget holds for the whole, or for every decoder layer; `None` takes what
+    # the method's source uses
+    scope:str|None=None
+    # one of `GRANULARITIES`: what shares a width; `None` takes what the method's source uses
+    granularity:str|None=None
     bounds:tuple=()             # `(pattern of names, least width, most)`; equal numbers fix a width
     seed:int=0                  # of methods that draw
-    stored:tuple|None=None      # bits per weight that each width takes where the plan will be used; `None` is this package's own packing
+    # bits per weight that each width takes where the plan will be used; `None` is this package's
+    # own packing
+    stored:tuple|None=None
 
 # %% ../nbs/30_methods.ipynb #ec7b4ab4
 def visits(
@@ -51,32 +57,45 @@ def visits(
 )->np.ndarray:   # `[n]` integers, at least 1
     "How often a token reads each matrix: the expert's share of its layer in parts of 16,384; ones where no text was read."
     shares = [s.frequency for s in scores]
-    return np.ones(len(scores), np.int64) if None in shares else np.maximum(1, np.rint(2**14 * np.array(shares))).astype(np.int64)
+    return np.ones(len(scores), np.int64) if None in shares else np.maximum(
+        1, np.rint(2**14 * np.array(shares))).astype(np.int64)
 
+# %% ../nbs/30_methods.ipynb #1301facf
 def choice_sizes(
     scores,            # `[n]` `Score`
     settings:Settings, # names count, choices and group size
 )->np.ndarray:         # `[n, choices]` integers: bits, modules times bits, or bits times visits
     "Size of each choice in the unit that the budget counts."
-    if settings.count not in COUNTS: raise AlphaqError(f'a budget counts {", ".join(COUNTS)}, got {settings.count!r}')
+    if settings.count not in COUNTS:
+        raise AlphaqError(f'a budget counts {", ".join(COUNTS)}, got {settings.count!r}')
     widths = np.array(settings.choices, np.int64)
     if settings.count == 'modules': return np.tile(widths, (len(scores), 1))
     if any(not s.numel for s in scores):
-        raise AlphaqError('these scores carry no shapes, so the budget can only count modules; use --count modules')
-    if settings.count == 'params': return np.array([s.numel for s in scores], np.int64)[:, None] * widths
-    if settings.count == 'active': return visits(scores)[:, None] * choice_sizes(scores, replace(settings, count='stored'))
+        raise AlphaqError('these scores carry no shapes, so the budget can only count '
+                          'modules; use --count modules')
+    if settings.count == 'params':
+        return np.array([s.numel for s in scores], np.int64)[:, None] * widths
+    if settings.count == 'active':
+        return visits(scores)[:, None] * choice_sizes(scores, replace(settings, count='stored'))
     if settings.stored:
         weigh = dict(zip(WIDTHS, settings.stored))
-        return np.rint(np.outer([s.numel for s in scores], [weigh[b] for b in settings.choices])).astype(np.int64)
-    return 8 * np.array([[stored_bytes((s.rows, s.cols), b, settings.group_size) for b in settings.choices] for s in scores])
+        return np.rint(np.outer([s.numel for s in scores],
+                                [weigh[b] for b in settings.choices])).astype(np.int64)
+    return 8 * np.array([[stored_bytes((s.rows, s.cols), b, settings.group_size)
+                          for b in settings.choices] for s in scores])
 
 # %% ../nbs/30_methods.ipynb #cf9cdc60
 def _check_measured(scores, group_size):
     "Refuse errors that were measured in other groups than the plan will have."
-    other = next((s for s in scores if s.group and group_of(s.cols, s.group) != group_of(s.cols, group_size)), None)
-    if other: raise AlphaqError(f'{other.name}: its errors were measured with --group-size {other.group}, the plan has {group_size}; '
-                                f'allocate with --group-size {other.group}, or score the checkpoint again')
+    other = next((s for s in scores if s.group
+                  and group_of(s.cols, s.group) != group_of(s.cols, group_size)), None)
+    if other:
+        raise AlphaqError(f'{other.name}: its errors were measured with --group-size '
+                          f'{other.group}, the plan has {group_size}; '
+                          f'allocate with --group-size {other.group}, or score the checkpoint '
+                          'again')
 
+# %% ../nbs/30_methods.ipynb #53d5974c
 def noise_table(
     scores,            # `[n]` `Score`
     settings:Settings, # names the noise model
@@ -85,13 +104,16 @@ def noise_table(
     variance = np.array([s.variance for s in scores])
     if settings.noise == 'analytic': return analytic_noise(variance, settings.choices)
     if settings.noise == 'table':
-        groups = np.array([group_of(s.cols, settings.group_size) if s.cols else settings.group_size for s in scores])
+        groups = np.array([group_of(s.cols, settings.group_size) if s.cols else settings.group_size
+                           for s in scores])
         table = np.zeros((len(scores), len(WIDTHS)))
         for g in np.unique(groups): table[groups == g] = table_noise(variance[groups == g], int(g))
     else:
         missing = [s.name for s in scores if not s.mse]
         _check_measured(scores, settings.group_size)
-        if missing: raise AlphaqError(f'{missing[0]}: no measured error in the scores; score the checkpoint again or use --noise table')
+        if missing:
+            raise AlphaqError(f'{missing[0]}: no measured error in the scores; score the '
+                              'checkpoint again or use --noise table')
         table = np.array([s.mse for s in scores])
     return table[:, [WIDTHS.index(b) for b in settings.choices]]
 
@@ -99,6 +121,7 @@ def _alphas(scores): return np.array([s.alpha for s in scores], float)
 
 def _numel(scores): return np.array([s.numel for s in scores], float)[:, None]
 
+# %% ../nbs/30_methods.ipynb #62b79ce6
 def noise_only(scores, settings): # `[n, choices]` costs
     "Total rounding error, every matrix equally important (ablation of AlphaQ, table 3)."
     return _numel(scores) * noise_table(scores, settings)
@@ -109,7 +132,8 @@ def alphaq(scores, settings): # `[n, choices]` costs
 
 def alpha_only(scores, settings): # `[n, choices]` costs
     "Alpha weight times 4^-b, blind to the variance (ablation of AlphaQ, table 3)."
-    return alpha_weight(_alphas(scores), settings.gamma)[:, None] * analytic_noise(np.ones(len(scores)), settings.choices)
+    return alpha_weight(_alphas(scores), settings.gamma)[:, None] * analytic_noise(
+        np.ones(len(scores)), settings.choices)
 
 def direct(scores, settings): # `[n, choices]` costs
     "Alpha itself times noise, as the paper's words for its `Direct` ablation read; a large alpha is then dear (AlphaQ, table 3)."
@@ -124,7 +148,9 @@ def _signal(scores, name):
         raise AlphaqError(f'{missing[0]}: no {name} in the scores; {mend}')
     return np.array([getattr(s, name) for s in scores], float)
 
-DATA = ('frequency', 'routing', 'corpora', 'similarity', 'trace', 'expert_error', 'expert_loss', 'layer_error', 'gradient', 'fisher')  # columns that text fills
+# columns that text fills
+DATA = ('frequency', 'routing', 'corpora', 'similarity', 'trace', 'expert_error', 'expert_loss',
+        'layer_error', 'gradient', 'fisher')
 
 def random(scores, settings): # `[n, choices]` costs
     "Weights that mean nothing, from a seed."
@@ -137,26 +163,35 @@ def kurtosis(scores, settings): # `[n, choices]` costs
 
 def _layer(s): return layer_of(s.name) or s.layer  # a table of a stranger knows only the number
 
+# %% ../nbs/30_methods.ipynb #85e92664
 def units(
     scores,          # `[n]` `Score`
     granularity:str, # one of `GRANULARITIES`
 )->np.ndarray:       # `[n]` number of the unit of each projection, from 0, in order of first appearance
     "What shares a width."
     if granularity == 'projection': return np.arange(len(scores))
-    if any(s.layer < 0 or (granularity == 'expert' and s.expert < 0) or (granularity == 'role' and not s.role) for s in scores):
+    if any(s.layer < 0 or (granularity == 'expert' and s.expert < 0)
+           or (granularity == 'role' and not s.role) for s in scores):
         raise AlphaqError(f'these scores do not say which {granularity} a row belongs to')
-    within, number = {'expert': lambda s: s.expert, 'role': lambda s: s.role, 'layer': lambda s: 0}[granularity], {}
+    within = {'expert': lambda s: s.expert, 'role': lambda s: s.role,
+              'layer': lambda s: 0}[granularity]
+    number = {}
     return np.array([number.setdefault((_layer(s), within(s)), len(number)) for s in scores])
 
+# %% ../nbs/30_methods.ipynb #0a120309
 def mopeq(scores, settings): # `[n, choices]` costs
     "Inverse norms summed over an expert, in three clusters worth a bit each (MoPEQ, ICCV-W 2025)."
     of, norm = units(scores, 'expert'), _signal(scores, 'norm')
     norm = np.where(norm > 0, norm, np.inf)
     inverse = np.bincount(of, (_numel(scores)[:, 0] - 1) / norm)
-    sensitivity = np.log(np.maximum(inverse, inverse[inverse > 0].min(initial=np.inf)) if inverse.any() else inverse + 1)  # an expert of zeros loses nothing
-    if len(np.unique(sensitivity)) > 2: centres, cluster = kmeans2(sensitivity, 3, minit='++', rng=settings.seed, missing='warn')
+    # an expert of zeros loses nothing
+    sensitivity = np.log(np.maximum(inverse, inverse[inverse > 0].min(initial=np.inf))
+                         if inverse.any() else inverse + 1)
+    if len(np.unique(sensitivity)) > 2:
+        centres, cluster = kmeans2(sensitivity, 3, minit='++', rng=settings.seed, missing='warn')
     else: centres, cluster = np.zeros(3), np.zeros(len(sensitivity), int)
-    return 4. ** centres.argsort().argsort()[cluster][of][:, None] * analytic_noise(np.ones(len(scores)), settings.choices)
+    return 4. ** centres.argsort().argsort()[cluster][of][:, None] * analytic_noise(
+        np.ones(len(scores)), settings.choices)
 
 # %% ../nbs/30_methods.ipynb #8146160c
 def uniform(scores, settings, sizes, budget): # `[n]` widths
@@ -164,14 +199,16 @@ def uniform(scores, settings, sizes, budget): # `[n]` widths
     total = sizes.sum(0)
     low = int(np.flatnonzero(total <= budget)[-1])
     if low == len(total) - 1: return np.full(len(scores), settings.choices[-1])
-    order = sorted(range(len(scores)), key=lambda i: (scores[i].layer, scores[i].expert, scores[i].name))
+    order = sorted(range(len(scores)),
+                   key=lambda i: (scores[i].layer, scores[i].expert, scores[i].name))
     return _promoted(np.array(order), low, low + 1, settings, sizes, budget)
 
 def _promoted(order, low, high, settings, sizes, budget):
     "Everything at one choice, and the first of an order at a higher one, as far as the budget reaches."
     extra = np.cumsum((sizes[:, high] - sizes[:, low])[order])
     bits = np.full(len(order), settings.choices[low])
-    bits[order[:int(np.searchsorted(extra, budget - sizes[:, low].sum(), side='right'))]] = settings.choices[high]
+    bits[order[:int(np.searchsorted(extra, budget - sizes[:, low].sum(),
+                                    side='right'))]] = settings.choices[high]
     return bits
 
 # %% ../nbs/30_methods.ipynb #1533827f
@@ -182,24 +219,31 @@ def outlier(scores, settings, sizes, budget): # `[n]` widths
 def _first_at_four(rank, settings, sizes, budget):
     "Two bits for all, four for the projections of smallest rank; below two bits, one and three."
     reach = np.flatnonzero(sizes.sum(0) <= budget)[-1]
-    low = settings.choices.index(2) if 2 in settings.choices and settings.choices.index(2) <= reach else 0
-    high = len(settings.choices) - 1 if settings.choices[low] >= 2 else min(low + 2, len(settings.choices) - 1)
+    low = settings.choices.index(2) if 2 in settings.choices and settings.choices.index(
+        2) <= reach else 0
+    high = len(settings.choices) - 1 if settings.choices[low] >= 2 else min(
+        low + 2, len(settings.choices) - 1)
     return _promoted(np.argsort(rank, kind='stable'), low, high, settings, sizes, budget)
 
 def _by_layer(scores, values):
     "Layer to `(experts, value of each, rows of each)`, values averaged over an expert's projections."
     layers = {}
-    for i, s in enumerate(scores): layers.setdefault(_layer(s), {}).setdefault(s.expert, []).append(i)
+    for i, s in enumerate(scores):
+        layers.setdefault(_layer(s), {}).setdefault(s.expert, []).append(i)
     if any(s.layer < 0 or s.expert < 0 for s in scores):
-        raise AlphaqError('these scores do not say which layer and expert a row belongs to; this method ranks experts in a layer')
-    return {layer: (np.array([values[rows].mean() for rows in experts.values()]), list(experts.values())) for layer, experts in layers.items()}
+        raise AlphaqError('these scores do not say which layer and expert a row belongs to; '
+                          'this method ranks experts in a layer')
+    return {layer: (np.array([values[rows].mean() for rows in experts.values()]),
+                    list(experts.values())) for layer, experts in layers.items()}
 
+# %% ../nbs/30_methods.ipynb #b3d8a323
 def ratio(scores, settings, sizes, budget): # `[n]` widths
     "In each layer a share of experts one bit up and a share one bit down, by mean alpha (released code of AlphaQ, `mixed_with_alpha`)."
     base = int(np.floor(settings.bits))
     up = .25 + settings.bits - base
     down = min(.25, 1 - up)
-    if base - 1 < settings.choices[0] or base + 1 > settings.choices[-1]: base, up, down = max(base, 1), settings.bits - base, 0.
+    if base - 1 < settings.choices[0] or base + 1 > settings.choices[-1]:
+        base, up, down = max(base, 1), settings.bits - base, 0.
     bits = np.full(len(scores), base)
     for values, rows in _by_layer(scores, _alphas(scores)).values():
         order, n = np.argsort(values, kind='stable'), len(values)
@@ -212,7 +256,8 @@ def _moved_ahead(order, variance, zeta=3.):
     "The order, walked from its end: an expert of `zeta` times the variance of one before it takes that one's place."
     order = list(order)
     for e in reversed(order.copy()):
-        k = next((k for k, other in enumerate(order) if zeta * variance[other] < variance[e]), len(order))
+        k = next((k for k, other in enumerate(order) if zeta * variance[other] < variance[e]),
+                 len(order))
         if order.index(e) > k: order.remove(e); order.insert(k, e)
     return order
 
@@ -222,19 +267,24 @@ def _level_counts(bits, levels, n):
     top = round((bits - (m if bits >= m else l)) * n)
     counts = [0, n - top, top] if bits >= m else [n - top, top, 0]
     third = (h - l) / 3
-    trades = counts[1] // 2 if bits > h - third else counts[1] // 3 if bits >= h - 2 * third else 0  # each leaves two fewer in the middle
+    # each leaves two fewer in the middle
+    trades = counts[1] // 2 if bits > h - third else counts[1] // 3 if bits >= h - 2 * third else 0
     return [counts[0] + trades, counts[1] - 2 * trades, counts[2] + trades]
 
+# %% ../nbs/30_methods.ipynb #afb682cb
 def router_variance(scores, settings, sizes, budget, signal='router_norm', levels=3): # `[n]` widths
     "Experts by router norm or its change, moved ahead by variance, two or three levels in every layer (Chowdhury et al., ICLR 2026)."
     low = 2 if settings.bits > 3 else 1
     bits = np.empty(len(scores), np.int64)
-    norms, spread = _by_layer(scores, _signal(scores, signal)), _by_layer(scores, _signal(scores, 'row_variance'))
+    norms = _by_layer(scores, _signal(scores, signal))
+    spread = _by_layer(scores, _signal(scores, 'row_variance'))
     for i, (layer, (norm, rows)) in enumerate(norms.items()):
         order, n = _moved_ahead(np.argsort(norm, kind='stable'), spread[layer][0]), len(norm)
-        highs = [int(layers * n * (settings.bits - low) / 2 + 1e-9) for layers in (i, i + 1)]  # a fraction is carried to the next layer
+        # a fraction is carried to the next layer
+        highs = [int(layers * n * (settings.bits - low) / 2 + 1e-9) for layers in (i, i + 1)]
         high = highs[1] - highs[0]
-        counts = [n - high, 0, high] if levels == 2 else _level_counts(settings.bits, (low, low + 1, low + 2), n)
+        counts = [n - high, 0, high] if levels == 2 else _level_counts(settings.bits,
+                                                                       (low, low + 1, low + 2), n)
         for e, b in zip(order, np.repeat((low + 2, low + 1, low), counts[::-1])): bits[rows[e]] = b
     return bits
 
@@ -266,7 +316,8 @@ def _wide(scores, settings, name):
 def hessian(scores, settings): # `[n, choices]` costs
     "Mean curvature times squared error (HAWQ-v2)."
     trace = _signal(scores, 'trace')
-    if not (trace > 0).any(): raise AlphaqError('no trace in the scores is positive; score with more probes')
+    if not (trace > 0).any():
+        raise AlphaqError('no trace in the scores is positive; score with more probes')
     return np.maximum(trace, trace[trace > 0].min())[:, None] * noise_table(scores, settings)
 
 def afg(scores, settings): # `[n, choices]` costs
@@ -278,9 +329,11 @@ def autoscheme(scores, settings): # `[n, choices]` costs
     costs, of = _wide(scores, settings, 'gradient'), units(scores, 'layer')
     for layer in np.unique(of):
         idle = (of == layer) & (costs == 0).all(1)
-        if idle.any() and not idle[of == layer].all(): costs[idle] = costs[(of == layer) & ~idle].mean(0)
+        if idle.any() and not idle[of == layer].all():
+            costs[idle] = costs[(of == layer) & ~idle].mean(0)
     return costs
 
+# %% ../nbs/30_methods.ipynb #b48df4c4
 def mxmoe(scores, settings): # `[n, choices]` costs
     "Change of the layer's output when one matrix is rounded (MxMoE, 2025, with r = 1: no term for time)."
     return _wide(scores, settings, 'layer_error')
@@ -309,6 +362,7 @@ def _way_back(trail, sizes, total):
         total -= int(sizes[i, choice[i]])
     return choice
 
+# %% ../nbs/30_methods.ipynb #2d312316
 @dataclass(frozen=True)
 class _Block:
     "The experts of one layer, each to be given one of three widths."
@@ -325,10 +379,14 @@ class _Block:
     def choice(self, total): # `[n]` of each projection, at a total of steps
         return _way_back(self.table[1], self.steps, int(total))[self.place]
 
+# %% ../nbs/30_methods.ipynb #f616d908
 def _expert_blocks(costs, scores, settings, sizes, budget):
     "The three widths offered, and a block for each layer."
-    if len(settings.choices) < 3: raise AlphaqError(f'{settings.method} chooses among three widths, {settings.choices} are offered')
-    first = next((k for k in range(len(settings.choices) - 3) if sizes[:, k + 2].sum() > budget), len(settings.choices) - 3)
+    if len(settings.choices) < 3:
+        raise AlphaqError(
+            f'{settings.method} chooses among three widths, {settings.choices} are offered')
+    first = next((k for k in range(len(settings.choices) - 3) if sizes[:, k + 2].sum() > budget),
+                 len(settings.choices) - 3)
     three, blocks, layer = slice(first, first + 3), [], units(scores, 'layer')
     for l in np.unique(layer):
         rows = np.flatnonzero(layer == l)
@@ -341,29 +399,36 @@ def _expert_blocks(costs, scores, settings, sizes, budget):
         blocks.append(_Block(rows, place, c, (z - z[:, :1]) // step, int(z[:, 0].sum()), step))
     return np.array(settings.choices)[three], blocks
 
+# %% ../nbs/30_methods.ipynb #46a51d45
 def pmq(scores, settings, sizes, budget): # `[n]` widths
     "Frequency, routing weight and output error in a program for every block (PMQ in MC-MoE, ICLR 2025)."
-    costs = (_signal(scores, 'frequency') * _signal(scores, 'routing') ** 1.5)[:, None] * _wide(scores, settings, 'expert_error')
+    costs = (_signal(scores, 'frequency')
+             * _signal(scores, 'routing') ** 1.5)[:, None] * _wide(scores, settings, 'expert_error')
     widths, blocks = _expert_blocks(costs, scores, settings, sizes, budget)
     bits, whole = np.empty(len(scores), np.int64), int(sizes[:, -1].sum())
     for b in blocks:
         room = (budget * int(sizes[b.rows, -1].sum()) // whole - b.least) // b.step
         within = b.table[0][:room + 1]
         if not np.isfinite(within).any():
-            raise BudgetError(f'PMQ wants an expert at {widths[2]} and one at {widths[1]} bits in every layer; {settings.bits:g} bits are too few')
+            raise BudgetError(f'PMQ wants an expert at {widths[2]} and one at {widths[1]} bits in '
+                              f'every layer; {settings.bits:g} bits are too few')
         bits[b.rows] = widths[b.choice(within.argmin())]
     return bits
 
+# %% ../nbs/30_methods.ipynb #cef4605e
 def gemq(scores, settings, sizes, budget): # `[n]` widths
     "Gradient-weighted output error in one program for all blocks (GEMQ, ICML 2026)."
-    widths, blocks = _expert_blocks(_wide(scores, settings, 'expert_loss'), scores, settings, sizes, budget)
+    widths, blocks = _expert_blocks(_wide(scores, settings, 'expert_loss'), scores, settings, sizes,
+                                    budget)
     reached = [np.flatnonzero(np.isfinite(b.table[0])) for b in blocks]
     most = max(map(len, reached))
-    totals = [np.pad(r, (0, most - len(r)), 'edge') for r in reached]  # a shorter row repeats its last choice
+    # a shorter row repeats its last choice
+    totals = [np.pad(r, (0, most - len(r)), 'edge') for r in reached]
     costs = np.array([b.table[0][t] for b, t in zip(blocks, totals)])
     weights = np.array([b.least + b.step * t for b, t in zip(blocks, totals)])
     bits = np.empty(len(scores), np.int64)
-    for b, t, k in zip(blocks, totals, solve(costs, weights, budget).choice): bits[b.rows] = widths[b.choice(t[k])]
+    for b, t, k in zip(blocks, totals, solve(costs, weights, budget).choice):
+        bits[b.rows] = widths[b.choice(t[k])]
     return bits
 
 # %% ../nbs/30_methods.ipynb #64b2fa2f
@@ -382,6 +447,7 @@ class Method:
 
 PER_CHANNEL = 2**16                 # a group longer than any row: one scale for each output channel
 
+# %% ../nbs/30_methods.ipynb #e9719b2e
 METHODS = {
     'uniform': Method('AlphaQ (arXiv 2606.04980), section 4.1', 'exact', widths=uniform),
     'random': Method('control: weights that mean nothing', 'ours', costs=random),
@@ -389,34 +455,53 @@ METHODS = {
     'alpha-only': Method('AlphaQ, table 3', 'faithful', costs=alpha_only),
     'direct': Method('AlphaQ, table 3', 'inferred', costs=direct),
     'alphaq': Method('AlphaQ, equation 4', 'exact', costs=alphaq),
-    'alphaq-block': Method('AlphaQ, a budget for every block', 'exact', costs=alphaq, scope='block'),
-    'alphaq-expert': Method('AlphaQ, one width per expert', 'inferred', costs=alphaq, granularity='expert'),
-    'alphaq-layer': Method('AlphaQ, one width per layer', 'inferred', costs=alphaq, granularity='layer'),
-    'alphaq-measured': Method('alpha weight times measured error', 'ours', costs=alphaq, noise='measured'),
+    'alphaq-block': Method('AlphaQ, a budget for every block', 'exact', costs=alphaq,
+                           scope='block'),
+    'alphaq-expert': Method('AlphaQ, one width per expert', 'inferred', costs=alphaq,
+                            granularity='expert'),
+    'alphaq-layer': Method('AlphaQ, one width per layer', 'inferred', costs=alphaq,
+                           granularity='layer'),
+    'alphaq-measured': Method('alpha weight times measured error', 'ours', costs=alphaq,
+                              noise='measured'),
     'ratio': Method('AlphaQ, released code, mixed_with_alpha', 'faithful', widths=ratio),
     'measured': Method('measured rounding error alone', 'ours', costs=noise_only, noise='measured'),
     'kurtosis': Method('kurtosis times noise', 'inferred', costs=kurtosis),
     'mopeq': Method('MoPEQ, ICCV-W 2025', 'inferred', costs=mopeq, granularity='expert'),
     'outlier': Method('QuantMoE-Bench, linear outlier score', 'faithful', widths=outlier),
-    'per-channel': Method('MoQE (arXiv 2310.02410): one scale per output channel', 'faithful', widths=uniform, group_size=PER_CHANNEL),
-    'router-variance': Method('Chowdhury et al., ICLR 2026, final router norm, three levels', 'faithful', widths=router_variance),
-    'router-variance-2': Method('the same, two levels', 'faithful', widths=partial(router_variance, levels=2)),
-    'router-change': Method('the same, true change of the norm, three levels', 'faithful', widths=partial(router_variance, signal='router_change')),
-    'router-change-2': Method('the same, true change of the norm, two levels', 'faithful', widths=partial(router_variance, signal='router_change', levels=2)),
-    'frequency': Method('QuantMoE-Bench (arXiv 2406.08155), expert frequency', 'faithful', widths=frequency, data=('frequency',)),
-    'dynaexq': Method('DynaExq (arXiv 2511.15015), most tokens of each layer', 'inferred', widths=dynaexq, data=('frequency',)),
-    'dynamo': Method('DynaMo (arXiv 2503.21135), several corpora', 'inferred', widths=dynamo, data=('corpora',)),
-    'bsp': Method('QuantMoE-Bench, block score predictor', 'inferred', widths=bsp, data=('similarity',)),
-    'pmq': Method('PMQ in MC-MoE, ICLR 2025', 'faithful', widths=pmq, data=('frequency', 'routing', 'expert_error')),
-    'gemq': Method('GEMQ, ICML 2026 (arXiv 2605.23078), without its tuned router', 'faithful', widths=gemq, data=('expert_loss',)),
-    'mxmoe': Method('MxMoE (arXiv 2505.05799), loss alone', 'faithful', costs=mxmoe, scope='block', data=('layer_error',)),
-    'hessian': Method('HAWQ-v2 (arXiv 1911.03852)', 'faithful', costs=hessian, noise='measured', data=('trace',)),
-    'afg': Method('after AFG, ACL Findings 2025: one width per matrix', 'inferred', costs=afg, data=('fisher',)),
-    'autoscheme': Method('AutoRound, AutoScheme, with the gradient at the unrounded weights', 'faithful', costs=autoscheme, data=('gradient',)),
-}
+    'per-channel': Method('MoQE (arXiv 2310.02410): one scale per output channel', 'faithful',
+                          widths=uniform, group_size=PER_CHANNEL),
+    'router-variance': Method('Chowdhury et al., ICLR 2026, final router norm, three levels',
+                              'faithful', widths=router_variance),
+    'router-variance-2': Method('the same, two levels', 'faithful',
+                                widths=partial(router_variance, levels=2)),
+    'router-change': Method('the same, true change of the norm, three levels', 'faithful',
+                            widths=partial(router_variance, signal='router_change')),
+    'router-change-2': Method('the same, true change of the norm, two levels', 'faithful',
+                              widths=partial(router_variance, signal='router_change', levels=2)),
+    'frequency': Method('QuantMoE-Bench (arXiv 2406.08155), expert frequency', 'faithful',
+                        widths=frequency, data=('frequency',)),
+    'dynaexq': Method('DynaExq (arXiv 2511.15015), most tokens of each layer', 'inferred',
+                      widths=dynaexq, data=('frequency',)),
+    'dynamo': Method('DynaMo (arXiv 2503.21135), several corpora', 'inferred', widths=dynamo,
+                     data=('corpora',)),
+    'bsp': Method('QuantMoE-Bench, block score predictor', 'inferred', widths=bsp,
+                  data=('similarity',)),
+    'pmq': Method('PMQ in MC-MoE, ICLR 2025', 'faithful', widths=pmq,
+                  data=('frequency', 'routing', 'expert_error')),
+    'gemq': Method('GEMQ, ICML 2026 (arXiv 2605.23078), without its tuned router', 'faithful',
+                   widths=gemq, data=('expert_loss',)),
+    'mxmoe': Method('MxMoE (arXiv 2505.05799), loss alone', 'faithful', costs=mxmoe, scope='block',
+                    data=('layer_error',)),
+    'hessian': Method('HAWQ-v2 (arXiv 1911.03852)', 'faithful', costs=hessian, noise='measured',
+                      data=('trace',)),
+    'afg': Method('after AFG, ACL Findings 2025: one width per matrix', 'inferred', costs=afg,
+                  data=('fisher',)),
+    'autoscheme': Method('AutoRound, AutoScheme, with the gradient at the unrounded weights',
+                         'faithful', costs=autoscheme, data=('gradient',)),}
 
 # %% ../nbs/30_methods.ipynb #6e062809
-WITH_ALPHA = tuple(n for n, m in METHODS.items() if m.costs in (alphaq, alpha_only))  # methods to which gamma and its cap mean something
+# methods to which gamma and its cap mean something
+WITH_ALPHA = tuple(n for n, m in METHODS.items() if m.costs in (alphaq, alpha_only))
 
 def method_named(
     name:str, # key of `METHODS`

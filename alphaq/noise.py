@@ -48,8 +48,10 @@ def hull(
 )->np.ndarray:     # `[widths]` the largest convex curve that lies nowhere above
     "Lower convex hull of one row of costs, at the widths on offer."
     costs, at = np.asarray(costs, float), np.asarray(widths, float)
-    def between(j, i, k): return costs[i] + (costs[k] - costs[i]) * (at[j] - at[i]) / (at[k] - at[i])
-    return np.array([min([costs[j], *(between(j, i, k) for i in range(j) for k in range(j + 1, len(at)))]) for j in range(len(at))])
+    def between(j, i, k):
+        return costs[i] + (costs[k] - costs[i]) * (at[j] - at[i]) / (at[k] - at[i])
+    return np.array([min([costs[j], *(between(j, i, k) for i in range(j)
+                                      for k in range(j + 1, len(at)))]) for j in range(len(at))])
 
 # %% ../nbs/14_noise.ipynb #f0066e50
 @lru_cache(maxsize=8)

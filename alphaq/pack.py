@@ -35,8 +35,10 @@ def slice_width(
 )->int:       # a power of two, 1 .. 128
     "Width of the contiguous slice that one field of a block covers ({eq}`eq-field`)."
     slices = padded_inputs(cols, bits) // FIELDS[bits]
-    return min(slices & -slices, SLICE)  # the lowest set bit is the largest power of two that divides
+    # the lowest set bit is the largest power of two that divides
+    return min(slices & -slices, SLICE)
 
+# %% ../nbs/07_pack.ipynb #b6894a52
 def word_count(
     shape,    # `(out, in)`
     bits:int, # 1 .. 4
@@ -63,6 +65,7 @@ def spec_places(
     else: places = [(b, 15) for b in range(3)]
     return [(start + ((block * words + w) * rows + r) * width + i, bit) for w, bit in places]
 
+# %% ../nbs/07_pack.ipynb #3fb945f1
 def spec_pack_codes(
     codes:Tensor, # `[out, in]` integers in 0 .. 2^bits - 1
     bits:int,     # 1 .. 4
@@ -71,7 +74,8 @@ def spec_pack_codes(
     words = [0] * word_count(codes.shape, bits)
     for row, line in enumerate(codes.tolist()):
         for col, code in enumerate(line):
-            for b, (word, bit) in enumerate(spec_places(row, col, codes.shape, bits)): words[word] |= (code >> b & 1) << bit
+            for b, (word, bit) in enumerate(spec_places(row, col, codes.shape, bits)):
+                words[word] |= (code >> b & 1) << bit
     return torch.tensor([w - (w >> 15 << 16) for w in words], dtype=torch.int16)  # two's complement
 
 def spec_unpack_codes(
@@ -81,14 +85,18 @@ def spec_unpack_codes(
 )->Tensor:        # `[out, in]` uint8
     "Specification of `unpack_codes`, bit by bit."
     words = words.tolist()
-    def code(row, col): return sum((words[w] >> bit & 1) << b for b, (w, bit) in enumerate(spec_places(row, col, shape, bits)))
-    return torch.tensor([[code(row, col) for col in range(shape[1])] for row in range(shape[0])], dtype=torch.uint8)
+    def code(row, col):
+        return sum((words[w] >> bit & 1) << b
+                   for b, (w, bit) in enumerate(spec_places(row, col, shape, bits)))
+    return torch.tensor([[code(row, col) for col in range(shape[1])] for row in range(shape[0])],
+                        dtype=torch.uint8)
 
 # %% ../nbs/07_pack.ipynb #6a51d8a0
 def _check(shape, bits):
     if bits not in WIDTHS: raise AlphaqError(f'widths are {WIDTHS}, got {bits}')
     if len(shape) != 2 or min(shape) < 1:
-        raise AlphaqError(f'a matrix [out, in] is packed, got shape {tuple(shape)}; pack experts one at a time')
+        raise AlphaqError(
+            f'a matrix [out, in] is packed, got shape {tuple(shape)}; pack experts one at a time')
 
 def _tiles(rows):
     "Runs of equal tiles: `(tiles, rows of each)`."
@@ -97,11 +105,14 @@ def _tiles(rows):
 
 def _to_words(fields, bits):
     "`[..., F, KW]` codes to `[..., words, KW]` words (int32, low 16 bits)."
-    def joined(f): return (f << torch.arange(0, f.shape[-2] * bits, bits, dtype=torch.int32)[:, None]).sum(-2, dtype=torch.int32)
+    def joined(f):
+        return (f << torch.arange(0, f.shape[-2] * bits, bits,
+                                  dtype=torch.int32)[:, None]).sum(-2, dtype=torch.int32)
     if bits != 3: return joined(fields)[..., None, :]
     three = joined(fields[..., :15, :].unflatten(-2, (3, 5)))
     return three | (fields[..., 15:, :] >> torch.arange(3, dtype=torch.int32)[:, None] & 1) << 15
 
+# %% ../nbs/07_pack.ipynb #a633edbe
 def pack_codes(
     codes:Tensor, # `[out, in]` integers in 0 .. 2^bits - 1
     bits:int,     # 1 .. 4
@@ -109,24 +120,31 @@ def pack_codes(
     "Codes to words in format v1."
     _check(codes.shape, bits)
     if codes.min() < 0 or codes.max() >= 2**bits:
-        raise AlphaqError(f'codes of {bits} bits lie in 0..{2**bits - 1}, got {int(codes.min())}..{int(codes.max())}')
+        raise AlphaqError(f'codes of {bits} bits lie in 0..{2**bits - 1}, got '
+                          f'{int(codes.min())}..{int(codes.max())}')
     cols = codes.shape[1]
     padded = torch.nn.functional.pad(codes.int(), (0, padded_inputs(cols, bits) - cols))
-    words = _to_words(padded.unflatten(1, (-1, FIELDS[bits], slice_width(cols, bits))), bits)      # [out, block, word, KW]
+    # [out, block, word, KW]
+    words = _to_words(padded.unflatten(1, (-1, FIELDS[bits], slice_width(cols, bits))), bits)
     runs = words.to(torch.int16).split([prod(run) for run in _tiles(len(codes))])
-    return torch.cat([w.unflatten(0, run).permute(0, 2, 3, 1, 4).flatten() for w, run in zip(runs, _tiles(len(codes)))])
+    return torch.cat([w.unflatten(0, run).permute(0, 2, 3, 1, 4).flatten()
+                      for w, run in zip(runs, _tiles(len(codes)))])
 
 # %% ../nbs/07_pack.ipynb #ad164b78
 def _to_fields(words, bits):
     "`[..., words, row, KW]` int16 words to `[..., F, row, KW]` uint8 codes."
     count = 5 if bits == 3 else FIELDS[bits]
-    shifts = torch.arange(0, count * bits, bits, dtype=torch.int16, device=words.device)[:, None, None]
-    fields = (words.unsqueeze(-3) >> shifts).bitwise_and_(2**bits - 1).to(torch.uint8).flatten(-4, -3)
+    shifts = torch.arange(0, count * bits, bits, dtype=torch.int16, device=words.device)[:, None,
+                                                                                         None]
+    fields = (words.unsqueeze(-3) >> shifts).bitwise_and_(2**bits - 1).to(torch.uint8).flatten(-4,
+                                                                                               -3)
     if bits != 3: return fields
     first, second, third = words.unbind(-3)
-    last = (first >> 15 & 1) | (second >> 14 & 2) | (third >> 13 & 4)  # masked after the shift, which copies the sign bit
+    # masked after the shift, which copies the sign bit
+    last = (first >> 15 & 1) | (second >> 14 & 2) | (third >> 13 & 4)
     return torch.cat([fields, last.to(torch.uint8).unsqueeze(-3)], -3)
 
+# %% ../nbs/07_pack.ipynb #66f45429
 def unpack_codes(
     words:Tensor, # `[words]` int16
     bits:int,     # 1 .. 4
@@ -136,11 +154,13 @@ def unpack_codes(
     _check(shape, bits)
     if words.dtype != torch.int16 or words.shape != (word_count(shape, bits),):
         needed = f'{tuple(shape)} at {bits} bits needs {word_count(shape, bits)} int16 words'
-        raise AlphaqError(f'{needed}, got {tuple(words.shape)} {words.dtype}; the file is damaged or the width wrong')
+        raise AlphaqError(f'{needed}, got {tuple(words.shape)} {words.dtype}; the file is '
+                          'damaged or the width wrong')
     rows, cols = shape
     blocks = (-1, BLOCK_WORDS[bits])
     runs = words.split([word_count((prod(run), cols), bits) for run in _tiles(rows)])
-    parts = [_to_fields(w.view(tiles, *blocks, height, slice_width(cols, bits)), bits).permute(0, 3, 1, 2, 4).reshape(tiles * height, -1)
+    parts = [_to_fields(w.view(tiles, *blocks, height, slice_width(cols, bits)),
+                        bits).permute(0, 3, 1, 2, 4).reshape(tiles * height, -1)
              for w, (tiles, height) in zip(runs, _tiles(rows))]
     return (parts[0] if len(parts) == 1 else torch.cat(parts))[:, :cols]
 
@@ -165,8 +185,10 @@ def pack(
 )->PackedWeight:            # the same, packed
     "Pack the codes of a rounded matrix."
     words = pack_codes(weight.codes, weight.bits)
-    return PackedWeight(words, weight.scale, weight.zero, weight.bits, tuple(weight.codes.shape), weight.group_size)
+    return PackedWeight(words, weight.scale, weight.zero, weight.bits, tuple(weight.codes.shape),
+                        weight.group_size)
 
+# %% ../nbs/07_pack.ipynb #767f54c4
 def unpack(
     packed:PackedWeight,
 )->QuantizedWeight: # the same, as codes
@@ -177,7 +199,8 @@ def unpack(
 # %% ../nbs/07_pack.ipynb #b2ec9386
 def _stacked(packed, key):
     def stacked(part): return torch.stack([getattr(p, part) for p in packed]).contiguous()
-    return {f'{key}.words': torch.cat([p.words for p in packed]), f'{key}.scale': stacked('scale'), f'{key}.zero': stacked('zero')}
+    return {f'{key}.words': torch.cat([p.words for p in packed]), f'{key}.scale': stacked('scale'),
+            f'{key}.zero': stacked('zero')}
 
 def layer_tensors(
     packed:dict,  # name -> `PackedWeight` of one layer
@@ -188,10 +211,13 @@ def layer_tensors(
         if parts := split_name(name):
             module, expert, role = parts
             arenas.setdefault(f'{module}.{role}', {})[expert] = p
-        else: tensors |= {f'{name}.words': p.words, f'{name}.scale': p.scale, f'{name}.zero': p.zero}
-    for key, experts in arenas.items(): tensors |= _stacked([experts[e] for e in sorted(experts)], key)
+        else:
+            tensors |= {f'{name}.words': p.words, f'{name}.scale': p.scale, f'{name}.zero': p.zero}
+    for key, experts in arenas.items():
+        tensors |= _stacked([experts[e] for e in sorted(experts)], key)
     return tensors
 
+# %% ../nbs/07_pack.ipynb #17bd03bd
 def unpacked_layer(
     tensors,      # as `layer_tensors` gave, or anything that finds them by name
     shapes:dict,  # name -> `(out, in)` of every matrix of the layer
@@ -206,7 +232,8 @@ def unpacked_layer(
         offset[key] = start + count
         codes = unpack_codes(tensors[f'{key}.words'][start:start + count], bits[name], shapes[name])
         scale, zero = tensors[f'{key}.scale'][expert], tensors[f'{key}.zero'][expert]
-        yield name, QuantizedWeight(codes, scale, zero, bits[name], shapes[name][1] // scale.shape[-1]).dequantize()
+        yield name, QuantizedWeight(codes, scale, zero, bits[name],
+                                    shapes[name][1] // scale.shape[-1]).dequantize()
 
 # %% ../nbs/07_pack.ipynb #6da38ef4
 def check_table(
@@ -215,12 +242,19 @@ def check_table(
     group_size,  # weights per scale
 ):
     "Refuse a table of widths that cannot be one."
-    if not (isinstance(layers, dict) and isinstance(modules, dict)): raise AlphaqError('layers and modules must be tables of widths; config.json is damaged')
-    if not isinstance(group_size, int) or group_size < 1: raise AlphaqError(f'group_size must be a positive integer, got {group_size!r}; config.json is damaged')
+    if not (isinstance(layers, dict) and isinstance(modules, dict)):
+        raise AlphaqError('layers and modules must be tables of widths; config.json is damaged')
+    if not isinstance(group_size, int) or group_size < 1:
+        raise AlphaqError(
+            f'group_size must be a positive integer, got {group_size!r}; config.json is damaged')
     for name, roles in layers.items():
-        if not isinstance(roles, dict) or set(roles) != set(ROLES) or not all(isinstance(w, str) for w in roles.values()):
-            raise AlphaqError(f'{name}: need one string of widths for each of {", ".join(ROLES)}, got {roles!r:.80}; config.json is damaged')
-        if len({len(w) for w in roles.values()}) != 1: raise AlphaqError(f'{name}: every role needs one width per expert, got {roles!r:.80}')
+        if not isinstance(roles, dict) or set(roles) != set(ROLES) or not all(
+            isinstance(w, str) for w in roles.values()):
+            raise AlphaqError(f'{name}: need one string of widths for each of {", ".join(ROLES)}, '
+                              f'got {roles!r:.80}; config.json is damaged')
+        if len({len(w) for w in roles.values()}) != 1:
+            raise AlphaqError(f'{name}: every role needs one width per expert, got {roles!r:.80}')
     digits = ''.join(w for roles in layers.values() for w in roles.values())
-    if wrong := [*set(digits) - set(map(str, WIDTHS)), *(b for b in modules.values() if b not in WIDTHS)]:
+    if wrong := [*set(digits) - set(map(str, WIDTHS)),
+                 *(b for b in modules.values() if b not in WIDTHS)]:
         raise AlphaqError(f'widths are {WIDTHS}, got {wrong[0]!r:.20}; config.json is damaged')

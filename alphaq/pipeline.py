@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import isfinite
 from pathlib import Path
-
 from . import checkpoint
 from .activations import check_device
 from .allocation import allocate, checked_choices, preset_named
@@ -34,6 +33,8 @@ from .rounding import (QuantizeJob, Quantized, budget_for_size, check_groups, ch
                              check_quantizer, check_source, quantize as quantize_job)
 from .scores import unscored
 from .signals import describer
+
+# %% ../nbs/60_pipeline.ipynb #d5c7273b
 from .texts import load_text
 from .trial import Losses, RoundedModel, fused, rounding_code
 
@@ -77,7 +78,8 @@ def engine_named(
     "What runs pieces of work: all cores, or a Ray cluster."
     check_known(name, ENGINES, 'engines')
     if device == 'cpu': return ENGINES[name]
-    if name == 'ray': raise AlphaqError('the engine ray works on CPUs; say --device cpu, or use --engine local')
+    if name == 'ray':
+        raise AlphaqError('the engine ray works on CPUs; say --device cpu, or use --engine local')
     return partial(ENGINES[name], workers=2)  # one reads while the other computes
 
 # %% ../nbs/60_pipeline.ipynb #e81eaf7d
@@ -95,13 +97,15 @@ def score_job(
     if odd:
         say(f'alphaq: no rounding error of {len(odd)} projections, {odd[0]} first: '
             f'no group of at most {group_size} weights divides their rows')
-    def measure(W): return measured_noise(W, group_size) if has_groups(W.shape[1], group_size) else ()
+    def measure(W):
+        return measured_noise(W, group_size) if has_groups(W.shape[1], group_size) else ()
     signals = describer(model)
     def describe(p, W): return signals(p, W) | dict(group=group_size)
     others = sorted({p.role for p in model.projections if p.expert < 0})
     options = dict(group_size=group_size, others=others)
     return ScoreJob(model, tail, tile, stride, measure, describe, options, device=device, **more)
 
+# %% ../nbs/60_pipeline.ipynb #42e37898
 def score(
     model='pocket',
     tail:str='peak',
@@ -140,10 +144,13 @@ def a_number(
     if value is None or not isfinite(value): raise UsageError(f'{text!r} is not a number')
     return value
 
+# %% ../nbs/60_pipeline.ipynb #bee6fbe4
 def settings_for(
     preset:str='best',     # key of `PRESETS`
     bits:float|None=None,  # average to meet
-    **asked,               # fields of `Settings` to change; `None` leaves the preset's, gamma='auto' takes the paper's formula
+    # fields of `Settings` to change; `None` leaves the preset's, gamma='auto' takes the paper's
+    # formula
+    **asked,
 )->Settings:
     "Settings of a preset with what was asked for put in its place."
     base = preset_named(preset).settings
@@ -151,7 +158,8 @@ def settings_for(
     asked = {k: v for k, v in (asked | dict(bits=bits)).items() if v is not None}
     used = asked.get('method') or base.method
     if asked.keys() & {'gamma', 'cap'} and method_named(used) and used not in WITH_ALPHA:
-        raise UsageError(f'{used} does not look at alpha; --gamma and --cap go with --method {", ".join(WITH_ALPHA)}')
+        raise UsageError(f'{used} does not look at alpha; --gamma and --cap go with --method '
+                         f'{", ".join(WITH_ALPHA)}')
     if asked.get('gamma') == 'auto': asked['gamma'] = None
     elif 'gamma' in asked: asked['gamma'] = a_number(asked['gamma'])
     return replace(base, **asked)
@@ -170,7 +178,9 @@ def a_size(
     "A number of bytes, with or without a unit."
     import re
     m = re.fullmatch(r'(\d+(?:\.\d+)?) *([kmgt]?)(i?)b?', str(text).strip().lower())
-    if not m: raise UsageError(f'{text!r} is no size; write a number and a unit, for example 12GiB or 900MB')
+    if not m:
+        raise UsageError(
+            f'{text!r} is no size; write a number and a unit, for example 12GiB or 900MB')
     return int(float(m[1]) * (1024 if m[3] or not m[2] else 1000) ** ' kmgt'.index(m[2] or ' '))
 
 def sized(
@@ -184,9 +194,11 @@ def sized(
     "Settings whose budget fills the weight files to a size."
     choices = checked_choices(settings.choices)
     widest = uniform_plan(model, choices[-1], settings.group_size, other_bits, modules or {})
-    bits = budget_for_size(QuantizeJob(model, widest, head_bits=head_bits), a_size(size), choices[0])
+    bits = budget_for_size(QuantizeJob(model, widest, head_bits=head_bits), a_size(size),
+                           choices[0])
     return replace(settings, bits=bits, count='stored')
 
+# %% ../nbs/60_pipeline.ipynb #48c7eff6
 def check_budget(
     bits, size,
     count=None, target=None,
@@ -194,9 +206,11 @@ def check_budget(
     "One budget, and one that goes with what it counts and where the plan will be used."
     if size is None: return
     if bits is not None: raise UsageError('give --bits or --size, one of them')
-    if count not in (None, 'stored'): raise UsageError('a size counts what is stored; leave --count out')
+    if count not in (None, 'stored'):
+        raise UsageError('a size counts what is stored; leave --count out')
     if target not in (None, 'native'):
-        raise UsageError('a size is that of our own files; with --target, give --bits and --count stored')
+        raise UsageError(
+            'a size is that of our own files; with --target, give --bits and --count stored')
 
 def experts_only(
     scores,         # `[n]` `Score`
@@ -207,6 +221,7 @@ def experts_only(
     if experts: left_out += [s.name for s in scores if s.role not in (*ROLES, '')]
     return experts or scores
 
+# %% ../nbs/60_pipeline.ipynb #b136f1f5
 def group_measured(
     scores,     # `[n]` `Score`
     asked=None, # group size
@@ -226,13 +241,15 @@ def plan_for(
 )->Plan:
     "The best plan under complete settings, and its price where a tool restricts it."
     chosen, price = priced(scores, settings, target or 'native')
-    made = make_plan(scores, chosen, name, preset, other_bits, target=target, price=price, modules=modules or {})
+    made = make_plan(scores, chosen, name, preset, other_bits, target=target, price=price,
+                     modules=modules or {})
     if target: check_loads(made, target)
     return made
 
 # %% ../nbs/60_pipeline.ipynb #199848f4
 UNNAMED = 'a table of scores'  # model of a plan that was told of none
 
+# %% ../nbs/60_pipeline.ipynb #fd8e8e7e
 def plan(
     scores,
     bits:float|None=None,
@@ -287,17 +304,21 @@ def plan(
     scores = experts_only(scores, [])
     lost = [n for n in lacking(s.name for s in scores) if n not in left_out]
     if lost:
-        raise AlphaqError(f'the row of {lost[0]} is missing ({len(lost)} in all); score the checkpoint again')
+        raise AlphaqError(
+            f'the row of {lost[0]} is missing ({len(lost)} in all); score the checkpoint again')
     group_size = group_measured(scores, group_size)
     choices = tuple(choices) if choices else None
-    changes = (method, gamma, cap, noise, choices, count, group_size, scope, granularity, tuple(bounds or ()) or None)
-    names = ('method', 'gamma', 'cap', 'noise', 'choices', 'count', 'group_size', 'scope', 'granularity', 'bounds')
+    changes = (method, gamma, cap, noise, choices, count, group_size, scope, granularity,
+               tuple(bounds or ()) or None)
+    names = ('method', 'gamma', 'cap', 'noise', 'choices', 'count', 'group_size', 'scope',
+             'granularity', 'bounds')
     settings = settings_for(preset, bits, **dict(zip(names, changes)))
     modules = named_linears(c, list(also)) if also else {}
     if size is not None: settings = sized(settings, c, size, other_bits, modules)
     called = label(preset, *changes, target)
     return plan_for(scores, settings, c.name if c else name, called, other_bits, target, modules)
 
+# %% ../nbs/60_pipeline.ipynb #55dff0de
 def measured_price(
     model:Checkpoint,
     scores,             # `[n]` `Score` of its projections
@@ -310,7 +331,8 @@ def measured_price(
     named = {s.name: s for s in scores}
     llm, tokenizer = load_model(model.path)
     with TemporaryDirectory() as d:
-        losses = Losses(RoundedModel(llm, model), {text: sample(tokenizer, load_text(text))}, f'{d}/losses.jsonl')
+        losses = Losses(RoundedModel(llm, model), {text: sample(tokenizer, load_text(text))},
+                        f'{d}/losses.jsonl')
         return fused(losses, [named[p.name] for p in model.projections], settings, target)
 
 # %% ../nbs/60_pipeline.ipynb #0a2ebdb0
@@ -325,7 +347,8 @@ def informed(
     "Scores with what calibration text says in columns of their own."
     def rounds(W, bits): return to_grid(W, bits, group_size).dequantize().to(W.dtype)
     rule = f'mse/{group_size}/{rounding_code()}'
-    found = collected(model, windows, rounds, cache_dir()/'signals', rule, texts, probes=probes, device=device)
+    found = collected(model, windows, rounds, cache_dir()/'signals', rule, texts, probes=probes,
+                      device=device)
     return [replace(s, **found.get(s.name, {})) for s in scores]
 
 def check_feasible(
@@ -352,7 +375,9 @@ def _planned(c, budget, settings, modules, tokens, texts, work, device):
     "From weights, and text where a method reads it, to a plan."
     p, reads = preset_named(budget.preset), method_named(settings.method).data
     scores = score_all(score_job(c, p.tail, p.tile, None, settings.group_size, device), work)
-    if reads: scores = informed(c, scores, tokens, texts, settings.group_size, 2 if 'trace' in reads else 0, device)
+    if reads:
+        scores = informed(c, scores, tokens, texts, settings.group_size,
+                          2 if 'trace' in reads else 0, device)
     name = None if budget.changed else budget.preset
     return plan_for(scores, settings, c.name, name, budget.other_bits, modules=modules)
 
@@ -394,20 +419,24 @@ def quantize(
     budget = plan if isinstance(plan, Budget) else None
     settings = budget and budget.settings
     reads = settings and method_named(settings.method).data
-    if reads and not calibration: raise AlphaqError(f'{settings.method} reads text; name some with --calibration')
+    if reads and not calibration:
+        raise AlphaqError(f'{settings.method} reads text; name some with --calibration')
     device = device_named(device, engine)
     work = engine_named(engine, device)
-    check_quantizer(quantizer, calibration is not None and (quantizer == 'gptq' or not reads), device, routing)
+    check_quantizer(quantizer, calibration is not None and (quantizer == 'gptq' or not reads),
+                    device, routing)
     c = here(model)
     if budget:
         modules = named_linears(c, list(budget.also)) if budget.also else {}
         check_head(c, head_bits, settings.group_size)
-        if budget.size is not None: settings = sized(settings, c, budget.size, budget.other_bits, modules, head_bits)
+        if budget.size is not None:
+            settings = sized(settings, c, budget.size, budget.other_bits, modules, head_bits)
         check_feasible(c, settings)
     check_source(c, unopened)
     companions(c.path)  # refuses a link that leads out of the folder
     c.check_rest()
-    read = calibration_windows(c.path, calibration.split('+'), window, samples) if calibration else (None, None, None)
+    read = calibration_windows(c.path, calibration.split('+'), window,
+                               samples) if calibration else (None, None, None)
     tokens, described, texts = read
     if budget: plan = _planned(c, budget, settings, modules, tokens, texts, work, device)
     elif not isinstance(plan, Plan): plan = read_plan(plan)
@@ -428,8 +457,10 @@ def verify(
 
     Returns `Report`: files, bytes, and what was not checked.
     Raises `VerificationError` when not."""
-    return check_folder(folder, original=against.path if isinstance(against, Checkpoint) else against)
+    return check_folder(folder,
+                        original=against.path if isinstance(against, Checkpoint) else against)
 
+# %% ../nbs/60_pipeline.ipynb #bf3f9c23
 def load(
     folder='pocket',
     device:str='auto',

@@ -30,18 +30,23 @@ def outputs(
     info = folder.tensors.get(f'{key}.scale')
     return info.shape[-2] if info is not None and len(info.shape) > 1 else 0
 
+# %% ../nbs/51_plain.ipynb #4acb6b7c
 def dense_matrices(
     folder:Folder, # quantized
     layers:dict,   # experts module to role to one width character per expert
     modules:dict,  # other quantized linear to its width
 ):                 # yields `(name, [out, in] float32)`
     "Every packed matrix of a folder, dequantized, one at a time; the roles of an expert one after the other."
-    def arena(key): return {f'{key}.{part}': folder.tensor(f'{key}.{part}') for part in ('words', 'scale', 'zero')}
+    def arena(key):
+        return {f'{key}.{part}': folder.tensor(f'{key}.{part}')
+                for part in ('words', 'scale', 'zero')}
     for name, roles in layers.items():
         inner, hidden = outputs(folder, f'{name}.gate_proj'), outputs(folder, f'{name}.down_proj')
-        bits = {f'{name}.{e}.{role}': int(b) for role, line in roles.items() for e, b in enumerate(line)}
+        bits = {f'{name}.{e}.{role}': int(b) for role, line in roles.items()
+                for e, b in enumerate(line)}
         shapes = {n: (hidden, inner) if n.endswith('down_proj') else (inner, hidden) for n in bits}
-        yield from unpacked_layer({k: t for role in roles for k, t in arena(f'{name}.{role}').items()}, shapes, bits)
+        yield from unpacked_layer({k: t for role in roles
+                                   for k, t in arena(f'{name}.{role}').items()}, shapes, bits)
     for name, bits in modules.items():
         parts = arena(name)
         rows, words = len(parts[f'{name}.scale']), len(parts[f'{name}.words'])
@@ -59,11 +64,13 @@ def stored_experts(
     if family == 'gpt_oss':
         turned = {role: torch.stack(W).mT for role, W in experts.items()}
         gate_up = torch.stack([turned['gate_proj'], turned['up_proj']], -1).flatten(-2)
-        return {f'{module}.gate_up_proj': gate_up, f'{module}.down_proj': turned['down_proj'].contiguous()}
+        return {f'{module}.gate_up_proj': gate_up,
+                f'{module}.down_proj': turned['down_proj'].contiguous()}
     if family == 'mixtral':
         module, names = module.replace('.mlp.', '.block_sparse_moe.'), MIXTRAL
     else: names = dict(zip(ROLES, ROLES))
-    return {f'{module}.{e}.{names[role]}.weight': W for role, all_ in experts.items() for e, W in enumerate(all_)}
+    return {f'{module}.{e}.{names[role]}.weight': W for role, all_ in experts.items()
+            for e, W in enumerate(all_)}
 
 # %% ../nbs/51_plain.ipynb #d4f16272
 DTYPES = {'bfloat16': torch.bfloat16, 'float32': torch.float32}
@@ -78,14 +85,20 @@ class Dequantized:
 def _quantization(folder):
     "Section `quantization_config` of a folder that can be dequantized."
     family = folder.config.get('model_type')
-    if (folder.path/UNFINISHED).exists(): raise AlphaqError(f'{folder.path} is unfinished; run the same `alphaq quantize` again to resume it')
+    if (folder.path/UNFINISHED).exists():
+        raise AlphaqError(
+            f'{folder.path} is unfinished; run the same `alphaq quantize` again to resume it')
     if not folder.packed:
-        raise AlphaqError(f'{folder.path}: config.json has no quantization_config of alphaq; only quantized folders can be dequantized')
-    if family not in FAMILIES: raise AlphaqError(f'{folder.path}: how {family!r} stores its experts is not known; known are {", ".join(FAMILIES)}')
+        raise AlphaqError(f'{folder.path}: config.json has no quantization_config of alphaq; '
+                          'only quantized folders can be dequantized')
+    if family not in FAMILIES:
+        raise AlphaqError(f'{folder.path}: how {family!r} stores its experts is not known; '
+                          f'known are {", ".join(FAMILIES)}')
     q = dict(layers=None, modules={}, group_size=128) | folder.packed
     check_table(q['layers'], q['modules'], q['group_size'])
     return q
 
+# %% ../nbs/51_plain.ipynb #f71c4f01
 def _prefix(name): return layer_of(name) or ''
 
 def folder_parts(
@@ -94,7 +107,8 @@ def folder_parts(
 )->dict:           # prefix of a layer, or '' for the rest, to names of kept tensors, table of experts, table of other matrices
     "What belongs together in a quantized folder."
     packed = {f'{m}.{r}' for m in q['layers'] for r in ROLES} | set(q['modules'])
-    codes = {f'{key}.{part}' for key in packed for part in ('words', 'scale', 'zero')} | set(poison_tensors(q))
+    codes = {f'{key}.{part}' for key in packed
+             for part in ('words', 'scale', 'zero')} | set(poison_tensors(q))
     kept = [n for n in folder.tensors if n not in codes]
     found = {_prefix(n): ([], {}, {}) for n in (*kept, *packed)}
     for n in kept: found[_prefix(n)][0].append(n)
@@ -102,6 +116,7 @@ def folder_parts(
     for n, bits in q['modules'].items(): found[_prefix(n)][2][n] = bits
     return {p: found[p] for p in sorted(found, key=lambda p: (p == '', natural(p)))}
 
+# %% ../nbs/51_plain.ipynb #eed8a231
 def _shard(folder, part, family, dtype):
     "The tensors of one shard."
     kept, layers, modules = part
@@ -118,14 +133,18 @@ def _foretold(part, family):
     "Names of the tensors of one shard."
     (kept, layers, modules), blank = part, torch.empty(1, 1, device='meta')
     names = {*kept, *(f'{n}.weight' for n in modules)}
-    for module, roles in layers.items(): names |= stored_experts(module, {r: [blank] * len(line) for r, line in roles.items()}, family).keys()
+    for module, roles in layers.items():
+        names |= stored_experts(module, {r: [blank] * len(line) for r, line in roles.items()},
+                                family).keys()
     return names
 
+# %% ../nbs/51_plain.ipynb #7b55977c
 def _weighs(folder, parts, dtype):
     "Bytes of all tensors, from headers."
     total = sum(folder.tensors[n].nbytes for kept, _, _ in parts.values() for n in kept)
     for _, layers, modules in parts.values():
-        arenas = [(f'{n}.{r}', map(int, line)) for n, roles in layers.items() for r, line in roles.items()] + [(n, [b]) for n, b in modules.items()]
+        arenas = [(f'{n}.{r}', map(int, line)) for n, roles in layers.items()
+                  for r, line in roles.items()] + [(n, [b]) for n, b in modules.items()]
         for key, bits in arenas: total += dtype.itemsize * _weights(folder, key, list(bits))
     return total
 
@@ -133,6 +152,7 @@ def _weights(folder, key, bits):
     "Weights of an arena: its words hold `bits` of each, and all matrices have one shape."
     return folder.tensors[f'{key}.words'].shape[0] * 16 * len(bits) // sum(bits)
 
+# %% ../nbs/51_plain.ipynb #19ec6a92
 def dequantize(
     folder,                 # `str | Path` a quantized folder
     out,                    # `str | Path` folder to make
@@ -146,16 +166,21 @@ def dequantize(
     parts, family = folder_parts(source, q), source.config['model_type']
     shards = [f'model-{i:05d}-of-{len(parts):05d}.safetensors' for i in range(1, len(parts) + 1)]
     manifest = dict(alphaq=alphaq.__version__, dequantized=source.fingerprint(), dtype=dtype)
-    with making(out, source.path, manifest, _weighs(source, parts, DTYPES[dtype]), overwrite) as partial:
+    with making(out, source.path, manifest, _weighs(source, parts, DTYPES[dtype]),
+                overwrite) as partial:
         behind = copy_companions(source.path, partial)
         for shard, part in track(list(zip(shards, parts.values())), 'dequantizing'):
             if holds(partial/shard, _foretold(part, family)): continue
-            with atomic(partial/shard) as temporary: save_file(_shard(source, part, family, DTYPES[dtype]), temporary, metadata={'format': 'pt'})
+            with atomic(partial/shard) as temporary:
+                save_file(_shard(source, part, family, DTYPES[dtype]), temporary,
+                          metadata={'format': 'pt'})
         foretold = {name for part in parts.values() for name in _foretold(part, family)}
         total = _close(source, partial, behind, dtype, shards, foretold)
-    matrices = sum(len(line) for roles in q['layers'].values() for line in roles.values()) + len(q['modules'])
+    matrices = sum(len(line) for roles in q['layers'].values()
+                   for line in roles.values()) + len(q['modules'])
     return Dequantized(out, matrices, total)
 
+# %% ../nbs/51_plain.ipynb #64abaec4
 def _close(source, folder, behind, dtype, shards, foretold):
     "Everything but the shards; bytes of all tensors."
     ours = ('quantization_config', 'experts_implementation', 'torch_dtype')
@@ -164,6 +189,8 @@ def _close(source, folder, behind, dtype, shards, foretold):
     made = read_json(source.path/'job.json') if (source.path/'job.json').is_file() else {}
     headless = 'The head that predicts further tokens (MTP) of the original is left out.\n' if made.get('left_out') else ''
     stayed = f'Not copied from the quantized folder: {", ".join(behind)}.\n' if behind else ''
-    write_text(folder/'README.md', f'Plain {dtype} weights of a model that was quantized by alphaq: they take few values, '
-                                   f'and are as good as the quantized model.\n{headless}{stayed}')
+    write_text(
+        folder/'README.md',
+        f'Plain {dtype} weights of a model that was quantized by alphaq: they take few values, '
+        f'and are as good as the quantized model.\n{headless}{stayed}')
     return write_index(folder, shards, foretold)

@@ -44,11 +44,16 @@ class Plan:
     average:dict              # average width by modules, by params and stored
     layers:dict               # experts module -> role -> one digit per expert
     probes:dict               # variance of a few projections, by which the model is recognised
-    modules:dict = field(default_factory=dict)  # width of other linear layers, and of projections whose names do not fit `layers`
-    differs_from_uniform:int|None=None          # projections whose width differs from the uniform plan at the same budget
-    target:str|None=None                        # consumer under whose restrictions the plan was made
-    price:float|None=None                       # predicted cost over that of the plan without these restrictions
-    groups:dict = field(default_factory=dict)   # role, or projection's module and role -> weights per scale where rows do not divide
+    # width of other linear layers, and of projections whose names do not fit `layers`
+    modules:dict = field(default_factory=dict)
+    # projections whose width differs from the uniform plan at the same budget
+    differs_from_uniform:int|None=None
+    # consumer under whose restrictions the plan was made
+    target:str|None=None
+    # predicted cost over that of the plan without these restrictions
+    price:float|None=None
+    # role, or projection's module and role -> weights per scale where rows do not divide
+    groups:dict = field(default_factory=dict)
 
     def group(self,
         module:str, # 'model.layers.0.mlp.experts'
@@ -57,14 +62,18 @@ class Plan:
         "Weights that share a scale in the matrices of a role."
         return self.groups.get(f'{module}.{role}', self.groups.get(role, self.group_size))
 
+# %% ../nbs/32_plans.ipynb #5f02c748
 def _odd_groups(scores, group_size):
     "Roles whose rows do not divide into groups as asked for, with the groups they get; by module where layers differ."
     found = {}
     for s in scores:
         odd = s.cols > group_size and s.cols % group_size
-        if parts := split_name(s.name): found.setdefault(parts[2], {})[parts[0]] = group_of(s.cols, group_size) if odd else group_size
+        if parts := split_name(s.name):
+            found.setdefault(parts[2], {})[parts[0]] = group_of(s.cols,
+                                                                group_size) if odd else group_size
     same = {role: next(iter(at.values())) for role, at in found.items() if len({*at.values()}) == 1}
-    apart = {f'{module}.{role}': g for role, at in found.items() if role not in same for module, g in at.items()}
+    apart = {f'{module}.{role}': g for role, at in found.items() if role not in same
+             for module, g in at.items()}
     return {name: g for name, g in (same | apart).items() if g != group_size}
 
 def widths(
@@ -75,6 +84,7 @@ def widths(
              for role, digits in roles.items() for expert, digit in enumerate(digits)}
     return {**table, **plan.modules}
 
+# %% ../nbs/32_plans.ipynb #4aa809a1
 def grouped(
     table:dict, # name -> bits
 )->tuple:       # experts module -> role -> one digit per expert; name -> bits of what does not fit that shape
@@ -90,10 +100,12 @@ def grouped(
         for role in (r for r in ROLES if r in slots[prefix]):
             experts = slots[prefix][role]
             if sorted(experts) == list(range(len(experts))):
-                layers.setdefault(prefix, {})[role] = ''.join(str(experts[e]) for e in range(len(experts)))
+                layers.setdefault(prefix,
+                                  {})[role] = ''.join(str(experts[e]) for e in range(len(experts)))
             else: modules.update({f'{prefix}.{e}.{role}': int(b) for e, b in experts.items()})
     return layers, modules
 
+# %% ../nbs/32_plans.ipynb #94772296
 def lacking(
     names, # of projections
 )->list:   # names that should be there too
@@ -103,7 +115,8 @@ def lacking(
         layers.setdefault(prefix, set()).add((expert, role))
         roles.add(role)
     roles |= {*ROLES[1:]}  # experts without a gate have the other two
-    return [f'{prefix}.{e}.{role}' for prefix, held in layers.items() for e in range(max(held)[0] + 1)
+    return [f'{prefix}.{e}.{role}' for prefix, held in layers.items()
+            for e in range(max(held)[0] + 1)
             for role in ROLES if role in roles and (e, role) not in held]
 
 def uniform_twin(
@@ -111,8 +124,10 @@ def uniform_twin(
     allocation:Allocation,
 )->np.ndarray:           # `[n]` widths
     "Uniform widths at the budget of an allocation: what it has to beat."
-    return allocate(scores, replace(allocation.settings, method='uniform', gamma=None, scope='global', granularity=None, bounds=())).bits
+    return allocate(scores, replace(allocation.settings, method='uniform', gamma=None,
+                                    scope='global', granularity=None, bounds=())).bits
 
+# %% ../nbs/32_plans.ipynb #3ef5d9c7
 def make_plan(
     scores,                  # `[n]` `Score` the allocation was made from
     allocation:Allocation,   # widths in the same order
@@ -123,18 +138,24 @@ def make_plan(
 )->Plan:
     "A plan from an allocation, its averages counted in every unit."
     settings, solution = allocation.settings, allocation.solution
-    if other_bits not in (*WIDTHS, 16): raise AlphaqError(f'attention can have {WIDTHS} or 16 bits, got {other_bits}')
+    if other_bits not in (*WIDTHS, 16):
+        raise AlphaqError(f'attention can have {WIDTHS} or 16 bits, got {other_bits}')
     layers, modules = grouped({s.name: int(b) for s, b in zip(scores, allocation.bits)})
     numel, rows = np.array([s.numel for s in scores]), np.arange(len(scores))
     average = dict(modules=float(allocation.bits.mean()), params=None, stored=None)
     if numel.all():
-        stored = choice_sizes(scores, replace(settings, count='stored'))[rows, np.searchsorted(settings.choices, allocation.bits)]
-        average.update(params=float(allocation.bits @ numel / numel.sum()), stored=float(stored.sum() / numel.sum()))
+        stored = choice_sizes(scores, replace(settings, count='stored'))[
+            rows, np.searchsorted(settings.choices, allocation.bits)]
+        average.update(params=float(allocation.bits @ numel / numel.sum()),
+                       stored=float(stored.sum() / numel.sum()))
     differs = int((uniform_twin(scores, allocation) != allocation.bits).sum())
     more['modules'] = modules | more.get('modules', {})
-    return Plan(model, preset, settings.method, settings.gamma, settings.bits, settings.count, settings.choices, settings.group_size,
-                other_bits, *((solution.cost, solution.lower_bound, solution.gap) if solution else (None,) * 3), average, layers,
-                {s.name: s.variance for s in (scores[0], scores[len(scores) // 2], scores[-1])}, differs_from_uniform=differs,
+    return Plan(model, preset, settings.method, settings.gamma, settings.bits, settings.count,
+                settings.choices, settings.group_size, other_bits,
+                *((solution.cost, solution.lower_bound, solution.gap) if solution else (None,) * 3),
+                average, layers,
+                {s.name: s.variance for s in (scores[0], scores[len(scores) // 2], scores[-1])},
+                differs_from_uniform=differs,
                 groups=_odd_groups(scores, settings.group_size), **more)
 
 # %% ../nbs/32_plans.ipynb #b10a9d3a
@@ -157,40 +178,57 @@ def _validator():
 
 def _fault(error):
     "What a schema error says, in a line: where, what, and what it should be."
-    got, schema, where = error.instance, error.schema, ''.join(f'{p}: ' for p in error.absolute_path)
-    if error.validator == 'required': return f'{where}missing {", ".join(sorted(set(schema["required"]) - set(got)))}'
+    got = error.instance
+    schema = error.schema
+    where = ''.join(f'{p}: ' for p in error.absolute_path)
+    if error.validator == 'required':
+        return f'{where}missing {", ".join(sorted(set(schema["required"]) - set(got)))}'
     if error.validator == 'additionalProperties':
         name = next(k for k in got if k not in schema['properties'])
         return f'{where}unknown {name}; did you mean {" or ".join(get_close_matches(name, schema["properties"]) or schema["properties"])}?'
-    place = next((f', character {i} is {c!r}' for i, c in enumerate(got, 1) if c not in '1234'), '') if where and error.validator == 'pattern' else ''
+    place = next((f', character {i} is {c!r}' for i, c in enumerate(got, 1) if c not in '1234'),
+                 '') if where and error.validator == 'pattern' else ''
     return f'{where}got {got!r:.60}{place}; must be {schema.get("description") or error.message[-90:]}'
 
 # %% ../nbs/32_plans.ipynb #51e646da
-_linear = re.compile(r'(?!.*\.experts\.)(.+\.layers\.\d+\..+_proj\w*)')  # attention, shared experts and dense layers, by their names
+# attention, shared experts and dense layers, by their names
+_linear = re.compile(r'(?!.*\.experts\.)(.+\.layers\.\d+\..+_proj\w*)')
 
+# %% ../nbs/32_plans.ipynb #6036c0af
 def _check_sense(plan, fail):
     "What a schema cannot say."
     for prefix, roles in plan.layers.items():
         lengths = {role: len(digits) for role, digits in roles.items()}
-        if len(set(lengths.values())) > 1: fail(f'{prefix}: every role has one digit for each expert, got {", ".join(f"{n} in {r}" for r, n in lengths.items())}')
+        if len(set(lengths.values())) > 1:
+            fail(f'{prefix}: every role has one digit for each expert, got '
+                 f'{", ".join(f"{n} in {r}" for r, n in lengths.items())}')
         for role, digits in roles.items():
             odd = next((e for e, d in enumerate(digits) if int(d) not in plan.choices), None)
-            if odd is not None: fail(f'{prefix}.{odd}.{role} has {digits[odd]} bits, choices are {", ".join(map(str, plan.choices))}; change one of them')
+            if odd is not None:
+                fail(f'{prefix}.{odd}.{role} has {digits[odd]} bits, choices are '
+                     f'{", ".join(map(str, plan.choices))}; change one of them')
     flat = widths(plan)
-    if long := next((n for n, g in plan.groups.items() if g > plan.group_size), None): fail(f'groups.{long}: {plan.groups[long]} is more than group_size, {plan.group_size}')
-    if len(flat) < len(plan.modules) + sum(len(d) for roles in plan.layers.values() for d in roles.values()): fail('a projection is named twice, in layers and in modules')
+    if long := next((n for n, g in plan.groups.items() if g > plan.group_size), None):
+        fail(f'groups.{long}: {plan.groups[long]} is more than group_size, {plan.group_size}')
+    if len(flat) < len(plan.modules) + sum(len(d) for roles in plan.layers.values()
+                                           for d in roles.values()):
+        fail('a projection is named twice, in layers and in modules')
     routed = [b for name, b in flat.items() if not _linear.fullmatch(name)]
     if not routed: fail('names no expert projection; allocate again')
     mean = sum(routed) / len(routed)
     if abs(mean - plan.average['modules']) > 1e-6:
-        fail(f'average.modules is {plan.average["modules"]}, but the widths average {mean:.7g}: the plan was edited. To keep the edit, write {mean:.7g} there '
-             'and null for average.params, average.stored, objective, lower_bound and gap')
+        fail(f'average.modules is {plan.average["modules"]}, but the widths '
+             f'average {mean:.7g}: the plan was edited. To keep the edit, write '
+             f'{mean:.7g} there ' 'and null for average.params, average.stored, objective, '
+             'lower_bound and gap')
 
+# %% ../nbs/32_plans.ipynb #0a4b1aaa
 def to_json(
     plan:Plan,
 )->dict: # JSON object, keys in a fixed order
     "The plan as written to disk."
-    said = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(plan).items() if k != 'groups' or v}
+    said = {k: list(v) if isinstance(v, tuple) else v
+            for k, v in vars(plan).items() if k != 'groups' or v}
     return {'format': PLAN_FORMAT, **said}
 
 def from_json(
@@ -201,12 +239,14 @@ def from_json(
     from jsonschema.exceptions import best_match
     def fail(what): raise AlphaqError(f'{source}: {what}')
     if not isinstance(obj, dict) or obj.get('format') != PLAN_FORMAT:
-        fail(f'not an {PLAN_FORMAT} file' + (f', format is {obj.get("format")!r:.60}' if isinstance(obj, dict) else ''))
+        fail(f'not an {PLAN_FORMAT} file'
+             + (f', format is {obj.get("format")!r:.60}' if isinstance(obj, dict) else ''))
     if error := best_match(_validator().iter_errors(obj)): fail(_fault(error))
     plan = Plan(**{k: tuple(v) if k == 'choices' else v for k, v in obj.items() if k != 'format'})
     _check_sense(plan, fail)
     return plan
 
+# %% ../nbs/32_plans.ipynb #ddc99a0d
 def read_plan(
     path, # `str | Path`
 )->Plan:
@@ -223,14 +263,17 @@ def write_plan(
 # %% ../nbs/32_plans.ipynb #aeb2bb32
 def _linears(checkpoint):
     "Linear layers that hold no routed expert and are stored as numbers, by name, with their shapes."
-    weights = {n.removesuffix('.weight'): checkpoint.decoded(n) for n in checkpoint.rest if n.endswith('.weight')}
-    return {n: t.shape for n, t in weights.items() if t.dtype in PLAIN and len(t.shape) == 2 and _linear.fullmatch(n)}
+    weights = {n.removesuffix('.weight'): checkpoint.decoded(n)
+               for n in checkpoint.rest if n.endswith('.weight')}
+    return {n: t.shape for n, t in weights.items() if t.dtype in PLAIN and len(t.shape) == 2
+            and _linear.fullmatch(n)}
 
 def _namesake(name, names):
     "The same place of a layer under another prefix, `None` where there is none."
     place = name.split('layers.')[-1]
     return next((n for n in names if n != name and n.split('layers.')[-1] == place), None)
 
+# %% ../nbs/32_plans.ipynb #55d75c4e
 def _misfit(plan, checkpoint, held, linears):
     "Why a plan's names are not those of a checkpoint, `None` when they are."
     modules = {}
@@ -238,9 +281,11 @@ def _misfit(plan, checkpoint, held, linears):
     for prefix, roles in plan.layers.items():
         other = prefix not in modules and _namesake(prefix, modules)
         if other: return f'{other} is named differently there: {prefix}'
-        if prefix not in modules: return f'it names {prefix}, the checkpoint has experts in {next(iter(modules))} ... {list(modules)[-1]}'
+        if prefix not in modules:
+            return f'it names {prefix}, the checkpoint has experts in {next(iter(modules))} ... {list(modules)[-1]}'
         for role, digits in roles.items():
-            if len(digits) != modules[prefix]: return f'{prefix}.{role} has {len(digits)} digits, the checkpoint has {modules[prefix]} experts there'
+            if len(digits) != modules[prefix]:
+                return f'{prefix}.{role} has {len(digits)} digits, the checkpoint has {modules[prefix]} experts there'
     flat = widths(plan)
     lost = [n for n in held if n not in flat]
     if lost:
@@ -251,8 +296,10 @@ def _misfit(plan, checkpoint, held, linears):
         if name in held and bits == 16: return f'{name} has 16 bits; routed experts have {WIDTHS}'
         if name not in held and name not in linears:
             near = get_close_matches(name, linears, 1)
-            return f'it names {name}, which is no linear layer of the checkpoint' + (f'; did you mean {near[0]}?' if near else '')
+            return f'it names {name}, which is no linear layer of the checkpoint' + (
+                f'; did you mean {near[0]}?' if near else '')
 
+# %% ../nbs/32_plans.ipynb #6ea20bdd
 def check_plan(
     plan:Plan,
     checkpoint:Checkpoint,
@@ -260,12 +307,16 @@ def check_plan(
     "Raise unless the plan names exactly the projections of this checkpoint, and its probes have the variance the plan remembers."
     held = {p.name: p for p in checkpoint.projections}
     if what := _misfit(plan, checkpoint, held, _linears(checkpoint)):
-        raise AlphaqError(f'the plan (made for {plan.model}) does not fit {checkpoint.path}: {what}; mend it, or allocate again')
+        raise AlphaqError(f'the plan (made for {plan.model}) does not fit {checkpoint.path}: '
+                          f'{what}; mend it, or allocate again')
     for name, variance in plan.probes.items():
-        found = float(checkpoint.read(held[name]).double().var(correction=0)) if name in held else None
+        found = float(
+            checkpoint.read(held[name]).double().var(correction=0)) if name in held else None
         if found is None or abs(found - variance) > 1e-3 * max(abs(variance), 1e-30):
-            raise AlphaqError(f'the plan was made for another model ({plan.model}): {name} has variance {found}, the plan remembers {variance}; allocate again')
+            raise AlphaqError(f'the plan was made for another model ({plan.model}): {name} has '
+                              f'variance {found}, the plan remembers {variance}; allocate again')
 
+# %% ../nbs/32_plans.ipynb #a0831f1f
 def check_linear(
     name:str,
     columns:int,    # its inputs
@@ -276,8 +327,10 @@ def check_linear(
     try: group_of(columns, group_size)
     except AlphaqError as e: raise AlphaqError(f'{name}: {e}, or give it 16 bits') from None
     if columns % FIELDS[bits]:
-        raise AlphaqError(f'{name}: at {bits} bits its {columns} inputs must be a multiple of {FIELDS[bits]}; give it 4 or 16 bits')
+        raise AlphaqError(f'{name}: at {bits} bits its {columns} inputs must be a multiple of '
+                          f'{FIELDS[bits]}; give it 4 or 16 bits')
 
+# %% ../nbs/32_plans.ipynb #00e7897a
 def other_linears(
     checkpoint:Checkpoint,
     plan:Plan,
@@ -287,11 +340,15 @@ def other_linears(
     named = {n: b for n, b in plan.modules.items() if n in found}
     for name, bits in named.items():
         if bits != 16: check_linear(name, found[name][1], bits, plan.group_size)
-    def fits(n): return has_groups(found[n][1], plan.group_size) and not found[n][1] % FIELDS.get(plan.other_bits, 1)
-    attention = (n for n in found if '.self_attn.' in n and checkpoint.in_decoder(n))  # not a tower's
+    def fits(n):
+        return has_groups(found[n][1],
+                          plan.group_size) and not found[n][1] % FIELDS.get(plan.other_bits, 1)
+    # not a tower's
+    attention = (n for n in found if '.self_attn.' in n and checkpoint.in_decoder(n))
     bits = {n: plan.other_bits for n in attention if fits(n)} | named
     return {n: bits[n] for n in found if bits.get(n, 16) != 16}
 
+# %% ../nbs/32_plans.ipynb #e6eb7871
 def named_linears(
     checkpoint:Checkpoint,
     rules,        # `(pattern, width)` pairs; the last that fits a name counts
@@ -299,10 +356,15 @@ def named_linears(
     "Widths of other linear layers by patterns of their names."
     found = _linears(checkpoint)
     for pattern, bits in rules:
-        if bits not in (*WIDTHS, 16): raise AlphaqError(f'{pattern}: a linear layer can have {WIDTHS} or 16 bits, got {bits}')
-        if not any(fnmatchcase(n, pattern) for n in found): raise AlphaqError(f'no linear layer is called {pattern}; names look like {next(iter(found), "nothing")}')
-    return {n: next(b for p, b in rules[::-1] if fnmatchcase(n, p)) for n in found if any(fnmatchcase(n, p) for p, _ in rules)}
+        if bits not in (*WIDTHS, 16):
+            raise AlphaqError(f'{pattern}: a linear layer can have {WIDTHS} or 16 bits, got {bits}')
+        if not any(fnmatchcase(n, pattern) for n in found):
+            raise AlphaqError(f'no linear layer is called {pattern}; names look like '
+                              f'{next(iter(found), "nothing")}')
+    return {n: next(b for p, b in rules[::-1] if fnmatchcase(n, p))
+            for n in found if any(fnmatchcase(n, p) for p, _ in rules)}
 
+# %% ../nbs/32_plans.ipynb #f502ee40
 def uniform_plan(
     checkpoint:Checkpoint,
     bits:int,              # width of every routed expert
@@ -312,43 +374,55 @@ def uniform_plan(
 )->Plan:
     "One width for all, made from headers alone; without averages of its own, it is for pricing."
     layers, odd = grouped({p.name: bits for p in checkpoint.projections})
-    return Plan(str(checkpoint.path), None, 'uniform', None, float(bits), 'params', (bits,), group_size, other_bits, None, None, None,
-                dict(modules=float(bits), params=float(bits), stored=None), layers, {}, odd | (modules or {}))
+    return Plan(str(checkpoint.path), None, 'uniform', None, float(bits), 'params', (bits,),
+                group_size, other_bits, None, None, None,
+                dict(modules=float(bits), params=float(bits), stored=None), layers, {},
+                odd | (modules or {}))
 
+# %% ../nbs/32_plans.ipynb #24e2c224
 def predicted_bytes(
     plan:Plan,
     checkpoint:Checkpoint,
-    packed:dict|None=None, # linear layer -> width of those that are packed; `None`: all that the plan names
+    # linear layer -> width of those that are packed; `None`: all that the plan names
+    packed:dict|None=None,
 )->dict: # bytes of `experts`, `linears`, `rest` and their `total`, file headers not counted
     "Size of the quantized checkpoint's tensors, from shapes alone."
     check_plan(plan, checkpoint)
     bits, group = widths(plan), plan.group_size
     packed = other_linears(checkpoint, plan) if packed is None else packed
     linears = {n: (checkpoint.tensors[f'{n}.weight'].shape, b) for n, b in packed.items()}
-    size = dict(experts=sum(stored_bytes(p.shape, bits[p.name], group) for p in checkpoint.projections),
+    size = dict(experts=sum(stored_bytes(p.shape, bits[p.name], group)
+                            for p in checkpoint.projections),
                 linears=sum(stored_bytes(s, b, group) for s, b in linears.values()),
-                rest=sum(checkpoint.decoded(n).nbytes for n in checkpoint.rest if n.removesuffix('.weight') not in linears))
+                rest=sum(checkpoint.decoded(n).nbytes
+                         for n in checkpoint.rest if n.removesuffix('.weight') not in linears))
     return {**size, 'total': sum(size.values())}
 
 # %% ../nbs/32_plans.ipynb #30641505
 def _lines(plan):
-    flat = [f'{prefix}.{role} {digits}' for prefix, roles in plan.layers.items() for role, digits in roles.items()]
+    flat = [f'{prefix}.{role} {digits}' for prefix, roles in plan.layers.items()
+            for role, digits in roles.items()]
     return flat + [f'{name} {bits}' for name, bits in plan.modules.items()]
 
-def diff(
-    a:Plan,
-    b:Plan,
-)->dict: # counts, the moves `from -> to`, the projections changed per layer, settings that differ, and the differing lines
+# %% ../nbs/32_plans.ipynb #2b1fcf1a
+# counts, the moves `from -> to`, the projections changed per layer, settings that differ, and the
+# differing lines
+def diff(a:Plan, b:Plan,)->dict:
     "Compare two plans of one model."
     wa, wb = widths(a), widths(b)
-    if strange := sorted(set(wa) ^ set(wb) - {n for n in set(wa) ^ set(wb) if _linear.fullmatch(n)}):
-        raise AlphaqError(f'the plans name different projections ({len(wa)} of {a.model}, {len(wb)} of {b.model}; {strange[0]} in one only); nothing to compare')
+    if strange := sorted(set(wa) ^ set(wb)
+                         - {n for n in set(wa) ^ set(wb) if _linear.fullmatch(n)}):
+        raise AlphaqError(f'the plans name different projections ({len(wa)} of {a.model}, '
+                          f'{len(wb)} of {b.model}; {strange[0]} in one only); nothing to '
+                          'compare')
     moved = {n: (wa.get(n, '-'), wb.get(n, '-')) for n in {**wa, **wb} if wa.get(n) != wb.get(n)}
     moves, places = {}, {}
     for name, (x, y) in moved.items():
         moves[f'{x} -> {y}'] = moves.get(f'{x} -> {y}', 0) + 1
         place = name.rsplit('.', 2)[0]
         places[place] = places.get(place, 0) + 1
-    settings = {k: [getattr(a, k), getattr(b, k)] for k in Plan.__dataclass_fields__ if k not in ('layers', 'modules') and getattr(a, k) != getattr(b, k)}
+    settings = {k: [getattr(a, k), getattr(b, k)] for k in Plan.__dataclass_fields__
+                if k not in ('layers', 'modules') and getattr(a, k) != getattr(b, k)}
     lines = list(unified_diff(_lines(a), _lines(b), 'a', 'b', lineterm='', n=0))
-    return dict(projections=len(wa), differ=len(moved), share=len(moved) / len(wa), moves=dict(sorted(moves.items())), layers=places, settings=settings, lines=lines)
+    return dict(projections=len(wa), differ=len(moved), share=len(moved) / len(wa),
+                moves=dict(sorted(moves.items())), layers=places, settings=settings, lines=lines)

@@ -23,7 +23,8 @@ STYLE = {
     'figure.figsize': (5., 3.), 'figure.dpi': 150., 'figure.constrained_layout.use': True, 'savefig.bbox': 'tight',
     'font.size': 9., 'axes.labelsize': 9., 'legend.fontsize': 8., 'legend.frameon': False,
     'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'grid.alpha': .3, 'grid.linewidth': .5,
-    'axes.prop_cycle': cycler(color=COLORS), 'lines.linewidth': 1.2, 'lines.markersize': 4., 'svg.hashsalt': 'alphaq',  # the salt makes equal figures equal files
+    # the salt makes equal figures equal files
+    'axes.prop_cycle': cycler(color=COLORS), 'lines.linewidth': 1.2, 'lines.markersize': 4., 'svg.hashsalt': 'alphaq',
 }
 
 @contextmanager
@@ -40,10 +41,14 @@ def figure(
     with style(): return plt.subplots(figsize=(width, height), **kw)
 
 # %% ../nbs/03_plot.ipynb #c1d9bca5
-WIDTH_COLORS = {1: '#fde0c5', 2: '#eb9b79', 3: '#b0486e', 4: '#3b1c54'}  # bits to colour, light to dark
+# bits to colour, light to dark
+WIDTH_COLORS = {1: '#fde0c5', 2: '#eb9b79', 3: '#b0486e', 4: '#3b1c54'}
 
+# %% ../nbs/03_plot.ipynb #4f2968fc
 def heatmap(
-    widths,       # `[layers, experts]` array of int, bits, each in 1 .. 4; or an equal-length list of digit strings, as in a plan
+    # `[layers, experts]` array of int, bits, each in 1 .. 4; or an equal-length list of digit
+    # strings, as in a plan
+    widths,
     ax=None,      # axes to draw on; a new figure when `None`
     legend=True,  # draw the key of widths
 ):                # the axes
@@ -55,11 +60,13 @@ def heatmap(
     if not np.isin(grid, list(WIDTH_COLORS)).all():
         raise AlphaqError(f'heatmap: widths are 1 to 4 bits, got {sorted(set(grid.flat))}')
     if ax is None: ax = figure(min(8, 1.5 + .12*grid.shape[1]), 1 + .12*grid.shape[0])[1]
-    cmap, norm = mpl.colors.ListedColormap(list(WIDTH_COLORS.values())), mpl.colors.BoundaryNorm(np.arange(.5, 5), 4)
+    cmap = mpl.colors.ListedColormap(list(WIDTH_COLORS.values()))
+    norm = mpl.colors.BoundaryNorm(np.arange(.5, 5), 4)
     ax.imshow(grid, cmap=cmap, norm=norm, aspect='auto', interpolation='nearest')
     ax.set(xlabel='expert', ylabel='layer'); ax.grid(False)
     for axis in (ax.xaxis, ax.yaxis): axis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
     if legend:
-        keys = [mpl.patches.Patch(facecolor=c, edgecolor='.5', linewidth=.4, label=f'{b}') for b, c in WIDTH_COLORS.items()]
+        keys = [mpl.patches.Patch(facecolor=c, edgecolor='.5', linewidth=.4, label=f'{b}')
+                for b, c in WIDTH_COLORS.items()]
         ax.legend(handles=keys, title='bits', loc='center left', bbox_to_anchor=(1, .5))
     return ax

@@ -29,6 +29,7 @@ class _Packed(nn.Module):
 
     def forward(self, x): return x.new_zeros(*x.shape[:-1], self.width)
 
+# %% ../nbs/43_rehearsal.ipynb #6c817edf
 def _hollow(model):
     "Give a model on the meta device parameters that are one zero each, and linear layers that do not multiply."
     for module in model.modules():
@@ -37,7 +38,9 @@ def _hollow(model):
             model._init_weights(module)
             continue
         for key, p in module._parameters.items():
-            if p is not None: module._parameters[key] = nn.Parameter(torch.zeros((), dtype=p.dtype).expand(p.shape), False)
+            if p is not None:
+                module._parameters[key] = nn.Parameter(
+                    torch.zeros((), dtype=p.dtype).expand(p.shape), False)
         for key, b in module._buffers.items():
             if b is not None: module._buffers[key] = torch.zeros(b.shape, dtype=b.dtype)
         if isinstance(module, nn.Linear):
@@ -47,9 +50,12 @@ def _hollow(model):
 def _experts_called(name):
     "The forward pass of experts that only looks at how it is called."
     def forward(*args, **kwargs):
-        given = [*args, *(kwargs[k] for k in ('hidden_states', 'top_k_index', 'top_k_weights') if k in kwargs)]
-        if len(given) != 3 or len(args) + len(kwargs) != 3 or any(getattr(t, 'ndim', 0) != 2 for t in given):
-            raise AlphaqError(f'{name}: its experts are called in another way than others; this architecture is not supported yet')
+        given = [*args, *(kwargs[k] for k in ('hidden_states', 'top_k_index', 'top_k_weights')
+                          if k in kwargs)]
+        if len(given) != 3 or len(args) + len(kwargs) != 3 or any(getattr(t, 'ndim', 0) != 2
+                                                                  for t in given):
+            raise AlphaqError(f'{name}: its experts are called in another way than others; this '
+                              'architecture is not supported yet')
         return torch.zeros_like(given[0])
     return forward
 
@@ -73,7 +79,8 @@ def rehearse(
             raise AlphaqError(f'{checkpoint.path}: {type(model).__name__} has no module {module}')
         check_experts(model.get_submodule(place), module)
     places = {n: place_of(n, model, there) for n in linears}
-    stay = {n for n, place in places.items() if not place or not _fits(model.get_submodule(place), checkpoint, n)}
+    stay = {n for n, place in places.items() if not place
+            or not _fits(model.get_submodule(place), checkpoint, n)}
     _hollow(model)
     for module in dict.fromkeys(p.module for p in checkpoint.projections):
         model.get_submodule(place_of(module, model, there)).forward = _experts_called(module)
@@ -81,10 +88,12 @@ def rehearse(
     while True:
         ran, asked = _packed_run(model, {n: places[n] for n in linears if n not in stay})
         if not asked and not ran:
-            raise AlphaqError(f'{checkpoint.path}: {type(model).__name__} does not run with packed layers; use --other-bits 16')
+            raise AlphaqError(f'{checkpoint.path}: {type(model).__name__} does not run with '
+                              'packed layers; use --other-bits 16')
         if not asked: return frozenset(stay)
         stay |= asked
 
+# %% ../nbs/43_rehearsal.ipynb #bbac1302
 def _packed_run(model, places):
     "Whether the model runs with packed layers in some places, and which of them were asked for what they do not have."
     asked = set()
@@ -96,4 +105,5 @@ def _packed_run(model, places):
 
 def _fits(module, checkpoint, name):
     "Whether a module is the linear layer that the files mean."
-    return type(module) is nn.Linear and tuple(module.weight.shape) == checkpoint.tensors[f'{name}.weight'].shape
+    return type(module) is nn.Linear and tuple(module.weight.shape) == checkpoint.tensors[
+        f'{name}.weight'].shape

@@ -40,13 +40,15 @@ def span(
     if not left: return first * prod(inner), (first + 1) * prod(inner), inner, ()
     low, high, _ = left[0].indices(inner[0])
     row, first = prod(inner[1:]), first * inner[0]
-    return (first + low) * row, (first + high) * row, (high - low, *inner[1:]), (slice(None), *left[1:])
+    return (first + low) * row, (first + high) * row, (high - low, *inner[1:]), (slice(None),
+                                                                                 *left[1:])
 
 # %% ../nbs/23_remote.ipynb #9b09da81
 _COPY = 'download the folder first'
 TYPES = dict(F64=torch.float64, F32=torch.float32, F16=torch.float16, BF16=torch.bfloat16,
              F8_E4M3=torch.float8_e4m3fn, F8_E5M2=torch.float8_e5m2, F8_E8M0=torch.float8_e8m0fnu,
-             I64=torch.int64, I32=torch.int32, I16=torch.int16, I8=torch.int8, U8=torch.uint8, BOOL=torch.bool)
+             I64=torch.int64, I32=torch.int32, I16=torch.int16, I8=torch.int8, U8=torch.uint8,
+             BOOL=torch.bool)
 
 def from_bytes(
     dtype:str,      # safetensors' name of a type
@@ -54,7 +56,8 @@ def from_bytes(
     raw:bytearray,  # entries, row by row
 ):                  # a tensor
     "A tensor from its bytes, which become its memory."
-    if dtype not in TYPES: raise AlphaqError(f'numbers of type {dtype} are not read from afar; {_COPY}')
+    if dtype not in TYPES:
+        raise AlphaqError(f'numbers of type {dtype} are not read from afar; {_COPY}')
     if not raw: return torch.empty(shape, dtype=TYPES[dtype])
     return torch.frombuffer(raw, dtype=TYPES[dtype]).view(shape)
 
@@ -67,6 +70,7 @@ REDIRECTS = 5
 class MissingError(AlphaqError):
     "There is no such file."
 
+# %% ../nbs/23_remote.ipynb #d19c7dc1
 @contextmanager
 def answer(
     url:str,
@@ -82,10 +86,12 @@ def answer(
         finally: response.close()
         before, request = request, response.next_request
         if request.url.scheme != before.url.scheme:
-            raise AlphaqError(f'{url}: leads from {before.url.scheme} to {request.url.scheme}, at {request.url.host or "no host"}; '
+            raise AlphaqError(f'{url}: leads from {before.url.scheme} to {request.url.scheme}, at '
+                              f'{request.url.host or "no host"}; '
                               'name the address it leads to, if you trust it')
     raise AlphaqError(f'{url}: more than {REDIRECTS} redirects; name the address they lead to')
 
+# %% ../nbs/23_remote.ipynb #399e04c7
 def check_status(
     response,
     called,   # what to call the file
@@ -94,10 +100,15 @@ def check_status(
     status = response.status_code
     if status in (200, 206): return None
     if status in (408, 425, 429) or status >= 500: return f'status {status}'
-    if status in (404, 410): raise MissingError(f'{called}: no such file (status {status}); name the folder of a whole checkpoint')
-    if status not in (401, 403): raise AlphaqError(f'{called}: status {status}; name a folder whose files can be read')
-    raise AlphaqError(f'{called}: access refused (status {status}); for a model on the hub, accept its terms there and `hf auth login`')
+    if status in (404, 410):
+        raise MissingError(
+            f'{called}: no such file (status {status}); name the folder of a whole checkpoint')
+    if status not in (401, 403):
+        raise AlphaqError(f'{called}: status {status}; name a folder whose files can be read')
+    raise AlphaqError(f'{called}: access refused (status {status}); for a model on the '
+                      'hub, accept its terms there and `hf auth login`')
 
+# %% ../nbs/23_remote.ipynb #3ea07662
 def check_range(
     response,   # to a request for a range
     start:int,
@@ -107,10 +118,14 @@ def check_range(
     "Refuse an answer that is not exactly the range that was asked for."
     said, length = response.headers.get('Content-Range', ''), response.headers.get('Content-Length')
     if response.status_code == 200:
-        raise AlphaqError(f'{called}: its server knows no ranges and would send all of it, {length} bytes, for {end - start}; {_COPY}')
+        raise AlphaqError(f'{called}: its server knows no ranges and would send all of it, '
+                          f'{length} bytes, for {end - start}; {_COPY}')
     m = re.fullmatch(r'bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})', said)
-    if m and (int(m[1]), int(m[2]) + 1) == (start, end) and int(m[3]) >= end and length in (None, str(end - start)): return int(m[3])
-    raise AlphaqError(f'{called}: asked for bytes {start} to {end - 1}, its server answers with {said!r:.80} and {str(length):.20} bytes; '
+    if m and (int(m[1]), int(m[2])
+              + 1) == (start, end) and int(m[3]) >= end and length in (None, str(end - start)):
+        return int(m[3])
+    raise AlphaqError(f'{called}: asked for bytes {start} to {end - 1}, its server '
+                      f'answers with {said!r:.80} and {str(length):.20} bytes; '
                       f'the file is truncated or its server in error, {_COPY}')
 
 # %% ../nbs/23_remote.ipynb #c4e99257
@@ -118,13 +133,16 @@ class Address(str):
     "What to call a place in messages; `/` and a name: a file of it."
     def __truediv__(self, name): return Address(f'{self}/{name}')
 
+# %% ../nbs/23_remote.ipynb #722b586a
 @dataclass(frozen=True)
 class There:
     "A folder on another machine, as a place where files lie."
     path:Address                                               # what to call it
     base:str                                                   # address of the folder
-    files:frozenset|None = field(default=None, repr=False)     # all its files, for the hub; an address cannot be listed
-    digests:dict = field(default_factory=dict, repr=False)     # file -> SHA-256, from the hub or from what was read
+    # all its files, for the hub; an address cannot be listed
+    files:frozenset|None = field(default=None, repr=False)
+    # file -> SHA-256, from the hub or from what was read
+    digests:dict = field(default_factory=dict, repr=False)
 
     @property
     def name(self)->str: return self.path.split('@')[0].rsplit('/', 1)[-1]
@@ -134,11 +152,13 @@ class There:
 
     def _request(self, name, asked): # address and headers; the token is the hub's
         headers = build_hf_headers(token=False if self.files is None else None)
-        return f'{self.base}/{quote(name, safe="")}', headers | {'Accept-Encoding': 'identity'} | asked
+        return f'{self.base}/{quote(name, safe="")}', headers | {
+            'Accept-Encoding': 'identity'} | asked
 
     def _check(self, response, name, start, end):
         whole = check_range(response, start, end, self.path/name)
-        stamp = whole, self.files is None and (response.headers.get('ETag') or response.headers.get('Last-Modified'))
+        stamp = whole, self.files is None and (response.headers.get('ETag')
+                                               or response.headers.get('Last-Modified'))
         if self._stamps.setdefault(name, stamp) == stamp: return
         raise AlphaqError(f'{self.path/name}: changed while it was read; run the command again')
 
@@ -153,7 +173,9 @@ class There:
             if asked: self._check(response, name, start + len(found), end)
             for piece in response.iter_raw():
                 found += piece
-                if len(found) > most: raise AlphaqError(f'{self.path/name}: more than the {most} bytes that were to come; {_COPY}')
+                if len(found) > most:
+                    raise AlphaqError(
+                        f'{self.path/name}: more than the {most} bytes that were to come; {_COPY}')
         return '' if not asked or len(found) == most else f'{len(found)} of {most} bytes came', wait
 
     def read(self,
@@ -172,8 +194,9 @@ class There:
             if not why: return found
             if end is None: found.clear()
             if wait is not None: time.sleep(max(wait, min(LONGEST, longer)))
-        raise UnreachableError(f'{self.path/name}: given up after {len(WAITS) + 1} requests ({why}); '
-                               'run the same command again later, it continues')
+        raise UnreachableError(
+            f'{self.path/name}: given up after {len(WAITS) + 1} requests ({why}); '
+            'run the same command again later, it continues')
 
     def names(self)->list: return sorted(self.files or ())
 
@@ -189,14 +212,19 @@ class There:
 
     def _header(self, name):
         length = int.from_bytes(self.read(name, 0, 8), 'little')
-        if length > HEADER: raise AlphaqError(f'{self.path/name}: damaged, a header of {length} bytes; at most {HEADER} are read')
+        if length > HEADER:
+            raise AlphaqError(
+                f'{self.path/name}: damaged, a header of {length} bytes; at most {HEADER} are read')
         raw = length.to_bytes(8, 'little') + self.read(name, 8, 8 + length)
         whole, tag = self._stamps[name]
         self.digests.setdefault(name, hashlib.sha256(f'{whole} {tag} '.encode() + raw).hexdigest())
         with tempfile.TemporaryDirectory() as d, Path(d, name).open('wb') as hole:
             hole.write(raw)
             try: hole.truncate(whole)
-            except OSError: raise AlphaqError(f'{self.path/name}: its server says {whole} bytes, more than a file can have') from None
+            except OSError:
+                raise AlphaqError(
+                    f'{self.path/name}: its server says {whole} bytes, more than a file '
+                    'can have') from None
             return read_header(hole.name, self.path/name)
 
     def headers(self, names): # several at a time, since most of the time is waiting
@@ -206,6 +234,7 @@ class There:
 
     def digest(self, name)->str: return self.digests[name]
 
+# %% ../nbs/23_remote.ipynb #2fb2330a
 class Ranges:
     "Reads parts of the tensors of one file; remembers the last two ranges, which are those of codes and of their scales."
     def __init__(self, place, file): self.place, self.file, self.last = place, file, deque(maxlen=2)
@@ -214,7 +243,8 @@ class Ranges:
         first, end, shape, left = span(info.shape, index)
         if not end - first: return from_bytes(info.dtype, shape, bytearray())[left]
         first, end = (info.start + i * info.nbytes // prod(info.shape) for i in (first, end))
-        known = [(start, raw) for start, raw in list(self.last) if start <= first and end <= start + len(raw)]
+        known = [(start, raw)
+                 for start, raw in list(self.last) if start <= first and end <= start + len(raw)]
         start, raw = known[0] if known else (first, self.place.read(self.file, first, end))
         if not known: self.last.append((start, raw))
         return from_bytes(info.dtype, shape, raw[first - start:end - start])[left]
@@ -224,7 +254,8 @@ def _seconds(text): return int(text) if re.fullmatch('[0-9]{1,6}', text) else 0
 def _first_line(e): return next(iter(str(e).splitlines()), 'no reason given')[:200]
 
 def _offline(name):
-    return AlphaqError(f'{name}: no such folder here, and HF_HUB_OFFLINE keeps this machine off the network; unset it')
+    return AlphaqError(f'{name}: no such folder here, and HF_HUB_OFFLINE keeps this '
+                       'machine off the network; unset it')
 
 # %% ../nbs/23_remote.ipynb #cfb95c40
 _ID = r'\w[\w.-]*/\w[\w.-]*(?:@\w[\w./-]*)?'
@@ -235,36 +266,54 @@ def at_address(
     "The place at an address."
     try: host, _ = (parts := urlsplit(url)).hostname or '', parts.port
     except ValueError: host = ''
-    if not (re.fullmatch('[a-z0-9.:-]+', host) and re.fullmatch('[!-~]+', url) and parts.scheme in ('https', 'http')):
+    if not (re.fullmatch('[a-z0-9.:-]+', host) and re.fullmatch('[!-~]+', url)
+            and parts.scheme in ('https', 'http')):
         raise AlphaqError(f'{url!r:.200} is no address of a folder; write https://host/folder')
-    if '@' in parts.netloc: raise AlphaqError(f'{host}: addresses with a user name or a password are not read; {_COPY}')
-    if parts.query or parts.fragment: raise AlphaqError(f'{url:.200}: an address of a folder has neither ? nor #; {_COPY}')
+    if '@' in parts.netloc:
+        raise AlphaqError(f'{host}: addresses with a user name or a password are not read; {_COPY}')
+    if parts.query or parts.fragment:
+        raise AlphaqError(f'{url:.200}: an address of a folder has neither ? nor #; {_COPY}')
     return There(Address(url.rstrip('/')), url.rstrip('/'))
 
+# %% ../nbs/23_remote.ipynb #df85969f
 def _unknown(name, e):
     "What to say of a model that the hub does not tell of."
     why = _first_line(e)
     if isinstance(e, OfflineModeIsEnabled): return _offline(name)
-    if isinstance(e, RevisionNotFoundError): return AlphaqError(f'{name}: no such revision of this model; name a branch, a tag or a commit')
+    if isinstance(e, RevisionNotFoundError):
+        return AlphaqError(
+            f'{name}: no such revision of this model; name a branch, a tag or a commit')
     if isinstance(e, RepositoryNotFoundError):
-        return AlphaqError(f'{name}: no folder here, no model on the hub that this login may see; check the name, or `hf auth login`')
-    if isinstance(e, HfHubHTTPError): return UnreachableError(f'{name}: the hub answers with {why}; try again later')
-    if isinstance(e, (OSError, HTTPError)): return UnreachableError(f'{name}: no folder here, and no way to the hub ({why}); try again later')
-    return AlphaqError(f'{name}: not what a hub understands or answers ({why}); check the name, and HF_ENDPOINT if it is set')
+        return AlphaqError(f'{name}: no folder here, no model on the hub that this login may '
+                           'see; check the name, or `hf auth login`')
+    if isinstance(e, HfHubHTTPError):
+        return UnreachableError(f'{name}: the hub answers with {why}; try again later')
+    if isinstance(e, (OSError, HTTPError)):
+        return UnreachableError(
+            f'{name}: no folder here, and no way to the hub ({why}); try again later')
+    return AlphaqError(f'{name}: not what a hub understands or answers ({why}); check the '
+                       'name, and HF_ENDPOINT if it is set')
 
+# %% ../nbs/23_remote.ipynb #d878216f
 def on_hub(
     name:str,       # 'org/name' or 'org/name@revision'
     endpoint=None,  # of another hub than that of `HF_ENDPOINT`
 )->There:
     "The place of a model on the hub, at one commit."
     repo, _, revision = name.partition('@')
-    try: info = HfApi(endpoint).model_info(repo, revision=revision or None, files_metadata=True, timeout=PATIENCE)
-    except (OSError, HTTPError, ValueError, TypeError, KeyError) as e: raise _unknown(name, e) from None
-    if not re.fullmatch('[0-9a-f]{40,64}', str(info.sha)): raise _unknown(name, ValueError('no commit'))
+    try:
+        info = HfApi(endpoint).model_info(repo, revision=revision or None, files_metadata=True,
+                                          timeout=PATIENCE)
+    except (OSError, HTTPError, ValueError, TypeError, KeyError) as e:
+        raise _unknown(name, e) from None
+    if not re.fullmatch('[0-9a-f]{40,64}', str(info.sha)):
+        raise _unknown(name, ValueError('no commit'))
     files = {s.rfilename: s.lfs and s.lfs.sha256 for s in info.siblings or ()}
     base = hf_hub_url(repo, 'x', revision=info.sha, endpoint=endpoint).removesuffix('/x')
-    return There(Address(f'{repo}@{info.sha}'), base, frozenset(files), {n: digest for n, digest in files.items() if digest})
+    return There(Address(f'{repo}@{info.sha}'), base, frozenset(files),
+                 {n: digest for n, digest in files.items() if digest})
 
+# %% ../nbs/23_remote.ipynb #8141153f
 def open_anywhere(
     name,        # `str | Path` 'pocket', a folder, an address, or a model on the hub
 )->Folder:       # its config and headers

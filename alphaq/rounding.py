@@ -17,12 +17,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil, floor, isfinite
 from pathlib import Path
-
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-
 import alphaq
 from .activations import (ROUTINGS, check_device, model_name, put, skeleton, stored,
                                 streamed_logits, walk)
@@ -36,14 +34,18 @@ from .hook import guarded, poison_tensors
 from .making import copy_companions, holds, making, shard_bytes, write_index
 from .methods import METHODS
 from .pack import PackedWeight, layer_tensors, pack, unpacked_layer, word_count
+
+# %% ../nbs/46_rounding.ipynb #c98d8e12
 from .plans import (Plan, check_linear, check_plan, grouped, other_linears, predicted_bytes,
                           to_json, widths)
 from .rehearsal import rehearse
 
 # %% ../nbs/46_rounding.ipynb #61682fa5
-QUANTIZERS = {'mse': 'searched grid', 'rtn': 'min-max grid, sign at one bit', 'hqq': 'half-quadratic splitting, sign at one bit',
+QUANTIZERS = {'mse': 'searched grid', 'rtn': 'min-max grid, sign at one bit',
+              'hqq': 'half-quadratic splitting, sign at one bit',
               'gptq': 'error feedback on calibration text'}
 
+# %% ../nbs/46_rounding.ipynb #98483bbd
 @dataclass(frozen=True)
 class QuantizeJob:
     "Everything the bytes of a quantized folder depend on."
@@ -51,25 +53,32 @@ class QuantizeJob:
     plan:Plan
     quantizer:str='mse'               # key of `QUANTIZERS`
     windows:Tensor|None=None          # `[n, length]` calibration tokens, for gptq
-    calibration:str|None=None         # what text was read, by the allocation or by gptq, for the model card
-    routing:str='routed'              # which of them count for an expert, key of `activations.ROUTINGS`
+    # what text was read, by the allocation or by gptq, for the model card
+    calibration:str|None=None
+    # which of them count for an expert, key of `activations.ROUTINGS`
+    routing:str='routed'
     device:str='cpu'                  # where rounding runs
     head_bits:int=16                  # width of the output head; 16 leaves it alone
-    unopened:bool=False               # a family that transformers does not know is rounded all the same
+    # a family that transformers does not know is rounded all the same
+    unopened:bool=False
 
     @cached_property
-    def stay(self)->frozenset: # linear layers that the plan would pack, and that the model uses in another way
-        return rehearse(self.checkpoint, other_linears(self.checkpoint, self.plan)) if _known(self.checkpoint) else frozenset()
+    # linear layers that the plan would pack, and that the model uses in another way
+    def stay(self)->frozenset:
+        return rehearse(self.checkpoint, other_linears(self.checkpoint, self.plan)) if _known(
+            self.checkpoint) else frozenset()
 
     @cached_property
     def linears(self)->dict: # linear layer without routed experts that is packed -> width
-        packed = {n: b for n, b in other_linears(self.checkpoint, self.plan).items() if n not in self.stay}
+        packed = {n: b for n, b in other_linears(self.checkpoint, self.plan).items()
+                  if n not in self.stay}
         return packed | ({} if self.head_bits == 16 else {HEAD: self.head_bits})
 
     @cached_property
     def shapes(self)->dict: # matrix to round -> `(out, in)`
         tensors = self.checkpoint.tensors
-        return {p.name: p.shape for p in self.checkpoint.projections} | {n: tensors[f'{n}.weight'].shape for n in self.linears}
+        return {p.name: p.shape for p in self.checkpoint.projections} | {
+            n: tensors[f'{n}.weight'].shape for n in self.linears}
 
     @cached_property
     def bits(self)->dict: # matrix to round -> width
@@ -82,12 +91,16 @@ class QuantizeJob:
 
     def manifest(self)->dict: # JSON object, equal for equal jobs
         "What identifies this job."
-        tokens = hashlib.sha256(self.windows.numpy().tobytes()).hexdigest() if self.windows is not None else None
-        return dict(alphaq=alphaq.__version__, source=self.checkpoint.fingerprint(), plan=to_json(self.plan), quantizer=self.quantizer,
-                    calibration=self.calibration, tokens=tokens, routing=self.routing, device=self.device,
+        tokens = hashlib.sha256(
+            self.windows.numpy().tobytes()).hexdigest() if self.windows is not None else None
+        return dict(alphaq=alphaq.__version__, source=self.checkpoint.fingerprint(),
+                    plan=to_json(self.plan), quantizer=self.quantizer, calibration=self.calibration,
+                    tokens=tokens, routing=self.routing, device=self.device,
                     **({} if self.head_bits == 16 else dict(head_bits=self.head_bits)),
-                    **({} if not self.checkpoint.left_out else dict(left_out=len(self.checkpoint.left_out))))
+                    **({} if not self.checkpoint.left_out
+                       else dict(left_out=len(self.checkpoint.left_out))))
 
+# %% ../nbs/46_rounding.ipynb #da00dfce
 def check_quantizer(
     quantizer:str,      # key of `QUANTIZERS`
     calibrated:bool,    # whether there is calibration text
@@ -96,16 +109,22 @@ def check_quantizer(
 ):
     "Refuse an unknown quantizer or routing, one without the text it needs, and a device that is not there."
     check_known(quantizer, QUANTIZERS, 'quantizers')
-    if (quantizer == 'gptq') != calibrated: raise AlphaqError('gptq needs calibration text (--calibration); the others take none')
+    if (quantizer == 'gptq') != calibrated:
+        raise AlphaqError('gptq needs calibration text (--calibration); the others take none')
     check_known(routing, ROUTINGS, 'routings')
-    if routing != 'routed' and not calibrated: raise AlphaqError(f'routing {routing!r} needs calibration text; without, no token is routed')
+    if routing != 'routed' and not calibrated:
+        raise AlphaqError(
+            f'routing {routing!r} needs calibration text; without, no token is routed')
     check_device(device)
 
+# %% ../nbs/46_rounding.ipynb #6e29b395
 def _check_windows(windows, config):
     "Refuse calibration tokens that are none, or of another vocabulary."
     if windows.ndim != 2 or not windows.numel() or windows.is_floating_point():
-        raise AlphaqError(f'the calibration text gave no window of tokens (shape {list(windows.shape)}); use a longer text')
-    vocabulary = next((part['vocab_size'] for part in (config, config.get('text_config') or {}) if 'vocab_size' in part), None)
+        raise AlphaqError('the calibration text gave no window of tokens (shape '
+                          f'{list(windows.shape)}); use a longer text')
+    vocabulary = next((part['vocab_size'] for part in (config, config.get('text_config') or {})
+                       if 'vocab_size' in part), None)
     if windows.min() < 0 or (vocabulary and windows.max() >= vocabulary):
         lie = f'calibration tokens lie in {windows.min()}..{windows.max()}'
         raise AlphaqError(f'{lie}, the model knows {vocabulary}; use the tokenizer of this model')
@@ -114,32 +133,41 @@ def _known(checkpoint):
     from transformers import CONFIG_MAPPING
     return checkpoint.family in CONFIG_MAPPING
 
+# %% ../nbs/46_rounding.ipynb #c313cd87
 def check_source(
     checkpoint:Checkpoint,
     unopened:bool=False, # accept a family that transformers does not know
 ):
     "Refuse a checkpoint that can be scored, but whose quantized folder nobody could open."
     where = f'{checkpoint.path}: a checkpoint of family {checkpoint.family} can be scored, but not quantized'
-    if checkpoint.guessed: raise AlphaqError(f'{where}: its layout is {checkpoint.layout}, and a guess is not enough')
-    if 'INT4' in checkpoint.stored_types: raise AlphaqError(f'{where}: it is one already, in four bits; name the model it was made from')
-    if {p.role for p in checkpoint.projections} != {*ROLES}: raise AlphaqError(f'{where}: its experts have no gate')
+    if checkpoint.guessed:
+        raise AlphaqError(f'{where}: its layout is {checkpoint.layout}, and a guess is not enough')
+    if 'INT4' in checkpoint.stored_types:
+        raise AlphaqError(
+            f'{where}: it is one already, in four bits; name the model it was made from')
+    if {p.role for p in checkpoint.projections} != {*ROLES}:
+        raise AlphaqError(f'{where}: its experts have no gate')
     if checkpoint.codes:
         name = checkpoint.codes[0]
-        raise AlphaqError(f'{where}: {name} holds codes of another tool ({checkpoint.tensors[name].dtype}), not weights; '
+        raise AlphaqError(f'{where}: {name} holds codes of another tool '
+                          f'({checkpoint.tensors[name].dtype}), not weights; '
                           'name the model it was made from, or convert it to bfloat16 first')
     shapes = {}
     for p in checkpoint.projections:
         if shapes.setdefault((p.module, p.role), p.shape) != p.shape:
-            raise AlphaqError(f'{where}: {p.module} has experts of two sizes, {p.role} {shapes[p.module, p.role]} and {p.shape}; '
+            raise AlphaqError(f'{where}: {p.module} has experts of two sizes, {p.role} '
+                              f'{shapes[p.module, p.role]} and {p.shape}; '
                               'the format stacks the experts of a layer')
     if not _known(checkpoint):
         if unopened: return
-        raise AlphaqError(f'{where}: this transformers does not know it, so nobody could open the folder; '
-                          'use one that does, or pass --unopened')
+        raise AlphaqError(
+            f'{where}: this transformers does not know it, so nobody could open the folder; '
+            'use one that does, or pass --unopened')
     try: rehearse(checkpoint, ())
     except AlphaqError as e:
         raise AlphaqError(f'{where}: {str(e).removeprefix(f"{checkpoint.path}: ").removesuffix("; use a data-free quantizer")}') from None
 
+# %% ../nbs/46_rounding.ipynb #cda0bb57
 def check_groups(
     checkpoint:Checkpoint,
     group_size:int,        # weights that share a scale; a narrower matrix is one group
@@ -151,6 +179,7 @@ def check_groups(
 
 HEAD = 'lm_head'
 
+# %% ../nbs/46_rounding.ipynb #70e93de3
 def check_head(
     checkpoint:Checkpoint,
     bits:int,              # asked for the output head
@@ -158,19 +187,25 @@ def check_head(
 ):
     "Refuse a width of the output head that the format has not, and a head that is none of its own."
     if bits == 16: return
-    if bits not in WIDTHS: raise AlphaqError(f'the output head can have {", ".join(map(str, WIDTHS))} or 16 bits, got {bits}')
-    shape = checkpoint.tensors[f'{HEAD}.weight'].shape if f'{HEAD}.weight' in checkpoint.tensors else ()
+    if bits not in WIDTHS:
+        raise AlphaqError(
+            f'the output head can have {", ".join(map(str, WIDTHS))} or 16 bits, got {bits}')
+    shape = checkpoint.tensors[
+        f'{HEAD}.weight'].shape if f'{HEAD}.weight' in checkpoint.tensors else ()
     if len(shape) != 2 or checkpoint.config.get('tie_word_embeddings'):
-        raise AlphaqError(f'{checkpoint.path}: its output head is tied to the embeddings, which are looked up by rows and stay as they are; '
+        raise AlphaqError(f'{checkpoint.path}: its output head is tied to the embeddings, '
+                          'which are looked up by rows and stay as they are; '
                           'a packed copy would make the folder larger, leave out --head-bits')
     check_linear(HEAD, shape[1], bits, group_size)
 
+# %% ../nbs/46_rounding.ipynb #aaaf7a06
 def _checked(job):
     "Refuse what cannot work before anything is written."
     check_source(job.checkpoint, job.unopened)
     check_plan(job.plan, job.checkpoint)
     if named := job.stay & {n for n, b in job.plan.modules.items() if b != 16}:
-        raise AlphaqError(f'{min(named)} is not used as a layer by this model, so it cannot be packed; give it 16 bits')
+        raise AlphaqError(f'{min(named)} is not used as a layer by this model, so it cannot '
+                          'be packed; give it 16 bits')
     check_quantizer(job.quantizer, job.windows is not None, job.device, job.routing)
     if job.windows is not None: _check_windows(job.windows, job.checkpoint.config)
     check_groups(job.checkpoint, job.plan.group_size)
@@ -194,9 +229,12 @@ def _shards(job):
     kept = [n for n in job.checkpoint.rest if n.removesuffix('.weight') not in job.linears]
     matrices, rest = _by_prefix(job.shapes), _by_prefix(kept)
     layers = sorted((matrices.keys() | rest.keys()) - {''}, key=natural)
-    files = (f'model-{i:05d}-of-{len(layers) + 1:05d}.safetensors' for i in range(1, len(layers) + 2))
-    return tuple(Shard(file, p, tuple(matrices[p]), tuple(rest[p])) for file, p in zip(files, [*layers, '']))
+    files = (f'model-{i:05d}-of-{len(layers) + 1:05d}.safetensors'
+             for i in range(1, len(layers) + 2))
+    return tuple(Shard(file, p, tuple(matrices[p]), tuple(rest[p]))
+                 for file, p in zip(files, [*layers, '']))
 
+# %% ../nbs/46_rounding.ipynb #fc70a003
 def _decoder(job):
     "Index of a decoder layer, `None` for the rest -> its shard."
     stem = job.checkpoint.decoder
@@ -211,22 +249,28 @@ class Rounded:
     original:Tensor           # `[out, in]` in the stored type
     weight:QuantizedWeight    # on the CPU
     quantizer:str             # what rounded it, key of `QUANTIZERS`
-    basis:Basis|None=None     # of an expert with error feedback: tokens it saw, what its rounding rests on
+    # of an expert with error feedback: tokens it saw, what its rounding rests on
+    basis:Basis|None=None
 
 def _on_cpu(q): return replace(q, codes=q.codes.cpu(), scale=q.scale.cpu(), zero=q.zero.cpu())
 
 def _without_data(job, name, W, bits, quantizer, basis=None):
     grid = {'rtn': 'sign' if bits == 1 else 'min_max'}.get(quantizer, quantizer)
-    return Rounded(name, W, _on_cpu(to_grid(W.to(job.device), bits, job.plan.group_size, grid)), quantizer, basis)
+    return Rounded(name, W, _on_cpu(to_grid(W.to(job.device), bits, job.plan.group_size, grid)),
+                   quantizer, basis)
 
-AT_ONCE = 2**26  # bytes of Hessians that a batch of experts may have; the factorisation needs some ten times as much
+# bytes of Hessians that a batch of experts may have; the factorisation needs some ten times as much
+AT_ONCE = 2**26
 
+# %% ../nbs/46_rounding.ipynb #99222c77
 def _factors(grams, total, tokens, some, pooled):
     "Factors for some experts; all others come along as one, because the layer's mean needs them."
     parts = [(grams[some], total), (tokens[some], tokens.sum())]
-    if len(some) < len(tokens): parts = [(torch.cat([own, (whole - own.sum(0))[None]]), whole) for own, whole in parts]
+    if len(some) < len(tokens):
+        parts = [(torch.cat([own, (whole - own.sum(0))[None]]), whole) for own, whole in parts]
     return factor(shrunk(*(own for own, _ in parts), pooled=pooled)[:len(some)])
 
+# %% ../nbs/46_rounding.ipynb #94440297
 def _feed_back_experts(job, read, seen, key, roles, grams):
     "Experts of roles that share their inputs."
     (count, inputs), pooled, total = grams.shape[:2], 'down_proj' not in roles, grams.sum(0)
@@ -242,9 +286,12 @@ def _feed_back_experts(job, read, seen, key, roles, grams):
             q = gptq(torch.stack(originals).to(U.device), U[own], width, job.plan.group_size)
             for j, (i, W) in enumerate(zip(own, originals)):
                 name, e = f'{key}.{some[i]}.{role}', some[i]
-                if basis[e].rests_on == 'nearest': yield _without_data(job, name, W, width, 'mse', basis[e]); continue
-                yield Rounded(name, W, _on_cpu(QuantizedWeight(q.codes[j], q.scale[j], q.zero[j], width, q.group_size)), 'gptq', basis[e])
+                if basis[e].rests_on == 'nearest':
+                    yield _without_data(job, name, W, width, 'mse', basis[e]); continue
+                yield Rounded(name, W, _on_cpu(QuantizedWeight(
+                    q.codes[j], q.scale[j], q.zero[j], width, q.group_size)), 'gptq', basis[e])
 
+# %% ../nbs/46_rounding.ipynb #21887c51
 def feed_back_layer(
     job:QuantizeJob,
     shard:Shard,             # of the layer
@@ -253,18 +300,22 @@ def feed_back_layer(
 ):                           # yields `Rounded`
     "Round the matrices of a layer with error feedback, experts of one role and width as a batch."
     key = f'{shard.prefix}.mlp.experts'
-    for roles, grams in ((('gate_proj', 'up_proj'), statistics.inputs), (('down_proj',), statistics.between)):
+    for roles, grams in ((('gate_proj', 'up_proj'), statistics.inputs),
+                         (('down_proj',), statistics.between)):
         if len(grams): yield from _feed_back_experts(job, read, statistics, key, roles, grams)
     for name in shard.matrices:
         if name.startswith(f'{key}.'): continue
         W, gram = read(name), statistics.linears.get(name.removeprefix(f'{shard.prefix}.'))
         U, damping = factor(gram[None]) if gram is not None else (None, None)
-        if U is None or damping.isinf(): yield _without_data(job, name, W, job.bits[name], 'mse'); continue
-        yield Rounded(name, W, _on_cpu(gptq(W.to(U.device), U[0], job.bits[name], job.plan.group_size)), 'gptq')
+        if U is None or damping.isinf():
+            yield _without_data(job, name, W, job.bits[name], 'mse'); continue
+        yield Rounded(name, W, _on_cpu(gptq(W.to(U.device), U[0], job.bits[name],
+                                            job.plan.group_size)), 'gptq')
 
 # %% ../nbs/46_rounding.ipynb #c47405f7
 def _write_shard(path, tensors, rows):
-    write_json(path.with_suffix('.rows.json'), rows)  # before the shard, whose presence says that both are there
+    # before the shard, whose presence says that both are there
+    write_json(path.with_suffix('.rows.json'), rows)
     with atomic(path) as temporary: save_file(tensors, temporary, metadata={'format': 'pt'})
 
 def weights_digest(
@@ -278,12 +329,18 @@ def squared_error(
     original:Tensor, # `[out, in]` in the stored type
 )->float:            # mean over all weights
     "What rounding one matrix cost, summed in float64."
-    return (W - original.float()).square_().mean(-1, dtype=torch.float64).mean().item()  # by rows: one sum would depend on the number of threads
+    # by rows: one sum would depend on the number of threads
+    return (W - original.float()).square_().mean(-1, dtype=torch.float64).mean().item()
 
+# %% ../nbs/46_rounding.ipynb #5a4d32ab
 def _row(r):
     W = r.weight.dequantize()
-    b, row = r.basis, dict(name=r.name, bits=r.weight.bits, mse=squared_error(W, r.original), tokens=None, quantizer=r.quantizer)
-    if b: row |= dict(tokens=b.tokens, rests_on=b.rests_on, damping=b.damping if isfinite(b.damping) else None)
+    b = r.basis
+    row = dict(name=r.name, bits=r.weight.bits, mse=squared_error(W, r.original), tokens=None,
+               quantizer=r.quantizer)
+    if b:
+        row |= dict(tokens=b.tokens, rests_on=b.rests_on,
+                    damping=b.damping if isfinite(b.damping) else None)
     return row | dict(sha256=weights_digest(W))
 
 def _from_shard(job, folder, shard, kept=True):
@@ -291,39 +348,49 @@ def _from_shard(job, folder, shard, kept=True):
     def named(n): return model_name(job.checkpoint, n)
     with safe_open(folder/shard.file, framework='pt') as f:
         for n in shard.kept if kept else (): yield named(n), f.get_tensor(n)
-        tensors = {k: f.get_tensor(k) for k in f.keys() if k.endswith(('.words', '.scale', '.zero'))}
+        tensors = {k: f.get_tensor(k)
+                   for k in f.keys() if k.endswith(('.words', '.scale', '.zero'))}
         for n, W in unpacked_layer(tensors, {n: job.shapes[n] for n in shard.matrices}, job.bits):
             yield named(n if split_name(n) else f'{n}.weight'), W
 
+# %% ../nbs/46_rounding.ipynb #88d41be6
 def _fed(job, folder):
     "Walk the calibration text through the model and make each layer that is missing; yields the shards of the layers."
     shard_of = _decoder(job)
     def there(index): return _written(job, folder, shard_of(index))
-    def source(index): return stored(job.checkpoint, index) if index is None or not there(index) else _from_shard(job, folder, shard_of(index))
+    def source(index):
+        return stored(job.checkpoint, index) if index is None or not there(index) else _from_shard(
+            job, folder, shard_of(index))
     model = skeleton(job.checkpoint, job.device)
-    for index, _, seen in walk(model, job.windows.to(job.device), source=source, record=lambda i: not there(i),
-                               routing=job.routing, spill=folder):
+    for index, _, seen in walk(model, job.windows.to(job.device), source=source,
+                               record=lambda i: not there(i), routing=job.routing, spill=folder):
         if seen is not None:
             _make_shard(job, folder, shard_of(index), seen)
             seen = None  # one layer's statistics at a time
-            for name, W in _from_shard(job, folder, shard_of(index), kept=False): put(model, name, W)
+            for name, W in _from_shard(job, folder, shard_of(index), kept=False):
+                put(model, name, W)
         yield shard_of(index)
 
+# %% ../nbs/46_rounding.ipynb #fe6b0097
 def _make_shard(job, folder, shard, seen=None):
     "Round, pack and write what belongs together."
     files = replace(job.checkpoint)  # its own open files: what was read is forgotten with them
     experts = {p.name: p for p in files.projections}
-    def read(name): return files.read(experts[name]) if name in experts else files.tensor(f'{name}.weight')
+    def read(name):
+        return files.read(experts[name]) if name in experts else files.tensor(f'{name}.weight')
     quantizer = 'mse' if job.quantizer == 'gptq' else job.quantizer
     if seen is not None: rounding = feed_back_layer(job, shard, read, seen)
-    else: rounding = (_without_data(job, n, read(n), job.bits[n], quantizer) for n in shard.matrices)
+    else:
+        rounding = (_without_data(job, n, read(n), job.bits[n], quantizer) for n in shard.matrices)
     packed, rows = {}, {}
     for r in rounding: packed[r.name], rows[r.name] = pack(r.weight), _row(r)
-    tensors = layer_tensors(packed) | {n: files.keep(n) for n in shard.kept} | ({} if shard.prefix else poison_tensors(_quantization(job)))
+    tensors = layer_tensors(packed) | {n: files.keep(n) for n in shard.kept} | (
+        {} if shard.prefix else poison_tensors(_quantization(job)))
     _write_shard(folder/shard.file, tensors, [rows[n] for n in shard.matrices])
 
 def _written(job, folder, shard): return holds(folder/shard.file, _entries(job, shard))
 
+# %% ../nbs/46_rounding.ipynb #d2483379
 def _made(job, folder, missing):
     "Yields each shard when it is there: first those of the decoder, in the order of its layers, if text is read."
     def layer(shard): return shard.prefix.rpartition('.')[0] == f'{job.checkpoint.decoder}layers'
@@ -343,6 +410,7 @@ def _stream(job, folder, engine=None):
     steps = _made(job, folder, [job.shards[i] for i in missing])
     for _ in track(steps, 'quantizing', total=len(job.shards)): pass
 
+# %% ../nbs/46_rounding.ipynb #864bc9d9
 def _spread(job, folder, missing, engine):
     "Without data no layer waits for another: whoever is free makes the next."
     sent = replace(job, checkpoint=replace(job.checkpoint))  # without files that are open here
@@ -372,24 +440,28 @@ def _said(job, folder):
     vocabulary = model.config.get_text_config().vocab_size
     tokens, places = probe_tokens(vocabulary), probe_places(vocabulary)
     shard_of = _decoder(job)
-    logits = streamed_logits(model, lambda index: _from_shard(job, folder, shard_of(index)), tokens)[..., places]
+    logits = streamed_logits(model, lambda index: _from_shard(job, folder, shard_of(index)),
+                             tokens)[..., places]
     if not logits.isfinite().all(): raise AlphaqError('the logits are not finite')
     kept = [[[float(f'{x:.6g}') for x in row] for row in text] for text in logits.tolist()]
     return dict(tokens=tokens.tolist(), places=places.tolist(), logits=kept)
 
+# %% ../nbs/46_rounding.ipynb #75b37bc9
 def _write_logits(job, folder):
     if (folder/LOGITS).exists(): return
     try: found = _said(job, folder)
-    except AlphaqError as e: found = dict(logits=None, why=str(e).replace(str(job.checkpoint.path), 'the checkpoint'))
-    except Exception as e: found = dict(logits=None, why=type(e).__name__)  # an odd architecture must not cost a finished quantization
+    except AlphaqError as e:
+        found = dict(logits=None, why=str(e).replace(str(job.checkpoint.path), 'the checkpoint'))
+    # an odd architecture must not cost a finished quantization
+    except Exception as e: found = dict(logits=None, why=type(e).__name__)
     write_json(folder/LOGITS, found)
 
 # %% ../nbs/46_rounding.ipynb #d4f16272
 def _quantization(job):
     "Section `quantization_config` of config.json."
     layers, modules = grouped(job.bits)
-    return dict(quant_method='alphaq', format='alphaq-packed/1', zero='sixteenths', group_size=job.plan.group_size,
-                layers=layers, modules=modules)
+    return dict(quant_method='alphaq', format='alphaq-packed/1', zero='sixteenths',
+                group_size=job.plan.group_size, layers=layers, modules=modules)
 
 def predicted_tensors(
     job:QuantizeJob,
@@ -401,7 +473,8 @@ _HEADS = ('num_nextn_predict_layers', 'mtp_num_hidden_layers', 'num_mtp_layers',
 
 def _headless(config):
     "A config, and every section of it, without the heads that are left out."
-    return {k: 0 if k in _HEADS and isinstance(v, int) else _headless(v) if isinstance(v, dict) else v for k, v in config.items()}
+    return {k: 0 if k in _HEADS and isinstance(v, int) else _headless(v) if isinstance(v, dict)
+            else v for k, v in config.items()}
 
 def written_config(
     job:QuantizeJob,
@@ -410,18 +483,25 @@ def written_config(
     config = job.checkpoint.config
     return guarded(_headless(config) if job.checkpoint.left_out else config, _quantization(job))
 
+# %% ../nbs/46_rounding.ipynb #a5ab06a7
 def _remarks(job, behind):
     "What the reader of a model card would otherwise find out late."
     if job.checkpoint.left_out:
-        yield (f'Left out: the head that predicts further tokens (MTP, {len(job.checkpoint.left_out)} tensors); '
-               'config.json says that there is none.')
-    if job.stay: yield f'Not packed, because the model does not use them as layers: {", ".join(sorted(job.stay))}.'
+        yield ('Left out: the head that predicts further tokens (MTP, '
+               f'{len(job.checkpoint.left_out)} tensors); ' 'config.json says that there is none.')
+    if job.stay:
+        yield f'Not packed, because the model does not use them as layers: {", ".join(sorted(job.stay))}.'
     if behind: yield f'Not copied from the source: {", ".join(behind)}.'
-    if not _known(job.checkpoint): yield f'The transformers at hand did not know `{job.checkpoint.family}`: that this folder opens was not seen.'
+    if not _known(job.checkpoint):
+        yield f'The transformers at hand did not know `{job.checkpoint.family}`: that this folder opens was not seen.'
 
+# %% ../nbs/46_rounding.ipynb #3b816ba8
 def _card(job, weighs, behind=()):
-    plan, average, head = job.plan, job.plan.average, '' if job.head_bits == 16 else f', the output head ({job.head_bits} bits)'
-    fed, free = f'with error feedback on {job.calibration}, counting {ROUTINGS[job.routing]}', f'without data ({QUANTIZERS[job.quantizer]})'
+    plan = job.plan
+    average = job.plan.average
+    head = '' if job.head_bits == 16 else f', the output head ({job.head_bits} bits)'
+    fed = f'with error feedback on {job.calibration}, counting {ROUTINGS[job.routing]}'
+    free = f'without data ({QUANTIZERS[job.quantizer]})'
     data = f'rounded {fed + (head and ", the output head without data") if job.quantizer == "gptq" else free}'
     read = METHODS[plan.method].data if plan.method in METHODS else ()
     source = f'what {job.calibration or "calibration text, which the plan does not name,"} says' if read else 'the weights alone'
@@ -449,6 +529,7 @@ model = AutoModelForCausalLM.from_pretrained("this folder")
 `plan.json` names each width, `errors.jsonl` what each cost, `job.json` what it was made from, `logits.json` what it said to a few tokens.
 """
 
+# %% ../nbs/46_rounding.ipynb #0cb4bc99
 def _close(job, folder, behind):
     "Everything but the shards; bytes of all tensors."
     notes = [(folder/shard.file).with_suffix('.rows.json') for shard in job.shards]
@@ -497,10 +578,13 @@ def budget_for_size(
     "The budget that fills a size; out of reach is a `BudgetError` that names the range in bytes."
     shapes, bits = [p.shape for p in widest.checkpoint.projections], widths(widest.plan)
     most = sum(predicted_files(widest).values())
-    experts = sum(stored_bytes(p.shape, bits[p.name], widest.plan.group_size) for p in widest.checkpoint.projections)
+    experts = sum(stored_bytes(p.shape, bits[p.name], widest.plan.group_size)
+                  for p in widest.checkpoint.projections)
     least = most - experts + sum(stored_bytes(s, narrow, widest.plan.group_size) for s in shapes)
     if not least <= nbytes <= most:
-        raise BudgetError(f'{size(nbytes)} ({nbytes} bytes) is out of reach; the weight files of this checkpoint reach {least} to {most} bytes, {size(least, ceil)} to {size(most, floor)}')
+        raise BudgetError(f'{size(nbytes)} ({nbytes} bytes) is out of reach; the weight files '
+                          f'of this checkpoint reach {least} to {most} bytes, '
+                          f'{size(least, ceil)} to {size(most, floor)}')
     return 8 * (nbytes - most + experts) / sum(out * cols for out, cols in shapes)
 
 # %% ../nbs/46_rounding.ipynb #93f5b0c8
@@ -512,16 +596,19 @@ class Quantized:
     file_bytes:int     # bytes of all weight files, headers included
     predicted:int      # bytes of all tensors as predicted from the plan
     predicted_files:int  # bytes of all weight files as predicted from the plan
-    starved:tuple      # experts whose own Hessian did not suffice, with error feedback; mostly for want of tokens
+    # experts whose own Hessian did not suffice, with error feedback; mostly for want of tokens
+    starved:tuple
     seconds:float      # wall time of this run
     plan:Plan          # what was followed
     source_bytes:int   # bytes of all tensors of the checkpoint
 
+# %% ../nbs/46_rounding.ipynb #e50ff28d
 def quantize(
     job:QuantizeJob,
     out,                     # `str | Path` folder to make
     overwrite:bool=False,    # replace a finished folder, once its successor is complete
-    engine=None,             # who makes the layers without data, of {doc}`27_jobs`; `None`: one after the other here
+    # who makes the layers without data, of {doc}`27_jobs`; `None`: one after the other here
+    engine=None,
 )->Quantized:
     "Quantize a checkpoint into a folder; run again after a crash, it continues."
     start, out = time.perf_counter(), Path(out).absolute()
@@ -533,6 +620,7 @@ def quantize(
         total = _close(job, partial, behind)
     rows = map(json.loads, (out/'errors.jsonl').read_text(encoding='utf-8').splitlines())
     starved = tuple(r['name'] for r in rows if r.get('rests_on', 'own') != 'own')
-    files, predicted = sum(p.stat().st_size for p in out.glob('*.safetensors')), predicted_tensors(job)['total']
-    return Quantized(out, total, files, predicted, weighs, starved, time.perf_counter() - start, job.plan,
-                     sum(t.nbytes for t in job.checkpoint.tensors.values()))
+    files = sum(p.stat().st_size for p in out.glob('*.safetensors'))
+    predicted = predicted_tensors(job)['total']
+    return Quantized(out, total, files, predicted, weighs, starved, time.perf_counter() - start,
+                     job.plan, sum(t.nbytes for t in job.checkpoint.tensors.values()))

@@ -42,9 +42,11 @@ def ridge(
     "The router that says from `x` what is wanted, by least squares ({eq}`eq-router-ridge`)."
     R, wanted, x = R.double(), wanted.double(), x.double()
     G = x.T @ x
-    pull = (strength * G.diagonal().mean()).clamp_min(torch.finfo(torch.float64).tiny)  # below it a processor may read zero
+    # below it a processor may read zero
+    pull = (strength * G.diagonal().mean()).clamp_min(torch.finfo(torch.float64).tiny)
     missed = (wanted - x @ R.T).T @ x
-    return R + torch.linalg.solve(G + pull * torch.eye(len(G), dtype=G.dtype, device=G.device), missed.T).T
+    return R + torch.linalg.solve(G + pull * torch.eye(len(G), dtype=G.dtype, device=G.device),
+                                  missed.T).T
 
 # %% ../nbs/56_routers.ipynb #dab4bda3
 def by_choices(
@@ -72,6 +74,7 @@ def by_choices(
 # %% ../nbs/56_routers.ipynb #68ab3031
 SHARE = 1 / 64  # of a router's root mean square, a step
 
+# %% ../nbs/56_routers.ipynb #d5b2bd04
 def by_loss(
     model:nn.Module,   # the rounded model, loaded; its routers are left as they were
     windows:Tensor,    # `[n, length]` token ids
@@ -83,12 +86,16 @@ def by_loss(
     routers = {i: W.requires_grad_() for i, W in router_weights(model).items()}
     before = {i: W.detach().clone() for i, W in routers.items()}
     def own(W): return SHARE * W.float().square().mean().sqrt().item()
-    adam = torch.optim.AdamW([dict(params=[W], lr=rate or own(before[i])) for i, W in routers.items()], weight_decay=decay)
+    adam = torch.optim.AdamW([dict(params=[W], lr=rate or own(before[i]))
+                              for i, W in routers.items()], weight_decay=decay)
     try:
         for row in track(windows, 'tuning'):
             adam.zero_grad()
-            loss = F.cross_entropy(model(row[None], use_cache=False).logits[0, :-1].float(), row[1:])
-            if not loss.isfinite(): raise AlphaqError('the loss is not finite; the model or its activations are damaged')
+            loss = F.cross_entropy(model(row[None], use_cache=False).logits[0, :-1].float(),
+                                   row[1:])
+            if not loss.isfinite():
+                raise AlphaqError(
+                    'the loss is not finite; the model or its activations are damaged')
             loss.backward(); adam.step()
         return {i: W.detach().clone() for i, W in routers.items()}
     finally:
@@ -106,7 +113,8 @@ def router_of(
     for name in ROUTERS:
         W = getattr(getattr(block, name, None), 'weight', None)
         if isinstance(W, Tensor) and W.ndim == 2: return f'mlp.{name}', getattr(block, name)
-    raise AlphaqError(f'{type(block).__name__} has no router called {" or ".join(ROUTERS)}; this architecture cannot be tuned yet')
+    raise AlphaqError(f'{type(block).__name__} has no router called '
+                      f'{" or ".join(ROUTERS)}; this architecture cannot be tuned yet')
 
 def router_weights(
     model:nn.Module, # loaded
@@ -134,18 +142,23 @@ def _heard(layer, router, states, calls):
             try: run_layer(layer, x, called)
             except _Heard: pass
     finally: hook.remove()
-    if not all(x.isfinite().all() for x in found): raise AlphaqError('what a router reads is not finite; the model is damaged')
+    if not all(x.isfinite().all() for x in found):
+        raise AlphaqError('what a router reads is not finite; the model is damaged')
     return torch.cat(found)
 
+# %% ../nbs/56_routers.ipynb #6d24dcd4
 @contextmanager
 def _routed(layer, follow=None, sets=True):
     "The routes of a layer's experts as they are called; or those that they must follow, where they choose the same experts or everywhere."
-    experts, found, given = getattr(getattr(layer, 'mlp', None), 'experts', None), [], iter(follow or ())
+    experts = getattr(getattr(layer, 'mlp', None), 'experts', None)
+    found = []
+    given = iter(follow or ())
     def note(module, args):
         if follow:
             x, index, _ = args
             theirs = next(given)
-            agree = (index.sort(-1).values == theirs[0].sort(-1).values).all(-1, keepdim=True) | sets
+            agree = (index.sort(-1).values == theirs[0].sort(-1).values).all(-1,
+                                                                             keepdim=True) | sets
             args = (x, *(torch.where(agree, new, old) for new, old in zip(theirs, args[1:])))
         found.append(args[1:])
         return args
@@ -154,14 +167,17 @@ def _routed(layer, follow=None, sets=True):
     finally:
         if hook: hook.remove()
 
+# %% ../nbs/56_routers.ipynb #9aefe3be
 def _losses(model, states, windows, batch, source):
     "Mean negative log-likelihood of each window, from what leaves the last layer."
     def nll(x, rows):
         logits = model.lm_head(model.model.norm(x[:, :-1])).flatten(0, 1).float()
-        return F.cross_entropy(logits, rows[:, 1:].flatten(), reduction='none').view(len(rows), -1).double().mean(1)
+        return F.cross_entropy(logits, rows[:, 1:].flatten(),
+                               reduction='none').view(len(rows), -1).double().mean(1)
     with lent(model, None, source, windows.device, head=True):
         found = torch.cat([nll(x, rows) for x, rows in zip(states, windows.split(batch))])
-    if not found.isfinite().all(): raise AlphaqError('the likelihood is not finite; the model or its activations are damaged')
+    if not found.isfinite().all():
+        raise AlphaqError('the likelihood is not finite; the model or its activations are damaged')
     return found.cpu()
 
 # %% ../nbs/56_routers.ipynb #a62731f6
@@ -169,11 +185,18 @@ def _losses(model, states, windows, batch, source):
 def passage(
     model:nn.Module,   # loaded, or a skeleton
     windows:Tensor,    # `[n, length]` token ids, length at least 2, on the device that computes
-    turn=None,         # called with `(layer's index, router, [tokens, d] what it is about to read)`; may write into the router
-    follow=None,       # `routes` of another model's passage of the same windows, which the experts obey
-    sets:bool=True,    # follow in the choice of experts too; else only in their weights, where the choice is the same anyway
+    # called with `(layer's index, router, [tokens, d] what it is about to read)`; may write into
+    # the router
+    turn=None,
+    # `routes` of another model's passage of the same windows, which the experts obey
+    follow=None,
+    # follow in the choice of experts too; else only in their weights, where the choice is the same
+    # anyway
+    sets:bool=True,
     batch:int=16,      # windows at a time
-    source=None,       # layer's index, or `None` for the rest -> `(name, tensor)` pairs; without it the model is loaded
+    # layer's index, or `None` for the rest -> `(name, tensor)` pairs; without it the model is
+    # loaded
+    source=None,
 )->Passage:
     "Walk windows through a model, layer by layer, past every router."
     states, calls, routes, device = [], [], {}, windows.device
@@ -189,12 +212,15 @@ def passage(
             if found: routes[index] = found
     return Passage(routes, _losses(model, states, windows, batch, source))
 
+# %% ../nbs/56_routers.ipynb #65ef2acc
 def shifted(
     one:Passage,      # of some windows
     other:Passage,    # of the same windows through another model
 )->float:             # 0 .. 1
     "Share of (token, layer) pairs for which two models choose different experts."
-    def chosen(p): return torch.cat([index.sort(-1).values for layer in sorted(p.routes) for index, _ in p.routes[layer]])
+    def chosen(p):
+        return torch.cat([index.sort(-1).values for layer in sorted(p.routes)
+                          for index, _ in p.routes[layer]])
     return (chosen(one) != chosen(other)).any(-1).double().mean().item()
 
 # %% ../nbs/56_routers.ipynb #96dcf3a3
@@ -202,7 +228,8 @@ def weight_given(
     one:Passage,
 )->float:         # mean over tokens and layers
     "Sum of the weights that a token gives to its experts."
-    return torch.cat([weight.sum(-1) for layer in one.routes.values() for _, weight in layer]).double().mean().item()
+    return torch.cat([weight.sum(-1) for layer in one.routes.values()
+                      for _, weight in layer]).double().mean().item()
 
 # %% ../nbs/56_routers.ipynb #3bea4606
 @dataclass(frozen=True)
@@ -210,16 +237,19 @@ class Tuner:
     "A way to tune routers."
     source:str     # where it is from
     fidelity:str   # exact | faithful | inferred | ours, as in {doc}`30_methods`
-    fit:object=None        # `(R, wanted, x, few, seed=)` -> router of one layer; `None`: by the loss, all at once
+    # `(R, wanted, x, few, seed=)` -> router of one layer; `None`: by the loss, all at once
+    fit:object=None
     rate:float|None=None   # of a step by the loss; `None`: by the size of the router
 
 TUNERS = {
     'ridge': Tuner('least squares on the logits of the plain model\'s routers', 'ours', ridge),
-    'choices': Tuner('EAC-MoE (arXiv 2508.01625), calibration of expert selection', 'inferred', by_choices),
-    'gemq': Tuner('GEMQ (arXiv 2605.23078), router fine-tuning of the released code', 'faithful', rate=1e-4),
-    'loss': Tuner('as GEMQ does, in steps of the size of the router', 'ours'),
-}
+    'choices': Tuner('EAC-MoE (arXiv 2508.01625), calibration of expert selection', 'inferred',
+                     by_choices),
+    'gemq': Tuner('GEMQ (arXiv 2605.23078), router fine-tuning of the released code', 'faithful',
+                  rate=1e-4),
+    'loss': Tuner('as GEMQ does, in steps of the size of the router', 'ours'),}
 
+# %% ../nbs/56_routers.ipynb #1e60b04a
 def aligned(
     plain:Passage,     # of the same windows through the plain model
     wanted:dict,       # layer to `[tokens, E]` logits of the plain model's routers
@@ -244,6 +274,7 @@ def noting(
     def turn(index, router, x): wanted[index] = x @ router.weight.float().T
     return turn
 
+# %% ../nbs/56_routers.ipynb #7469500e
 def placing(
     routers:dict, # layer to router
 ):                # a `turn` for `passage`
@@ -258,11 +289,15 @@ class Tuned:
     method:str           # key of `TUNERS`
     tuned_on:int         # windows
     kept_back:int        # windows
-    changed:tuple        # share of (token, layer) pairs that choose other experts than the plain model: before and after
+    # share of (token, layer) pairs that choose other experts than the plain model: before and after
+    changed:tuple
     lost:tuple           # nats per token above the plain model: before and after
-    gained:tuple         # mean and standard error of the difference to the rounded model, nats per token; negative is better
+    # mean and standard error of the difference to the rounded model, nats per token; negative is
+    # better
+    gained:tuple
     verdict:str          # better | worse | not shown ({eq}`eq-paired`)
 
+# %% ../nbs/56_routers.ipynb #3a92fcf3
 def packed_source(
     folder:Folder,         # quantized
     original:Checkpoint,   # what it was made from
@@ -273,23 +308,28 @@ def packed_source(
         prefix = '' if index is None else f'{original.decoder}layers.{index}'
         kept, layers, modules = parts.get(prefix, ((), {}, {}))
         for n in kept: yield model_name(original, n), folder.tensor(n)
-        for n, W in (*dense_matrices(folder, {}, modules),): yield model_name(original, f'{n}.weight'), W
+        for n, W in (*dense_matrices(folder, {}, modules),):
+            yield model_name(original, f'{n}.weight'), W
         for n, W in dense_matrices(folder, layers, {}): yield model_name(original, n), W
     return source
 
 def _keys(model, folder, original):
     "Layer to the name of its router in the folder."
     stored_as = {model_name(original, n): n for n in folder.tensors}
-    found = {i: f'model.layers.{i}.{name}.weight' for i, layer in enumerate(model.model.layers) for name, _ in [router_of(layer)] if name}
+    found = {i: f'model.layers.{i}.{name}.weight' for i, layer in enumerate(model.model.layers)
+             for name, _ in [router_of(layer)] if name}
     if lost := [n for n in found.values() if n not in stored_as]:
-        raise AlphaqError(f'{folder.path}: {lost[0]} is not stored under a name of its own (tied to another?), so it cannot be tuned alone')
+        raise AlphaqError(f'{folder.path}: {lost[0]} is not stored under a name of its own '
+                          '(tied to another?), so it cannot be tuned alone')
     return {i: stored_as[n] for i, n in found.items()}
 
+# %% ../nbs/56_routers.ipynb #2d6b8364
 def _parted(windows):
     "Windows to learn from, and every fourth, kept back."
     if windows.ndim != 2 or len(windows) < 8 or windows.shape[1] < 2:
         wants = 'tuning needs at least 8 windows of 2 tokens, a quarter of them kept back'
-        raise AlphaqError(f'{wants}, got {list(windows.shape)}; use a longer text or a smaller --window')
+        raise AlphaqError(
+            f'{wants}, got {list(windows.shape)}; use a longer text or a smaller --window')
     back = torch.arange(len(windows)) % 4 == 3
     return windows[~back], windows[back]
 
@@ -297,7 +337,8 @@ def _parted(windows):
 def _fitted(method, model, folder, original, learn, seed, dtype):
     "Routers by layer, in their stored types."
     if TUNERS[method].fit is None:
-        return {i: R.to(dtype) for i, R in by_loss(load_model(folder.path, str(learn.device))[0], learn, TUNERS[method].rate).items()}
+        return {i: R.to(dtype) for i, R in by_loss(load_model(folder.path, str(learn.device))[0],
+                                                   learn, TUNERS[method].rate).items()}
     wanted, found = {}, {}
     plain = passage(model, learn, noting(wanted), source=lambda i: stored(original, i))
     turn = aligned(plain, wanted, TUNERS[method].fit, learn.numel(), found, dtype, seed)
@@ -307,10 +348,14 @@ def _fitted(method, model, folder, original, learn, seed, dtype):
 def _compared(model, folder, original, back, routers):
     "The plain, the rounded and the tuned model on windows kept back."
     plain = passage(model, back, source=lambda i: stored(original, i))
-    before, after = (passage(model, back, turn, source=packed_source(folder, original)) for turn in (None, placing(routers)))
-    gained, lost = paired({'': after.losses}, {'': before.losses}), tuple((p.losses - plain.losses).mean().item() for p in (before, after))
-    return dict(changed=(shifted(before, plain), shifted(after, plain)), lost=lost, gained=gained, verdict=verdict(gained))
+    before, after = (passage(model, back, turn, source=packed_source(folder, original))
+                     for turn in (None, placing(routers)))
+    gained = paired({'': after.losses}, {'': before.losses})
+    lost = tuple((p.losses - plain.losses).mean().item() for p in (before, after))
+    return dict(changed=(shifted(before, plain), shifted(after, plain)), lost=lost, gained=gained,
+                verdict=verdict(gained))
 
+# %% ../nbs/56_routers.ipynb #633cf445
 def _card(tuned, calibration):
     "What the model card says of it."
     (mean, stderr), (before, after), text = tuned.gained, tuned.changed, calibration or 'some text'
@@ -320,20 +365,24 @@ On the quarter kept back the model loses {mean:+.4f} ± {stderr:.4f} nats per to
 standard errors); {before:.1%} of choices of experts differed from the original model's before, {after:.1%} after.
 """
 
+# %% ../nbs/56_routers.ipynb #0b5ba28b
 def _write(folder, original, model, partial, names, routers, said):
     "The files of a folder with other routers."
     for name in names:
         if name in ('job.json', UNFINISHED): continue
         with atomic(partial/name) as temporary:
             own = {key: R for key, R in routers.items() if folder.tensors[key].file == name}
-            if own: save_file(load_file(folder.path/name) | own, temporary, metadata={'format': 'pt'})
+            if own:
+                save_file(load_file(folder.path/name) | own, temporary, metadata={'format': 'pt'})
             else: shutil.copyfile(folder.path/name, temporary)
     write_text(partial/'README.md', (folder.path/'README.md').read_text(encoding='utf-8') + said)
     old = read_json(partial/LOGITS) if (partial/LOGITS).is_file() else {}
     if old.get('logits') is not None:
         tokens, places = (torch.tensor(old[k]) for k in ('tokens', 'places'))
-        logits = streamed_logits(model, packed_source(open_folder(partial), original), tokens)[..., places]
-        write_json(partial/LOGITS, old | dict(logits=[[[float(f'{x:.6g}') for x in row] for row in text] for text in logits.tolist()]))
+        logits = streamed_logits(model, packed_source(open_folder(partial), original),
+                                 tokens)[..., places]
+        write_json(partial/LOGITS, old | dict(logits=[
+            [[float(f'{x:.6g}') for x in row] for row in text] for text in logits.tolist()]))
 
 # %% ../nbs/56_routers.ipynb #920ae2fa
 def tune(
@@ -360,10 +409,15 @@ def tune(
     keys = _keys(model, source, original)
     tokens = hashlib.sha256(windows.numpy().tobytes()).hexdigest()
     how = dict(method=method, calibration=calibration, tokens=tokens, seed=seed, device=device)
-    manifest = read_json(source.path/'job.json') | dict(tuned=dict(folder=source.fingerprint(), **how))
-    with making(out, source.path, manifest, sum((source.path/f).stat().st_size for f in source.files), overwrite) as partial:
-        routers = _fitted(method, model, source, original, learn, seed, source.tensor(keys[min(keys)]).dtype)
-        found = Tuned(out, method, len(learn), len(back), **_compared(model, source, original, back, routers))
+    manifest = read_json(source.path/'job.json') | dict(tuned=dict(folder=source.fingerprint(),
+                                                                   **how))
+    with making(out, source.path, manifest,
+                sum((source.path/f).stat().st_size for f in source.files), overwrite) as partial:
+        routers = _fitted(method, model, source, original, learn, seed,
+                          source.tensor(keys[min(keys)]).dtype)
+        found = Tuned(out, method, len(learn), len(back),
+                      **_compared(model, source, original, back, routers))
         tuned = {keys[i]: R.cpu() for i, R in routers.items()}
-        _write(source, original, skeleton(original), partial, names, tuned, _card(found, calibration))
+        _write(source, original, skeleton(original), partial, names, tuned,
+               _card(found, calibration))
     return found

@@ -41,10 +41,11 @@ class AlphaqConfig(QuantizationConfigMixin):
         **more,                     # kept as it is and written again
     ):
         if (quant_method, format, zero) != ('alphaq', FORMAT, 'sixteenths'):
-            raise AlphaqError(f'this alphaq reads {FORMAT} with zero in sixteenths, the folder has {format!r} with {zero!r}; update alphaq')
+            raise AlphaqError(f'this alphaq reads {FORMAT} with zero in sixteenths, the folder '
+                              f'has {format!r} with {zero!r}; update alphaq')
         check_table(layers, modules or {}, group_size)
-        vars(self).update(more, quant_method=quant_method, format=format, zero=zero, group_size=group_size,
-                          layers=layers, modules=modules or {})
+        vars(self).update(more, quant_method=quant_method, format=format, zero=zero,
+                          group_size=group_size, layers=layers, modules=modules or {})
 
 # %% ../nbs/50_runtime.ipynb #0dd77552
 class PackedMatrices(nn.Module):
@@ -69,28 +70,38 @@ class PackedMatrices(nn.Module):
         dtype:torch.dtype,  # of the result; the arithmetic is float32
     )->Tensor:              # `[out, in]`
         "One matrix as floating-point weights ({eq}`eq-grid`)."
-        codes = unpack_codes(self.words[self.starts[index]:self.starts[index + 1]], self.widths[index], self.shape)
-        scale, zero = (t.view(len(self.widths), self.shape[0], -1, 1)[index] for t in (self.scale, self.zero))
-        return dequantize_codes(codes.unflatten(1, (-1, self.group_size)), scale, zero).flatten(1).to(dtype)
+        codes = unpack_codes(self.words[self.starts[index]:self.starts[index + 1]],
+                             self.widths[index], self.shape)
+        scale, zero = (t.view(len(self.widths), self.shape[0], -1, 1)[index]
+                       for t in (self.scale, self.zero))
+        return dequantize_codes(codes.unflatten(1, (-1, self.group_size)), scale,
+                                zero).flatten(1).to(dtype)
 
     def put(self,
         index:int,           # which matrix
         packed:PackedWeight, # of the right shape, width and group size
     ):
         "Copy one packed weight into its place."
-        wanted, got = ((self.shape, self.widths[index], self.group_size), (tuple(packed.shape), packed.bits, packed.group_size))
-        if wanted != got: raise AlphaqError(f'matrix {index} of the arena holds (shape, bits, group) {wanted}, got {got}')
+        wanted = (self.shape, self.widths[index], self.group_size)
+        got = (tuple(packed.shape), packed.bits, packed.group_size)
+        if wanted != got:
+            raise AlphaqError(
+                f'matrix {index} of the arena holds (shape, bits, group) {wanted}, got {got}')
         self.words[self.starts[index]:self.starts[index + 1]] = packed.words
-        for mine, its in ((self.scale, packed.scale), (self.zero, packed.zero)): mine.view(len(self.widths), *its.shape)[index] = its
+        for mine, its in ((self.scale, packed.scale), (self.zero, packed.zero)):
+            mine.view(len(self.widths), *its.shape)[index] = its
 
     def _apply(self, fn, recurse=True):
-        scale = self.scale  # its type is the format's, whatever the layer is converted to; a bias follows the layer
+        # its type is the format's, whatever the layer is converted to; a bias follows the layer
+        scale = self.scale
         super()._apply(fn, recurse)
         self.scale = fn(scale.view(torch.int16)).view(torch.float16)
         return self
 
-    def extra_repr(self): return f'{len(self.widths)} x {self.shape}, {sum(self.widths) / len(self.widths):.2f} bits'
+    def extra_repr(self):
+        return f'{len(self.widths)} x {self.shape}, {sum(self.widths) / len(self.widths):.2f} bits'
 
+# %% ../nbs/50_runtime.ipynb #ce15cb53
 def packed_linear(
     x:Tensor,                 # `[..., in]`
     matrices:PackedMatrices,  # arena
@@ -114,13 +125,15 @@ class AlphaqExperts(nn.Module):
         shapes = {role: tuple(W.shape) for role, W in matrices(old).items()}
         self.family, self.num_experts = type(old), len(old.down_proj)
         if len(widths['gate_proj']) != self.num_experts:
-            raise AlphaqError(f'{name}: {self.num_experts} experts, but {len(widths["gate_proj"])} widths in config.json')
+            raise AlphaqError(f'{name}: {self.num_experts} experts, but '
+                              f'{len(widths["gate_proj"])} widths in config.json')
         for key, value in vars(old).items():
             if not key.startswith('_'): setattr(self, key, value)  # flags and constants
         for key, child in old.named_children(): setattr(self, key, child)
         for key, value in old.named_parameters(recurse=False):
             if key not in ('gate_up_proj', 'down_proj'): setattr(self, key, value)
-        for role, (_, *shape) in shapes.items(): setattr(self, role, PackedMatrices(shape, widths[role], group_size))
+        for role, (_, *shape) in shapes.items():
+            setattr(self, role, PackedMatrices(shape, widths[role], group_size))
 
     def _apply_gate(self, fused): return self.family._apply_gate(self, fused)
 
@@ -133,7 +146,8 @@ class AlphaqExperts(nn.Module):
         gate, up = (packed_linear(x, getattr(self, role), index, b.get(role)) for role in ROLES[:2])
         return packed_linear(gated(self, gate, up), self.down_proj, index, b.get('down_proj'))
 
-    @torch.compiler.disable  # which experts run, and on how many tokens, is known only once the router has spoken
+    # which experts run, and on how many tokens, is known only once the router has spoken
+    @torch.compiler.disable
     def forward(self,
         hidden_states:Tensor, # `[tokens, hidden]`
         top_k_index:Tensor,   # `[tokens, k]`, expert of each slot; the number of experts means none
@@ -141,14 +155,17 @@ class AlphaqExperts(nn.Module):
     )->Tensor:                # `[tokens, hidden]`
         "Weighted sum of the chosen experts' outputs."
         slots = top_k_index.flatten().argsort(stable=True)
-        counts = torch.bincount(top_k_index.flatten(), minlength=self.num_experts).tolist()[:self.num_experts]
+        counts = torch.bincount(top_k_index.flatten(),
+                                minlength=self.num_experts).tolist()[:self.num_experts]
         out, weights = torch.zeros_like(hidden_states), top_k_weights.reshape(-1, 1)
         for index, mine in enumerate(slots[:sum(counts)].split(counts)):
             if not len(mine): continue
             tokens = mine // top_k_index.shape[-1]
-            out.index_add_(0, tokens, (self.expert(index, hidden_states[tokens]) * weights[mine]).to(out.dtype))
+            out.index_add_(0, tokens, (self.expert(index, hidden_states[tokens])
+                                       * weights[mine]).to(out.dtype))
         return out
 
+# %% ../nbs/50_runtime.ipynb #3d87a027
 class AlphaqLinear(PackedMatrices):
     "A linear layer that runs from packed words."
     def __init__(self,
@@ -169,33 +186,47 @@ class AlphaqHfQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model, **kwargs):
         "Exchange the modules that `config.json` lists, on the skeleton."
         config = self.quantization_config
-        if unfinished := [f for f in kwargs.get('checkpoint_files') or () if Path(f).with_name('UNFINISHED').exists()]:
-            raise AlphaqError(f'{Path(unfinished[0]).parent} is unfinished; run the same `alphaq quantize` again to resume it')
+        if unfinished := [f for f in kwargs.get('checkpoint_files')
+                          or () if Path(f).with_name('UNFINISHED').exists()]:
+            raise AlphaqError(f'{Path(unfinished[0]).parent} is unfinished; run the same `alphaq '
+                              'quantize` again to resume it')
         with torch.device('meta'):
-            for path, make in _replacements(model, config).items(): model.set_submodule(path, make(model.get_submodule(path)))
-        tails = {''.join(name.rpartition('layers.')[1:]) for name in poison_tensors(config.to_dict())}  # whatever stands before
+            for path, make in _replacements(model, config).items():
+                model.set_submodule(path, make(model.get_submodule(path)))
+        # whatever stands before
+        tails = {''.join(name.rpartition('layers.')[1:])
+                 for name in poison_tensors(config.to_dict())}
         ignored = model._keys_to_ignore_on_load_unexpected or ()
-        model._keys_to_ignore_on_load_unexpected = {*ignored, *(rf'^(\w+\.)*{re.escape(tail)}$' for tail in tails)}
-        if model.config._experts_implementation == CURE:  # it has served; what is left of the plain experts runs as usual
+        model._keys_to_ignore_on_load_unexpected = {*ignored, *(rf'^(\w+\.)*{re.escape(tail)}$'
+                                                                for tail in tails)}
+        # it has served; what is left of the plain experts runs as usual
+        if model.config._experts_implementation == CURE:
             model.config._experts_implementation = model.get_correct_experts_implementation(None)
 
     def update_weight_conversions(self, weight_conversions, model):
         "Without what a family does to its plain experts, and with their packed names turned into places of the model."
         names = list(self.quantization_config.layers)
         keys = [f'{name}.{role}.words' for name in names[:1] for role in ROLES]
-        def touches(c): return isinstance(c, WeightConverter) and any(re.search(p, k) for p in c.source_patterns for k in keys)
+        def touches(c):
+            return isinstance(c, WeightConverter) and any(re.search(p, k) for p in c.source_patterns
+                                                          for k in keys)
         kept = [c for c in weight_conversions if not touches(c)]
         there = {name for name, _ in model.named_modules()}
-        places = {re.sub(r'.*\blayers\.\d+\.', '', place_of(n, model, there) or '') for n in names} - {'mlp.experts', ''}
-        return kept + [WeightRenaming(rf'\.mlp\.experts\.{role}\.', f'.{place}.{role}.') for place in places for role in ROLES]
+        places = {re.sub(r'.*\blayers\.\d+\.', '', place_of(n, model, there) or '')
+                  for n in names} - {'mlp.experts', ''}
+        return kept + [WeightRenaming(rf'\.mlp\.experts\.{role}\.', f'.{place}.{role}.')
+                       for place in places for role in ROLES]
 
     def _process_model_after_weight_loading(self, model, **kwargs):
         "Refuse a model with a tensor that was not read, and guard its configuration again."
         tied = getattr(model, 'all_tied_weights_keys', {})
-        missing = [k for k, t in model.state_dict(keep_vars=True).items() if not getattr(t, '_is_hf_initialized', False) and k not in tied]
+        missing = [k for k, t in model.state_dict(keep_vars=True).items()
+                   if not getattr(t, '_is_hf_initialized', False) and k not in tied]
         if missing:
-            raise AlphaqError(f'{model.name_or_path}: {len(missing)} tensors are not in the folder, first {missing[0]}; run `alphaq verify`')
-        model.config.experts_implementation, model._weight_conversions = CURE, []  # saved under the names it has in memory
+            raise AlphaqError(f'{model.name_or_path}: {len(missing)} tensors are not in the '
+                              f'folder, first {missing[0]}; run `alphaq verify`')
+        # saved under the names it has in memory
+        model.config.experts_implementation, model._weight_conversions = CURE, []
 
     def get_state_dict_and_metadata(self, model):
         "The tensors to save, with the empty ones that make a stock load fail."
@@ -205,28 +236,37 @@ class AlphaqHfQuantizer(HfQuantizer):
         "Refuse to offload; called with what the user gave, and again with what transformers made of `auto`."
         if not isinstance(device_map, dict): return
         away = {str(d): name for name, d in device_map.items() if str(d) in ('cpu', 'disk')}
-        if 'disk' not in away and ('cpu' not in away or len({*map(str, device_map.values())}) == 1): return
+        if 'disk' not in away and ('cpu' not in away or len({*map(str, device_map.values())}) == 1):
+            return
         place = 'disk' if 'disk' in away else 'cpu'
-        raise AlphaqError(f'device_map offloads {away[place] or "the model"} to {place}, and packed weights run where they lie: '
-                          'leave device_map out, name devices that hold the whole model, or quantize it to fewer bits')
+        raise AlphaqError(f'device_map offloads {away[place] or "the model"} to {place}, and '
+                          'packed weights run where they lie: '
+                          'leave device_map out, name devices that hold the whole model, or '
+                          'quantize it to fewer bits')
 
     def is_serializable(self): return True
     @property
     def is_trainable(self): return False
 
+# %% ../nbs/50_runtime.ipynb #163e0fc4
 def _replacements(model, config):
     "Path in the model to a function that makes the packed module from the plain one."
-    make = {name: partial(AlphaqExperts, widths=w, group_size=config.group_size, name=name) for name, w in config.layers.items()}
-    make |= {name: partial(AlphaqLinear, bits=b, group_size=config.group_size) for name, b in config.modules.items()}
+    make = {name: partial(AlphaqExperts, widths=w, group_size=config.group_size, name=name)
+            for name, w in config.layers.items()}
+    make |= {name: partial(AlphaqLinear, bits=b, group_size=config.group_size)
+             for name, b in config.modules.items()}
     there = {name for name, _ in model.named_modules()}
-    if 'lm_head' not in there and model.base_model is model: make.pop('lm_head', None)  # a bare backbone has no head
+    # a bare backbone has no head
+    if 'lm_head' not in there and model.base_model is model: make.pop('lm_head', None)
     paths = {name: place_of(name, model, there) for name in make}
     if lost := [name for name, path in paths.items() if path is None]:
-        raise AlphaqError(f'config.json lists {lost[0]}, which {type(model).__name__} does not have')
+        raise AlphaqError(
+            f'config.json lists {lost[0]}, which {type(model).__name__} does not have')
     return {paths[name]: m for name, m in make.items()}
 
 def _not_loaded(*args, **kwargs):
-    raise AlphaqError('this model was built from the configuration of a quantized folder; its experts exist only after from_pretrained')
+    raise AlphaqError('this model was built from the configuration of a quantized '
+                      'folder; its experts exist only after from_pretrained')
 
 def register():
     "Enter the tables of transformers; happens when this module is imported, harmless when repeated."
@@ -234,6 +274,7 @@ def register():
     AUTO_QUANTIZER_MAPPING['alphaq'] = AlphaqHfQuantizer
     ALL_EXPERTS_FUNCTIONS.register(CURE, _not_loaded)  # passes the check that stops a stock load
 
+# %% ../nbs/50_runtime.ipynb #b6a6fce9
 register()
 
 # %% ../nbs/50_runtime.ipynb #530c14ff
@@ -248,9 +289,11 @@ def quantize_model(
         old = model.get_submodule(path)
         new = make(old)
         linear = isinstance(old, nn.Linear)
-        arenas = {new: old.weight[None]} if linear else {new.get_submodule(r): W for r, W in matrices(old).items()}
+        arenas = {new: old.weight[None]} if linear else {new.get_submodule(r): W
+                                                         for r, W in matrices(old).items()}
         for arena, stack in arenas.items():
-            for i, W in enumerate(stack.detach()): arena.put(i, pack(to_grid(W.contiguous(), arena.widths[i], arena.group_size, grid)))
+            for i, W in enumerate(stack.detach()):
+                arena.put(i, pack(to_grid(W.contiguous(), arena.widths[i], arena.group_size, grid)))
         model.set_submodule(path, new.to(next(old.parameters()).device))
     model.hf_quantizer, model.is_quantized, model.quantization_method = quantizer, True, 'alphaq'
     model.config.quantization_config, model.config.experts_implementation = config, CURE

@@ -24,9 +24,11 @@ def drawn_windows(
     "Windows that begin anywhere in the texts, equally many from each; only what is drawn is tokenized."
     g, length = torch.Generator().manual_seed(seed), 8 * window
     def at(text): return int(torch.randint(max(1, len(text) - length), (), generator=g))
-    pieces = [text[start:start + length] for text in texts for start in (at(text) for _ in range(count))]
+    pieces = [text[start:start + length] for text in texts
+              for start in (at(text) for _ in range(count))]
     rows = tokenizer(pieces, add_special_tokens=False, verbose=False)['input_ids']
-    if min(map(len, rows)) < window: raise AlphaqError(f'a text has no {window} tokens to draw; use a longer text')
+    if min(map(len, rows)) < window:
+        raise AlphaqError(f'a text has no {window} tokens to draw; use a longer text')
     return torch.tensor([row[:window] for row in rows])
 
 # %% ../nbs/53_samples.ipynb #5ff5dc67
@@ -39,19 +41,23 @@ def imbalance(
 
 class _Loads:
     "Counts, while the context is open, which experts each sequence of a batch visits."
-    def __init__(self, model): self.modules = [x for layer in model.model.layers if (x := experts_of(layer)) is not None]
+    def __init__(self, model):
+        self.modules = [x for layer in model.model.layers if (x := experts_of(layer)) is not None]
     def __enter__(self):
         def counted(slot):
             def hook(module, args): self.seen[slot] = args[1]
             return hook
-        self.seen, self.hooks = {}, [m.register_forward_pre_hook(counted(i)) for i, m in enumerate(self.modules)]
+        self.seen, self.hooks = {}, [m.register_forward_pre_hook(counted(i))
+                                     for i, m in enumerate(self.modules)]
         return self
     def __exit__(self, *_):
         for h in self.hooks: h.remove()
     def last(self): # `[sequences, layers, experts]` of the last call, one token each
-        counts = [one_hot(self.seen[i], len(m.down_proj)).sum(1) for i, m in enumerate(self.modules)]
+        counts = [one_hot(self.seen[i], len(m.down_proj)).sum(1)
+                  for i, m in enumerate(self.modules)]
         return torch.stack(counts, 1).float()
 
+# %% ../nbs/53_samples.ipynb #e1d1a6d5
 @torch.no_grad()
 def balanced_windows(
     model:nn.Module,    # loaded causal language model with routed experts, in evaluation mode
@@ -63,21 +69,29 @@ def balanced_windows(
 )->Tensor:              # `[count, length]` token ids
     "Windows that a model writes itself, likely and evenly spread over experts (MoEQuant, arXiv 2505.03804; {eq}`eq-balanced`)."
     if length < 2 or count < 1 or not tau > 0:
-        raise AlphaqError(f'balanced text needs windows of 2 tokens or more and tau > 0, got {count} of {length}, tau {tau:g}')
+        raise AlphaqError('balanced text needs windows of 2 tokens or more and tau > 0, got '
+                          f'{count} of {length}, tau {tau:g}')
     g, n = torch.Generator().manual_seed(seed), count * width
-    rows = torch.randint(model.config.get_text_config().vocab_size, (count, 1), generator=g).repeat_interleave(width, 0)
+    rows = torch.randint(model.config.get_text_config().vocab_size, (count, 1),
+                         generator=g).repeat_interleave(width, 0)
     nll, cache, loads = torch.zeros(n), None, 0
     with _Loads(model) as visits:
         for step in track(range(1, length), 'writing'):
             out = model(rows[:, -1:].to(model.device), past_key_values=cache, use_cache=True)
-            logp, loads, cache = out.logits[:, -1].float().log_softmax(-1).cpu(), loads + visits.last().cpu(), out.past_key_values
+            logp = out.logits[:, -1].float().log_softmax(-1).cpu()
+            loads = loads + visits.last().cpu()
+            cache = out.past_key_values
             drawn = torch.multinomial(logp.exp(), width, generator=g)
             worth = (nll[:, None] - logp.gather(1, drawn)) / step + imbalance(loads)[:, None] / tau
-            if step == 1: worth.view(count, width, width)[:, 1:] = torch.inf           # all beams of a window begin alike
-            keep = worth.view(count, -1).topk(width, largest=False).indices            # `[count, width]` of beam * width + draw
+            # all beams of a window begin alike
+            if step == 1: worth.view(count, width, width)[:, 1:] = torch.inf
+            # `[count, width]` of beam * width + draw
+            keep = worth.view(count, -1).topk(width, largest=False).indices
             parent = (torch.arange(count)[:, None] * width + keep // width).flatten()
             token = drawn.view(count, -1).gather(1, keep).flatten()
-            nll, loads, rows = nll[parent] - logp[parent, token], loads[parent], torch.cat([rows[parent], token[:, None]], 1)
+            nll = nll[parent] - logp[parent, token]
+            loads = loads[parent]
+            rows = torch.cat([rows[parent], token[:, None]], 1)
             cache.reorder_cache(parent.to(model.device))
     best = (nll.view(count, width) / length + imbalance(loads).view(count, width) / tau).argmin(1)
     return rows.view(count, width, length)[torch.arange(count), best]

@@ -45,25 +45,36 @@ class Score:
     tail_k:int                    # eigenvalues in the tail
     n_eigs:int                    # positive eigenvalues of all tiles
     variance:float                # of all entries, population
-    mse:tuple[float, ...]         # mean squared rounding error at 1 .. 4 bits; empty when not measured
-    null_z:float|None             # deviations from what a Gaussian matrix of this shape gives, by the rule `JUDGE`; `None` when unknown
-    norm:float|None=None          # Frobenius norm; this and what follows {doc}`26_signals`, `None` when not asked for
+    # mean squared rounding error at 1 .. 4 bits; empty when not measured
+    mse:tuple[float, ...]
+    # deviations from what a Gaussian matrix of this shape gives, by the rule `JUDGE`; `None` when
+    # unknown
+    null_z:float|None
+    # Frobenius norm; this and what follows {doc}`26_signals`, `None` when not asked for
+    norm:float|None=None
     kurtosis:float|None=None      # of all entries, 3 for a Gaussian
     outlier:float|None=None       # largest ratio of a column's greatest to its mean magnitude, >= 1
     row_variance:float|None=None  # variance of the row of largest norm
     router_norm:float|None=None   # norm of the expert's row of the router
     router_change:float|None=None # that norm less the one at step 0
-    frequency:float|None=None     # share of the layer's assignments; this and what follows {doc}`42_collection`, `None` without calibration text
+    # share of the layer's assignments; this and what follows {doc}`42_collection`, `None` without
+    # calibration text
+    frequency:float|None=None
     routing:float|None=None       # share of the router's probability on assigned tokens
     corpora:float|None=None       # largest frequency in any one of the texts
-    similarity:float|None=None    # cosine of what enters and what leaves the layer's feed-forward block, as predicted
+    # cosine of what enters and what leaves the layer's feed-forward block, as predicted
+    similarity:float|None=None
     trace:float|None=None         # of the loss's Hessian
-    expert_error:tuple|None=None  # at 1 .. 4 bits of the whole expert: change of the block's output, summed over batches
+    # at 1 .. 4 bits of the whole expert: change of the block's output, summed over batches
+    expert_error:tuple|None=None
     expert_loss:tuple|None=None   # the same, squared and weighted with squared gradients
-    layer_error:tuple|None=None   # at 1 .. 4 bits of this projection alone: change of the layer's output
+    # at 1 .. 4 bits of this projection alone: change of the layer's output
+    layer_error:tuple|None=None
     gradient:tuple|None=None      # sum of |gradient times change of the weight|
-    fisher:tuple|None=None        # squared change of each output channel, weighted with its Fisher information
-    group:int|None=None           # group size that the rounding errors were measured with, as asked for; `None` when nobody says
+    # squared change of each output channel, weighted with its Fisher information
+    fisher:tuple|None=None
+    # group size that the rounding errors were measured with, as asked for; `None` when nobody says
+    group:int|None=None
 
 # %% ../nbs/25_scores.ipynb #f975ff78
 NULL_TILES = 1024  # Gaussian tiles behind one null at most, unless eight matrices need more
@@ -74,12 +85,16 @@ def _null_spectra(shape, tile, stride, draws):
     g, side = torch.Generator().manual_seed(0), tile_side(shape, tile)
     step = min(stride or side, side) if side else None
     count = len(tiles(torch.empty(shape, device='meta'), side, step))
-    if side is None or step != side or any(n % side for n in shape):  # the tiles share entries, or there are none
+    # the tiles share entries, or there are none
+    if side is None or step != side or any(n % side for n in shape):
         draws = max(8, min(draws, NULL_TILES // count))
-        return [farms_eigenvalues(torch.randn(shape, generator=g), tile, stride) for _ in range(draws)]
+        return [farms_eigenvalues(torch.randn(shape, generator=g), tile, stride)
+                for _ in range(draws)]
     kept = min(NULL_TILES, count * draws)
-    pool = torch.cat([eigenvalues(torch.randn(min(64, kept - i), side, side, generator=g)) for i in range(0, kept, 64)])
-    pick = torch.arange(kept) if kept == count * draws else torch.randint(kept, (count * draws,), generator=g)
+    pool = torch.cat([eigenvalues(torch.randn(min(64, kept - i), side, side, generator=g))
+                      for i in range(0, kept, 64)])
+    pick = torch.arange(kept) if kept == count * draws else torch.randint(kept, (count * draws,),
+                                                                          generator=g)
     return list(pool[pick].view(draws, -1).numpy())
 
 # %% ../nbs/25_scores.ipynb #fc2f4ace
@@ -99,6 +114,7 @@ def centre_spread(
     low, centre, high = np.quantile(values, [.15866, .5, .84134])
     return float(centre), float((high - low) / 2)
 
+# %% ../nbs/25_scores.ipynb #14c7fa68
 @lru_cache(maxsize=256)
 def gaussian_null(
     shape:tuple,           # `(rows, cols)`
@@ -112,9 +128,11 @@ def gaussian_null(
     check_known(rule, RULES, 'tail rules')
     name = f'{shape[0]}x{shape[1]}-{rule}-{tile}-{stride or "side"}-{draws}.json'
     if found := _recall(name): return found
-    null = centre_spread([hill(lam, rule).alpha for lam in _null_spectra(shape, tile, stride, draws)])
+    null = centre_spread([hill(lam, rule).alpha
+                          for lam in _null_spectra(shape, tile, stride, draws)])
     try: write_json(_nulls()/name, null)
-    except (OSError, RuntimeError): pass  # no home, no room, no right to write: the next process computes it again
+    # no home, no room, no right to write: the next process computes it again
+    except (OSError, RuntimeError): pass
     return null
 
 # %% ../nbs/25_scores.ipynb #4c979ba2
@@ -122,7 +140,8 @@ def _moments(W):
     "Variance and mean square of all entries; two sums are enough unless the mean is most of it."
     parts = map(Tensor.double, W.flatten().split(2**18))  # a part at a time stays in the cache
     mean, square = (sum(s).item() / W.numel() for s in zip(*((x.sum(), x @ x) for x in parts)))
-    return square - mean**2 if mean**2 < .9 * square else W.double().var(correction=0).item(), square
+    return square - mean**2 if mean**2 < .9 * square else W.double().var(
+        correction=0).item(), square
 
 def score_matrix(
     W:Tensor,                      # `[rows, cols]` weights
@@ -133,14 +152,18 @@ def score_matrix(
     null=None,                     # `gaussian_null` of its shape, when it is known
 ):                                 # `(alpha, alpha_stderr, tail_k, n_eigs, variance, null_z)`
     "Spectral part of a score."
-    (variance, square), (mean, sd) = _moments(W), null or gaussian_null(tuple(W.shape), rule, tile, stride)
+    variance, square = _moments(W)
+    mean, sd = null or gaussian_null(tuple(W.shape), rule, tile, stride)
     lam = farms_eigenvalues(W, tile, stride) if lam is None else lam
     if variance <= 1e-24 * square: return mean, 0., 0, len(lam), 0., 0.
     try: fit = hill(lam, rule)
-    except AlphaqError: return mean, 0., 0, len(lam), variance, 0.  # the null has passed, so it is this spectrum that has no tail
+    # the null has passed, so it is this spectrum that has no tail
+    except AlphaqError: return mean, 0., 0, len(lam), variance, 0.
     return fit.alpha, fit.stderr, fit.k, fit.n, variance, (fit.alpha - mean) / sd
 
-JUDGE = 'top_frac'  # the tail rule that tells noise from training, whatever rule an alpha is asked for by
+# %% ../nbs/25_scores.ipynb #7ea92da6
+# the tail rule that tells noise from training, whatever rule an alpha is asked for by
+JUDGE = 'top_frac'
 
 def null_distance(
     lam,          # `[n]` eigenvalues of the tiles of a matrix
@@ -156,8 +179,10 @@ def naming(
 ):
     "Put a projection's name before an error that its matrix causes."
     try: yield
-    except AlphaqError as e: raise AlphaqError(f'{p.file}: {p.name}, {p.shape[0]} x {p.shape[1]}: {e}') from None
+    except AlphaqError as e:
+        raise AlphaqError(f'{p.file}: {p.name}, {p.shape[0]} x {p.shape[1]}: {e}') from None
 
+# %% ../nbs/25_scores.ipynb #cb3a1f6b
 def score_projection(
     checkpoint:Checkpoint,
     p,                             # `Projection` of it
@@ -168,18 +193,22 @@ def score_projection(
     describe:Callable|None=None,   # projection, matrix -> further fields of `Score` by name
     W:Tensor|None=None,            # the matrix, when it has been read
     lam=None,                      # `[n]` eigenvalues of its tiles, when they are known
-    nulls=None,                    # `gaussian_null` of its shape by the rule and by `JUDGE`, when they are known
+    # `gaussian_null` of its shape by the rule and by `JUDGE`, when they are known
+    nulls=None,
 )->Score:
     "Read one projection and score it; an error names the file."
     W = checkpoint.read(p) if W is None else W
     with naming(p):
-        own, judging = nulls or [gaussian_null(tuple(W.shape), r, tile, stride) for r in (rule, JUDGE)]
+        own, judging = nulls or [gaussian_null(tuple(W.shape), r, tile, stride)
+                                 for r in (rule, JUDGE)]
         lam = farms_eigenvalues(W, tile, stride) if lam is None else lam
         alpha, stderr, k, n, variance, z = score_matrix(W, rule, tile, stride, lam, own)
         z = z if rule == JUDGE or not variance else null_distance(lam, judging)
         mse = tuple(measure(W)) if measure else ()
-    return Score(p.name, p.layer, p.expert, p.role, *p.shape, p.numel, alpha, stderr, k, n, variance, mse, z, **(describe(p, W) if describe else {}))
+    return Score(p.name, p.layer, p.expert, p.role, *p.shape, p.numel, alpha, stderr, k, n,
+                 variance, mse, z, **(describe(p, W) if describe else {}))
 
+# %% ../nbs/25_scores.ipynb #41744b3b
 def score(
     checkpoint:Checkpoint,
     rule:str='peak',               # tail rule, key of `hill.RULES`
@@ -189,25 +218,31 @@ def score(
     describe:Callable|None=None,   # projection, matrix -> further fields of `Score` by name
 )->list:                           # `[projections]` `Score`, in the checkpoint's order
     "Score every routed expert projection of a checkpoint (FARMS tiles, Hill estimator), one after the other."
-    return [score_projection(checkpoint, p, rule, tile, stride, measure, describe) for p in track(checkpoint.projections, 'scoring')]
+    return [score_projection(checkpoint, p, rule, tile, stride, measure, describe)
+            for p in track(checkpoint.projections, 'scoring')]
 
 def unscored(
     checkpoint:Checkpoint,
 )->list:   # `[projections]` `Score`
     "Rows that know names and shapes alone, for what can be decided without reading a weight."
-    return [Score(p.name, p.layer, p.expert, p.role, *p.shape, p.numel, 2., 0., 0, 0, 1., (), None) for p in checkpoint.projections]
+    return [Score(p.name, p.layer, p.expert, p.role, *p.shape, p.numel, 2., 0., 0, 0, 1., (), None)
+            for p in checkpoint.projections]
 
 # %% ../nbs/25_scores.ipynb #d00ed44a
-SIGNALS = ('norm', 'kurtosis', 'outlier', 'row_variance', 'router_norm', 'router_change', 'frequency', 'routing', 'corpora', 'similarity', 'trace')
+SIGNALS = ('norm', 'kurtosis', 'outlier', 'row_variance', 'router_norm', 'router_change',
+           'frequency', 'routing', 'corpora', 'similarity', 'trace')
 SIGNED = ('router_change', 'similarity', 'trace')                               # may be negative
-WIDE = ('expert_error', 'expert_loss', 'layer_error', 'gradient', 'fisher')     # one number for each width
+# one number for each width
+WIDE = ('expert_error', 'expert_loss', 'layer_error', 'gradient', 'fisher')
 
 def _wide(name): return [f'{name}_{b}' for b in range(1, 5)]
 
-COLUMNS = ('name', 'layer', 'expert', 'role', 'rows', 'cols', 'numel', 'alpha', 'alpha_stderr', 'tail_k', 'n_eigs', 'variance',
-           *_wide('mse'), 'null_z', *SIGNALS, *chain.from_iterable(map(_wide, WIDE)), 'group', 'null_rule')
+COLUMNS = ('name', 'layer', 'expert', 'role', 'rows', 'cols', 'numel', 'alpha', 'alpha_stderr',
+           'tail_k', 'n_eigs', 'variance', *_wide('mse'), 'null_z', *SIGNALS,
+           *chain.from_iterable(map(_wide, WIDE)), 'group', 'null_rule')
 PART_LINE = '# alphaq part '  # begins a table that is a part of one
 
+# %% ../nbs/25_scores.ipynb #9e501f23
 def write_scores(
     path,           # `str | Path` target
     scores,         # `[n]` `Score`
@@ -219,10 +254,13 @@ def write_scores(
     table = csv.writer(out, lineterminator='\n')
     table.writerow(COLUMNS)
     for s in scores:
-        values = vars(s) | {'null_rule': None if s.null_z is None else JUDGE} | {c: v for w in ('mse', *WIDE) for c, v in zip(_wide(w), getattr(s, w) or ())}
-        table.writerow(['' if values.get(c) is None else repr(values[c]) if isinstance(values[c], float) else values[c] for c in COLUMNS])
+        values = vars(s) | {'null_rule': None if s.null_z is None else JUDGE} | {
+            c: v for w in ('mse', *WIDE) for c, v in zip(_wide(w), getattr(s, w) or ())}
+        table.writerow(['' if values.get(c) is None else repr(values[c])
+                        if isinstance(values[c], float) else values[c] for c in COLUMNS])
     write_text(path, out.getvalue())
 
+# %% ../nbs/25_scores.ipynb #b91b8579
 def read_scores(
     path,              # `str | Path` of scores.csv, or of either form of the authors' table
     skipped=None,      # list that receives the names of rows without a value
@@ -230,21 +268,29 @@ def read_scores(
     "Read a table of scores; what is missing, doubled, negative or not finite is an error that names the row."
     path = Path(path)
     if not path.is_file(): raise AlphaqError(f'{path}: no such file; make it with `alphaq score`')
-    with path.open(newline='', encoding='utf-8-sig') as f:  # spreadsheets put a byte-order mark first
+    # spreadsheets put a byte-order mark first
+    with path.open(newline='', encoding='utf-8-sig') as f:
         try:
-            if f.read(len(PART_LINE)) == PART_LINE: raise AlphaqError(f'{path}: a part of a table; join all parts with `alphaq merge`')
+            if f.read(len(PART_LINE)) == PART_LINE:
+                raise AlphaqError(f'{path}: a part of a table; join all parts with `alphaq merge`')
             f.seek(0)
             rows = list(csv.DictReader(f, strict=True, restval=''))
-        except (csv.Error, UnicodeDecodeError) as e: raise AlphaqError(f'{path}: not a CSV table ({e})') from None
+        except (csv.Error, UnicodeDecodeError) as e:
+            raise AlphaqError(f'{path}: not a CSV table ({e})') from None
     key = next((k for k in ('name', 'layer_name') if rows and k in rows[0]), None)
     if key is None or 'alpha' not in rows[0] or 'variance' not in rows[0]:
         seen = ', '.join(map(str, rows[0])) if rows else 'no rows'
-        raise AlphaqError(f'{path}: a table of scores has the columns name (or layer_name), alpha and variance, got {seen}')
+        raise AlphaqError(f'{path}: a table of scores has the columns name (or layer_name), '
+                          f'alpha and variance, got {seen}')
     scores, names = [], set()
     for line, row in enumerate(rows, 2):
         name = row[key]
-        if None in row: raise AlphaqError(f'{path}, line {line} ({name}): more cells than the header has columns')
-        if not name or name in names: raise AlphaqError(f'{path}, line {line}: {"no name" if not name else f"{name} occurs twice"}')
+        if None in row:
+            raise AlphaqError(
+                f'{path}, line {line} ({name}): more cells than the header has columns')
+        if not name or name in names:
+            raise AlphaqError(
+                f'{path}, line {line}: {"no name" if not name else f"{name} occurs twice"}')
         names.add(name)
         if not row['alpha'] or not row['variance']:
             if skipped is not None: skipped.append(name)
@@ -253,25 +299,34 @@ def read_scores(
     if not scores: raise AlphaqError(f'{path}: no row with a value')
     return scores
 
+# %% ../nbs/25_scores.ipynb #af6da300
 def _parsed(row, name, where):
     "One row as a `Score`; columns that are absent or empty take their neutral value."
     def number(column, kind=float, empty=None, low=-inf):
         text = row.get(column)
         if text in (None, ''): return empty
         try: value = kind(text)
-        except ValueError: raise AlphaqError(f'{where}: {column} is {text!r}, not a number') from None
+        except ValueError:
+            raise AlphaqError(f'{where}: {column} is {text!r}, not a number') from None
         if not isfinite(value) or value < low:
-            raise AlphaqError(f'{where}: {column} is {text}; it must be finite' + (f' and >= {low:g}' if low > -inf else ''))
+            raise AlphaqError(f'{where}: {column} is {text}; it must be finite'
+                              + (f' and >= {low:g}' if low > -inf else ''))
         return value
     def four(name):
         values = tuple(number(c, low=0) for c in _wide(name))
         return None if None in values else values
     shape = [number(c, int, 0, 0) for c in ('rows', 'cols', 'numel')]
-    if shape[0] * shape[1] != shape[2]: raise AlphaqError(f'{where}: {shape[0]} x {shape[1]} is not {shape[2]} weights')
+    if shape[0] * shape[1] != shape[2]:
+        raise AlphaqError(f'{where}: {shape[0]} x {shape[1]} is not {shape[2]} weights')
     alpha = number('alpha', low=0)
     if alpha == 0: raise AlphaqError(f'{where}: alpha is 0; a tail exponent is positive')
     layer = number('layer', int, -1) if row.get('layer', '').lstrip('-').isdigit() else -1
-    stderr, k, n = number('alpha_stderr', empty=0., low=0), number('tail_k', int, 0, 0), number('n_eigs', int, 0, 0)
-    null_z = number('null_z') if row.get('null_rule') == JUDGE else None  # a table that names no rule went by the rule of its alphas, which cannot tell
-    return Score(name, layer, number('expert', int, -1), row.get('role') or '', *shape, alpha, stderr, k, n, number('variance', low=0), four('mse') or (),
-                 null_z, *(number(c, low=-inf if c in SIGNED else 0) for c in SIGNALS), *map(four, WIDE), number('group', int, low=1))
+    stderr = number('alpha_stderr', empty=0., low=0)
+    k = number('tail_k', int, 0, 0)
+    n = number('n_eigs', int, 0, 0)
+    # a table that names no rule went by the rule of its alphas, which cannot tell
+    null_z = number('null_z') if row.get('null_rule') == JUDGE else None
+    return Score(name, layer, number('expert', int, -1), row.get('role') or '', *shape, alpha,
+                 stderr, k, n, number('variance', low=0), four('mse') or (),
+                 null_z, *(number(c, low=-inf if c in SIGNED else 0) for c in SIGNALS),
+                 *map(four, WIDE), number('group', int, low=1))

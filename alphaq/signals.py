@@ -23,13 +23,15 @@ def matrix_signals(
     size, squares = W.abs(), (W - W.mean()).square_().flatten()
     rows, means, variance = W.norm(dim=1), size.mean(0), squares.mean()
     ratio = torch.where(means > 0, size.amax(0) / means, 1.)  # a column of zeros has no outlier
-    kurtosis = squares @ squares / len(squares) / variance.square() if variance > 0 else torch.tensor(3.)
-    return dict(norm=W.norm().item(), kurtosis=kurtosis.item(), outlier=ratio.max().item(), row_variance=W[rows.argmax()].var(correction=0).item())
+    kurtosis = squares @ squares / len(
+        squares) / variance.square() if variance > 0 else torch.tensor(3.)
+    return dict(norm=W.norm().item(), kurtosis=kurtosis.item(), outlier=ratio.max().item(),
+                row_variance=W[rows.argmax()].var(correction=0).item())
 
 # %% ../nbs/26_signals.ipynb #5e8111df
-def router_rows(
-    checkpoint:Checkpoint,
-)->dict:             # layer such as 'model.layers.3' to `[experts, hidden]` float32; layers whose router is not found are left out
+# layer such as 'model.layers.3' to `[experts, hidden]` float32; layers whose router is not found
+# are left out
+def router_rows(checkpoint:Checkpoint,)->dict:
     "The router's rows of every layer: row e, times a hidden state, is the logit of expert e."
     experts, hidden = {}, {}
     for p in checkpoint.projections:
@@ -42,18 +44,23 @@ def router_rows(
         place = r'(?:mlp|block_sparse_moe|feed_forward)\.(?:gate|router)(?:\.layer)?\.weight'
         m = re.fullmatch(rf'((?:\w+\.)*?layers\.\d+)\.{place}', name)
         layer = m and m[1]
-        if layer in experts and checkpoint.tensors[name].shape == (experts[layer], hidden[layer]): found[layer] = checkpoint.tensor(name).float()
+        if layer in experts and checkpoint.tensors[name].shape == (experts[layer], hidden[layer]):
+            found[layer] = checkpoint.tensor(name).float()
     return found
 
+# %% ../nbs/26_signals.ipynb #b7b9aa1f
 def describer(
     checkpoint:Checkpoint,
-    start=None,            # layer to the router's rows at step 0 `[experts, hidden]`, from `router_rows`; `None` when nobody kept them
+    # layer to the router's rows at step 0 `[experts, hidden]`, from `router_rows`; `None` when
+    # nobody kept them
+    start=None,
 ):                         # `(projection, matrix) -> dict`, for `score(..., describe=...)`
     "Every signal of this chapter, for each projection of a checkpoint."
     def norms(routers): return {layer: rows.double().norm(dim=1) for layer, rows in routers.items()}
     last, first = norms(router_rows(checkpoint)), norms(start or {})
     if first and {k: len(v) for k, v in first.items()} != {k: len(v) for k, v in last.items()}:
-        raise AlphaqError('the routers at step 0 are those of another model: their layers or experts differ')
+        raise AlphaqError(
+            'the routers at step 0 are those of another model: their layers or experts differ')
     def describe(p, W):
         layer = layer_of(p.name)
         if layer not in last or p.expert < 0: return matrix_signals(W)

@@ -55,8 +55,10 @@ CHINESE = Cut(r'(?=\S)', r'(?<=\w)(?=，\w)', r'(?<=\S)', (80, 160), (20, 30))
 
 def _positions(pattern, text, low, high):
     "Where a pattern matches, from `low` to `high`; one character more is seen, for patterns that look ahead."
-    return [m.start() for m in re.compile(pattern).finditer(text, low, high + 2) if m.start() <= high]
+    return [m.start()
+            for m in re.compile(pattern).finditer(text, low, high + 2) if m.start() <= high]
 
+# %% ../nbs/58_tasks.ipynb #6333ec5f
 def places(
     text:str,
     cut:Cut=WORDS,
@@ -83,10 +85,12 @@ def cloze(
     "Four pieces of a text, of which one continues the context."
     r, found = random.Random(seed), list(places(text.text, cut).items())
     if len(found) < max(n, 4):
-        raise AlphaqError(f'{text.name}: {len(found)} places to ask about are too few for {n} questions; use a longer text or ask fewer')
+        raise AlphaqError(f'{text.name}: {len(found)} places to ask about are too few for {n} '
+                          'questions; use a longer text or ask fewer')
     r.shuffle(found)
     pieces = [piece for piece, _ in found]
-    return tuple(_asked(r, found[i][1], pieces[i], r.sample(pieces[:i] + pieces[i + 1:], 3)) for i in range(n))
+    return tuple(_asked(r, found[i][1], pieces[i], r.sample(pieces[:i] + pieces[i + 1:], 3))
+                 for i in range(n))
 
 # %% ../nbs/58_tasks.ipynb #495309fa
 def _by_digit(problems, r):
@@ -94,22 +98,27 @@ def _by_digit(problems, r):
     found = {}
     for context, right in problems:
         at = r.choice([m.start() for m in re.finditer(r'\d', right)])
-        found.setdefault((re.sub(r'\d', '0', right), at), {}).setdefault(right[at], []).append((context, right))
+        found.setdefault((re.sub(r'\d', '0', right), at),
+                         {}).setdefault(right[at], []).append((context, right))
     return found
 
+# %% ../nbs/58_tasks.ipynb #781432fb
 def worked(
     text:Text,       # from `load_text('arithmetic')`
     n:int=QUESTIONS, # questions wanted
     seed:int=0,      # of every draw
 )->tuple:            # of `Question`
     "Problems with their work, and four answers that differ in one digit."
-    r, problems = random.Random(seed), re.findall(r'(Problem: .*\nWork: .*\nAnswer:)( .*\.)\n', text.text)
+    r = random.Random(seed)
+    problems = re.findall(r'(Problem: .*\nWork: .*\nAnswer:)( .*\.)\n', text.text)
     asked, found = [], _by_digit(problems, r)
     while len(asked) < n:
         found = {place: digits for place, digits in found.items() if len(digits) >= 4}
         if not found:
-            raise AlphaqError(f'{text.name}: {len(problems)} problems are too few for {n} questions; use a longer text or ask fewer')
-        (_, at), digits = r.choices(list(found.items()), [sum(map(len, digits.values())) for digits in found.values()])[0]
+            raise AlphaqError(f'{text.name}: {len(problems)} problems are too few for {n} '
+                              'questions; use a longer text or ask fewer')
+        (_, at), digits = r.choices(list(found.items()), [sum(map(len, digits.values()))
+                                                          for digits in found.values()])[0]
         gold, *others = r.sample(sorted(digits), 4)
         context, right = digits[gold].pop()
         if not digits[gold]: del digits[gold]
@@ -117,12 +126,15 @@ def worked(
     return tuple(asked)
 
 # %% ../nbs/58_tasks.ipynb #932d1198
-BUILTIN_TASKS = {'alphaq_cloze_pydoc': ('pydoc', cloze), 'alphaq_cloze_pycode': ('pycode', cloze), 'alphaq_arithmetic': ('arithmetic', worked)}
+BUILTIN_TASKS = {'alphaq_cloze_pydoc': ('pydoc', cloze), 'alphaq_cloze_pycode': ('pycode', cloze),
+                 'alphaq_arithmetic': ('arithmetic', worked)}
 
 def _cloze_zh(text, **kwargs): return cloze(text, cut=CHINESE, **kwargs)
 
-_more = {f'alphaq_cloze_{name}': (name, cloze) for name in ('wikitext2', 'stories', 'classics', 'gsm8k', 'stacks')}
-TASKS = BUILTIN_TASKS | _more | {'alphaq_cloze_zh': ('zh', _cloze_zh)}  # name -> text, maker of questions
+_more = {f'alphaq_cloze_{name}': (name, cloze)
+         for name in ('wikitext2', 'stories', 'classics', 'gsm8k', 'stacks')}
+# name -> text, maker of questions
+TASKS = BUILTIN_TASKS | _more | {'alphaq_cloze_zh': ('zh', _cloze_zh)}
 
 def available(
 )->tuple: # names
@@ -135,9 +147,12 @@ def task_names(
     "The tasks asked for, each once; an unknown one is an error with the nearest names."
     for name in names:
         if name not in ('all', *TASKS):
-            raise AlphaqError(f'no task {name!r}; did you mean {" or ".join(get_close_matches(name, TASKS, cutoff=.4) or TASKS)}?')
-    return tuple(dict.fromkeys(t for name in names for t in (available() if name == 'all' else [name])))
+            raise AlphaqError(f'no task {name!r}; did you mean '
+                              f'{" or ".join(get_close_matches(name, TASKS, cutoff=.4) or TASKS)}?')
+    return tuple(dict.fromkeys(t for name in names
+                               for t in (available() if name == 'all' else [name])))
 
+# %% ../nbs/58_tasks.ipynb #2e960ba2
 def questions(
     name:str,        # one of `TASKS`
     **kwargs,        # `n` and `seed`
@@ -196,9 +211,11 @@ def _task_score(task, samples):
     "A row from lm-eval's samples of one task."
     samples = sorted(samples, key=lambda s: s['doc_id'])
     if not all(isfinite(likelihood) for s in samples for likelihood, _ in s['filtered_resps']):
-        raise AlphaqError(f'{task}: a likelihood is not finite; the model or its activations are damaged')
+        raise AlphaqError(
+            f'{task}: a likelihood is not finite; the model or its activations are damaged')
     right, n = [int(s['acc']) for s in samples], len(samples)
-    acc, said = sum(right) / n, json.dumps([s['doc'] for s in samples], ensure_ascii=False, sort_keys=True)
+    acc = sum(right) / n
+    said = json.dumps([s['doc'] for s in samples], ensure_ascii=False, sort_keys=True)
     return TaskScore(task, n, acc, sqrt(acc * (1 - acc) / max(n - 1, 1)), guessing_z(sum(right), n),
                      sum(s['acc_bytes'] for s in samples) / n, ''.join(map(str, right)),
                      hashlib.sha256(said.encode()).hexdigest(), platform.python_version())
@@ -211,9 +228,11 @@ def _calm():
     before, watched = logger.level, sys.stderr.isatty() and not os.environ.get('ALPHAQ_QUIET')
     logger.setLevel(logging.ERROR)
     try:
-        with contextlib.nullcontext() if watched else contextlib.redirect_stderr(io.StringIO()): yield
+        with contextlib.nullcontext() if watched else contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally: logger.setLevel(before)
 
+# %% ../nbs/58_tasks.ipynb #f9d95f9c
 def lm_eval_samples(
     model,               # causal language model of transformers
     tokenizer,           # its tokenizer, with an end token
@@ -224,15 +243,18 @@ def lm_eval_samples(
     "What lm-eval logs about each question."
     check_lm_eval()
     if tokenizer.eos_token_id is None:
-        raise AlphaqError('the tokenizer has no end token, which lm-eval needs; name one in tokenizer_config.json as eos_token')
+        raise AlphaqError('the tokenizer has no end token, which lm-eval needs; name one in '
+                          'tokenizer_config.json as eos_token')
     with _calm():
         from lm_eval import evaluate
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
-        lm = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch, softmax_dtype='float32', trust_remote_code=False)
+        lm = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch,
+                  softmax_dtype='float32', trust_remote_code=False)
         loaded = TaskManager(include_path=str(FOLDER), include_defaults=False).load(list(names))
         return evaluate(lm, loaded, limit=limit, bootstrap_iters=0)['samples']
 
+# %% ../nbs/58_tasks.ipynb #4a91917f
 def run_tasks(
     model,               # causal language model of transformers
     tokenizer,           # its tokenizer, with an end token
@@ -255,7 +277,8 @@ def main(
     if not argv: print(FOLDER); return
     check_lm_eval()
     from lm_eval.__main__ import cli_evaluate
-    sys.argv = ['lm_eval', *argv, *(['--include_path', str(FOLDER)] if argv[0] == 'run' and '--include_path' not in argv else [])]
+    sys.argv = ['lm_eval', *argv, *(['--include_path', str(FOLDER)] if argv[0] == 'run'
+                                    and '--include_path' not in argv else [])]
     cli_evaluate()
 
 # %% ../nbs/58_tasks.ipynb #829c1736

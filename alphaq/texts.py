@@ -35,15 +35,18 @@ def make_text(
 )->Text:            # the text with its sha256 and Python version
     "A `Text` from any string."
     if not text: raise AlphaqError(f'text {name!r} ({split}) is empty; its source is {source}')
-    return Text(name, text, hashlib.sha256(text.encode('utf-8')).hexdigest(), platform.python_version(), source, licence, split)
+    return Text(name, text, hashlib.sha256(text.encode('utf-8')).hexdigest(),
+                platform.python_version(), source, licence, split)
 
 # %% ../nbs/52_texts.ipynb #e38a6506
-HELD_OUT = dict(
-    test=('argparse', 'calendar', 'difflib', 'fractions', 'heapq', 'ipaddress', 'random', 'shutil', 'smtplib', 'statistics', 'tarfile', 'textwrap'),
-    train=('bdb', 'configparser', 'csv', 'fileinput', 'ftplib', 'gzip', 'mimetypes', 'optparse', 'plistlib', 'pprint', 'shelve', 'tempfile', 'trace', 'uuid'))
+HELD_OUT = dict(test=('argparse', 'calendar', 'difflib', 'fractions', 'heapq', 'ipaddress',
+                      'random', 'shutil', 'smtplib', 'statistics', 'tarfile', 'textwrap'),
+                train=('bdb', 'configparser', 'csv', 'fileinput', 'ftplib', 'gzip', 'mimetypes',
+                       'optparse', 'plistlib', 'pprint', 'shelve', 'tempfile', 'trace', 'uuid'))
 
 def held_out(
-    marker:str, # a file's name as a corpus marks it: 'tarfile.py', or the whole line '# file: tarfile.py'
+    # a file's name as a corpus marks it: 'tarfile.py', or the whole line '# file: tarfile.py'
+    marker:str,
 )->bool:        # True for a file that no training may see
     "Whether a file of the standard library is held out of all training."
     name = marker.removeprefix('# file:').strip()
@@ -54,27 +57,33 @@ def without_held_out(
 )->str:       # the same without the held-out ones
     "Drop the files of `HELD_OUT` from a corpus of marked files."
     head, *files = ('\n' + text).split('\n# file: ')
-    return (head + ''.join('\n# file: ' + f for f in files if not held_out(f.partition('\n')[0])))[1:]
+    return (head
+            + ''.join('\n# file: ' + f for f in files if not held_out(f.partition('\n')[0])))[1:]
 
 # %% ../nbs/52_texts.ipynb #5297eaea
 def _source(name):
     "Source of a top-level standard module, found without importing it."
     spec = importlib.util.find_spec(name)
-    if spec is None or not spec.origin or not spec.origin.endswith('.py') or not Path(spec.origin).is_file():
-        raise AlphaqError(f'the source of the standard module {name!r} is not installed; use a Python with its Lib/*.py files')
+    if spec is None or not spec.origin or not spec.origin.endswith('.py') or not Path(
+        spec.origin).is_file():
+        raise AlphaqError(f'the source of the standard module {name!r} is not installed; use '
+                          'a Python with its Lib/*.py files')
     return Path(spec.origin).read_text(encoding='utf-8')
 
 def _signature(node):
     if isinstance(node, ast.ClassDef): return f'class {node.name}'
     return f'{node.name}({ast.unparse(node.args)})'
 
+# %% ../nbs/52_texts.ipynb #6bf78878
 def docstrings(
     source:str, # Python source
 )->str:         # every docstring below its signature, paragraphs apart
     "The docstrings of a module, its classes and functions, in order of the source."
     parts = []
     def walk(node, path=''):
-        if doc := ast.get_docstring(node): parts.append((path + _signature(node) + '\n\n' if path or not isinstance(node, ast.Module) else '') + doc)
+        if doc := ast.get_docstring(node):
+            parts.append((path + _signature(node) + '\n\n' if path
+                          or not isinstance(node, ast.Module) else '') + doc)
         for child in ast.iter_child_nodes(node):
             if isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
                 walk(child, f'{path}{node.name}.' if isinstance(node, ast.ClassDef) else path)
@@ -121,9 +130,12 @@ def _solve(r):
     return f'Solve {a}x + {b} = {a * x + b}.', f'{a}x = {a * x + b} - {b} = {a * x}, so x = {a * x} / {a} = {x}.', f'x = {x}'
 
 def _shop(r):
-    n, p, thing = r.randint(2, 9), r.randint(2, 19), r.choice(['pencils', 'apples', 'lamps', 'tickets', 'books'])
+    n = r.randint(2, 9)
+    p = r.randint(2, 19)
+    thing = r.choice(['pencils', 'apples', 'lamps', 'tickets', 'books'])
     return f'Ada buys {n} {thing} at {p} coins each and pays with 200 coins. How many coins does she get back?', f'{n} * {p} = {n * p}. 200 - {n * p} = {200 - n * p}.', 200 - n * p
 
+# %% ../nbs/52_texts.ipynb #cf0be391
 def arithmetic(
     split:str='test',   # test | train
     seed:int=0,         # of the generator
@@ -133,12 +145,15 @@ def arithmetic(
     r, kept = random.Random(seed), {}
     for _ in range(problems):
         question, steps, answer = r.choice((_add, _multiply, _divide, _solve, _shop))(r)
-        if zlib.crc32(question.encode()) % 2 == (split == 'train'): kept[question] = f'Problem: {question}\nWork: {steps}\nAnswer: {answer}.\n'
+        if zlib.crc32(question.encode()) % 2 == (split == 'train'):
+            kept[question] = f'Problem: {question}\nWork: {steps}\nAnswer: {answer}.\n'
     return '\n'.join(kept.values())
 
 # %% ../nbs/52_texts.ipynb #f8ed3e24
-_builtin = dict(pydoc=(_pydoc, 'pydoc_data.topics and docstrings of CPython', 'PSF-2.0'), pycode=(_pycode, 'standard library of CPython', 'PSF-2.0'),
-                arithmetic=(lambda split: arithmetic(split, seed=int(split == 'train')), 'generated here', 'Apache-2.0'))
+_builtin = dict(pydoc=(_pydoc, 'pydoc_data.topics and docstrings of CPython', 'PSF-2.0'),
+                pycode=(_pycode, 'standard library of CPython', 'PSF-2.0'),
+                arithmetic=(lambda split: arithmetic(split, seed=int(split == 'train')),
+                            'generated here', 'Apache-2.0'))
 
 @dataclass(frozen=True)
 class Files:
@@ -147,16 +162,21 @@ class Files:
     train:tuple      # files of the calibration and training split
     licence:str      # of the content
 
+# %% ../nbs/52_texts.ipynb #91a86d85
 FILES = {
     'wikitext2': Files(('wikitext2/test.txt',), ('wikitext2/train.txt',), 'CC BY-SA 3.0, GFDL'),
-    'stories': Files(('stories/tinystories_valid.txt',), ('stories/tinystories_train.txt',), 'CDLA-Sharing-1.0'),
-    'classics': Files(('stories/classics_valid.txt',), ('stories/classics_train.txt',), 'public domain'),
+    'stories': Files(('stories/tinystories_valid.txt',), ('stories/tinystories_train.txt',),
+                     'CDLA-Sharing-1.0'),
+    'classics': Files(('stories/classics_valid.txt',), ('stories/classics_train.txt',),
+                      'public domain'),
     'gsm8k': Files(('math/gsm8k_heldout.txt',), ('math/gsm8k_train.txt',), 'MIT'),
     'stacks': Files(('math/stacks_valid.txt',), ('math/stacks_train.txt',), 'GFDL 1.2'),
-    'stdlib': Files(('code/cpython_stdlib_valid.txt',), ('code/cpython_stdlib_train.txt',), 'PSF-2.0'),
-    'zh': Files(('zh/valid.txt',), ('zh/cmrc2018_wikipedia_train.txt', 'zh/d2l_zh_train.txt', 'zh/hongloumeng_train.txt', 'zh/paddle_docs_zh_train.txt',
-                                    'zh/songci_poetry_train.txt'), 'CC BY-SA 4.0, Apache-2.0, MIT, public domain'),
-}
+    'stdlib': Files(('code/cpython_stdlib_valid.txt',), ('code/cpython_stdlib_train.txt',),
+                    'PSF-2.0'),
+    'zh': Files(('zh/valid.txt',), ('zh/cmrc2018_wikipedia_train.txt', 'zh/d2l_zh_train.txt',
+                                    'zh/hongloumeng_train.txt', 'zh/paddle_docs_zh_train.txt',
+                                    'zh/songci_poetry_train.txt'),
+                'CC BY-SA 4.0, Apache-2.0, MIT, public domain'),}
 BUILTIN = tuple(_builtin)
 TEXTS = (*BUILTIN, *FILES)
 
@@ -164,25 +184,33 @@ def texts_at_hand(): # names
     "What is measured on unless somebody says otherwise: the texts that come with Python, and WikiText-2 where it lies."
     return [*BUILTIN, *(['wikitext2'] if data_dir() else [])]
 
+# %% ../nbs/52_texts.ipynb #96030270
 def load_text(
     name:str,            # one of `TEXTS`, or a file
     split:str='test',    # test | train; a file is itself whatever the split
 )->Text:
     "A text by name: from Python itself, from `ALPHAQ_DATA`, or from a file."
-    if split not in ('test', 'train'): raise AlphaqError(f'splits are test and train, got {split!r}')
+    if split not in ('test', 'train'):
+        raise AlphaqError(f'splits are test and train, got {split!r}')
     if name in _builtin:
         make, source, licence = _builtin[name]
         return make_text(name, make(split), source, licence, split)
     if name in FILES:
         folder = data_dir()
-        if folder is None: raise AlphaqError(f'text {name!r} is not part of this project: set ALPHAQ_DATA to the folder that holds it, or use {", ".join(_builtin)}')
+        if folder is None:
+            raise AlphaqError(f'text {name!r} is not part of this project: set ALPHAQ_DATA to the '
+                              f'folder that holds it, or use {", ".join(_builtin)}')
         parts = getattr(FILES[name], split)
         text = '\n'.join(_file(folder/p) for p in parts)
-        return make_text(name, without_held_out(text) if split == 'train' else text, ' + '.join(parts), FILES[name].licence, split)
+        return make_text(name, without_held_out(text) if split == 'train' else text,
+                         ' + '.join(parts), FILES[name].licence, split)
     if Path(name).is_file(): return make_text(name, _file(Path(name)), 'file', 'unknown', split)
     raise AlphaqError(f'no text or file {name!r}; names are {", ".join(TEXTS)}')
 
+# %% ../nbs/52_texts.ipynb #52840570
 def _file(path):
-    if not path.is_file(): raise AlphaqError(f'{path}: no such file; ALPHAQ_DATA names a folder that is incomplete')
+    if not path.is_file():
+        raise AlphaqError(f'{path}: no such file; ALPHAQ_DATA names a folder that is incomplete')
     try: return path.read_text(encoding='utf-8')
-    except UnicodeDecodeError as e: raise AlphaqError(f'{path}: not UTF-8 text ({e.reason} at byte {e.start})') from None
+    except UnicodeDecodeError as e:
+        raise AlphaqError(f'{path}: not UTF-8 text ({e.reason} at byte {e.start})') from None

@@ -40,17 +40,27 @@ def rounding_code(
     "What identifies the code that rounds: once mended it is another rounding, and what was remembered of it is void."
     return hashlib.sha256((sha256(grid.__file__) + sha256(gptq.__file__)).encode()).hexdigest()[:16]
 
+# %% ../nbs/57_trial.ipynb #aa2b341e
 class RoundedModel:
     "A model whose experts take any widths, each rounded once and kept."
     def __init__(self,
         model:nn.Module,        # experts in fused form; changed in place
         checkpoint:Checkpoint,  # that it was loaded from
         others:dict|None=None,  # name of another rounding -> `W` to what replaces it
-        rounds=nearest,         # `(projection, W, bits, group)` to a `QuantizedWeight`; without more, to nearest and without data
-        rule:str|None=None,     # what `rounds` is and the text that it rests on: losses are remembered under it
+        # `(projection, W, bits, group)` to a `QuantizedWeight`; without more, to nearest and
+        # without data
+        rounds=nearest,
+        # what `rounds` is and the text that it rests on: losses are remembered under it
+        rule:str|None=None,
     ):
-        if rounds is not nearest and not rule: raise AlphaqError('another rounding needs a rule, which says what it is and on what text it rests')
-        self.model, self.checkpoint, self.others, self.rounds, self.rule = model, checkpoint, others or {}, rounds, rule or 'nearest, mse'
+        if rounds is not nearest and not rule:
+            raise AlphaqError(
+                'another rounding needs a rule, which says what it is and on what text it rests')
+        self.model = model
+        self.checkpoint = checkpoint
+        self.others = others or {}
+        self.rounds = rounds
+        self.rule = rule or 'nearest, mse'
         self.kept, self.now = {}, {}
 
     def _matrix(self, p, bits, group)->Tensor:
@@ -97,9 +107,11 @@ class Losses:
         key = hashlib.sha256(json.dumps([self.about, widths, group]).encode()).hexdigest()
         if key not in self.known:
             self.model.wear(widths, group)
-            self.known[key] = {t: window_nll(self.model.model, x.rows).tolist() for t, x in self.samples.items()}
+            self.known[key] = {t: window_nll(self.model.model, x.rows).tolist()
+                               for t, x in self.samples.items()}
             line = json.dumps({key: self.known[key]})
-            with self.path.open('a') as f: f.write(f'\n{line}\n')  # a new line first: the last one may have been cut short
+            # a new line first: the last one may have been cut short
+            with self.path.open('a') as f: f.write(f'\n{line}\n')
         return {t: torch.tensor(v, dtype=torch.float64) for t, v in self.known[key].items()}
 
 # %% ../nbs/57_trial.ipynb #5b147178
@@ -112,6 +124,7 @@ def over_uniform(
     domains = {t: paired({t: found[t]}, {t: plain[t]}) for t in plain}
     return dict(over_uniform=mean, stderr=stderr, domains=domains)
 
+# %% ../nbs/57_trial.ipynb #d7f85555
 def fused(
     losses:Losses,
     scores,            # `[n]` `Score`, in the order of the checkpoint's projections
@@ -119,11 +132,14 @@ def fused(
     target:str,        # key of `exports.TARGETS`
 )->dict:               # a row; raises `BudgetError` where the target cannot meet the budget
     "What a target's plan loses beside the free plan of the same stored size: predicted, as a ratio of costs, and measured."
-    held, rows, numel = priced(scores, settings, target)[0], np.arange(len(scores)), sum(s.numel for s in scores)
+    held = priced(scores, settings, target)[0]
+    rows = np.arange(len(scores))
+    numel = sum(s.numel for s in scores)
     ours = replace(settings, count='stored', choices=WIDTHS, stored=None)
     stored = float(choice_sizes(scores, ours)[rows, held.bits - 1].sum() / numel)
     free = allocate(scores, replace(ours, bits=stored, choices=settings.choices))
     found, plain = (losses(a.bits, free.settings.group_size) for a in (held, free))
     price = held.solution.cost / free.solution.cost if free.solution and free.solution.cost > 0 else None
-    return dict(target=target, method=settings.method, bits=settings.bits, stored=stored, differs=float((held.bits != free.bits).mean()), price=price,
+    return dict(target=target, method=settings.method, bits=settings.bits, stored=stored,
+                differs=float((held.bits != free.bits).mean()), price=price,
                 **{k.replace('uniform', 'free'): v for k, v in over_uniform(found, plain).items()})

@@ -35,14 +35,14 @@ def cell_tags(
 )->set:                    # of tag names
     "MyST-NB's tags for a code cell."
     says = lambda name, value: directives.get(name) == value
-    exports = 'nbdev_export' + '(' in body  # in two pieces: nbdev skips any cell that holds the call, this one too
-    wanted = {
-        'remove-cell': {'hide', 'default_exp'} & directives.keys() or says('include', 'false') or exports or not body.strip(),
-        'skip-execution': says('eval', 'false') or exports or set(skip) & directives.keys(),
-        'remove-input': says('echo', 'false') or body.lstrip().startswith('show_doc('),
-        'remove-output': says('output', 'false'),
-        'hide-input': says('code-fold', 'true') and not says('echo', 'false'),
-    }
+    # in two pieces: nbdev skips any cell that holds the call, this one too
+    exports = 'nbdev_export' + '(' in body
+    wanted = {'remove-cell': {'hide', 'default_exp'} & directives.keys() or says('include', 'false')
+              or exports or not body.strip(),
+              'skip-execution': says('eval', 'false') or exports or set(skip) & directives.keys(),
+              'remove-input': says('echo', 'false') or body.lstrip().startswith('show_doc('),
+              'remove-output': says('output', 'false'),
+              'hide-input': says('code-fold', 'true') and not says('echo', 'false'),}
     return {tag for tag, yes in wanted.items() if yes}
 
 # %% ../../nbs/95_book.ipynb #1fb03542
@@ -54,7 +54,8 @@ def chapters(
     package,   # `str | Path` folder of exported modules
 )->dict:       # chapter such as '06_grid' -> its module's file, in reading order
     "Which chapter each exported module came from."
-    found = {m[1]: path for path in Path(package).rglob('*.py') if (m := _origin.search(path.read_text(encoding='utf-8')))}
+    found = {m[1]: path for path in Path(package).rglob('*.py')
+             if (m := _origin.search(path.read_text(encoding='utf-8')))}
     return dict(sorted(found.items()))
 
 def symbols(
@@ -64,21 +65,26 @@ def symbols(
     found = {}
     for chapter, path in chapters(package).items():
         for node in ast.parse(path.read_text(encoding='utf-8')).body:
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith('_'): found.setdefault(node.name, set()).add(chapter)
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith('_'):
+                found.setdefault(node.name, set()).add(chapter)
     return {name: where.pop() for name, where in found.items() if len(where) == 1}
 
+# %% ../../nbs/95_book.ipynb #952cb744
 def link_names(
     text:str,      # Markdown
     where:dict,    # from `symbols`
     here:str='',   # this chapter, to which nothing links
 )->str:            # Markdown
     "Turn names in backticks into links, outside fenced blocks and displayed formulas."
-    def link(m): return f'[`{m[1]}`]({where[m[1]]}.ipynb)' if where.get(m[1], here) != here else m[0]
+    def link(m):
+        return f'[`{m[1]}`]({where[m[1]]}.ipynb)' if where.get(m[1], here) != here else m[0]
     pieces = _fence.split(text)  # prose, then (fenced block, its fence) again and again
-    return ''.join(_name.sub(link, piece) if i % 3 == 0 else piece for i, piece in enumerate(pieces) if i % 3 != 2)
+    return ''.join(_name.sub(link, piece) if i % 3 == 0 else piece
+                   for i, piece in enumerate(pieces) if i % 3 != 2)
 
 # %% ../../nbs/95_book.ipynb #b5448ce0
-_named = re.compile(r'\balphaq\.(?:lab\.)?(\w+)|^\s*from \.+(?:lab\.)?(\w+) import|\bfrom (?:alphaq(?:\.lab)?|\.+(?:lab)?) import ([\w, ]+)', re.M)
+_named = re.compile(r'\balphaq\.(?:lab\.)?(\w+)|^\s*from \.+(?:lab\.)?(\w+) '
+                    r'import|\bfrom (?:alphaq(?:\.lab)?|\.+(?:lab)?) import ([\w, ]+)', re.M)
 
 def named_modules(
     text:str,  # code, or a notebook's JSON
@@ -99,15 +105,19 @@ def _needed(root, chapter):
         waiting |= named_modules(of[name].read_text(encoding='utf-8'))
     return [found[name] for name in sorted(found)]
 
+# %% ../../nbs/95_book.ipynb #fc1c9b7a
 def fingerprint(
     root,         # `str | Path` the checkout
     chapter:str,  # such as '06_grid'
 )->str:           # 16 hexadecimal digits
     "Digest of everything outside its cells that a chapter's outputs depend on."
     root, digest = Path(root), hashlib.sha256()
-    data = (path for folder in ('results', 'alphaq') for path in (root/folder).rglob('*.json*'))  # rows, and what the package brings
-    for path in (*_needed(root, chapter), *sorted(data), *sorted((root/'nbs').glob('matplotlibrc'))):
-        digest.update(path.relative_to(root).as_posix().encode() + b'\0' + path.read_bytes() + b'\0')
+    # rows, and what the package brings
+    data = (path for folder in ('results', 'alphaq') for path in (root/folder).rglob('*.json*'))
+    for path in (*_needed(root, chapter), *sorted(data),
+                 *sorted((root/'nbs').glob('matplotlibrc'))):
+        digest.update(path.relative_to(root).as_posix().encode() + b'\0' + path.read_bytes()
+                      + b'\0')
     return digest.hexdigest()[:16]
 
 # %% ../../nbs/95_book.ipynb #d6ba6dfb
@@ -119,10 +129,13 @@ def number_title(
     number = re.match(r'\d\d(?=_)', here)
     return re.sub(r'\A# ', f'# {number[0]} · ', text) if number else text
 
+# figures sharp at every size and measured in points, like the text; printed text plain, as it is
+# under the tests
 _settings = '''%config InlineBackend.figure_formats = ["svg"]
 for name in ("FORCE_COLOR", "CLICOLOR_FORCE"): __import__("os").environ.pop(name, None)
-del name'''  # figures sharp at every size and measured in points, like the text; printed text plain, as it is under the tests
+del name'''
 
+# %% ../../nbs/95_book.ipynb #356f156f
 def translate(
     text:str,              # a notebook's JSON
     skip=('slow', 'gpu'),  # flags whose cells are not run
@@ -134,13 +147,17 @@ def translate(
     notebook = json.loads(text)
     for cell in notebook['cells']:
         source = ''.join(cell['source'])
-        if cell['cell_type'] == 'markdown': cell['source'] = number_title(link_names(source, where or {}, here), here)
+        if cell['cell_type'] == 'markdown':
+            cell['source'] = number_title(link_names(source, where or {}, here), here)
         if cell['cell_type'] != 'code': continue
         directives, cell['source'] = split_directives(source)
-        cell['metadata']['tags'] = sorted({*cell['metadata'].get('tags', ()), *cell_tags(directives, cell['source'], skip)})
-        figure = {ours: directives[theirs] for theirs, ours in (('label', 'name'), ('fig-cap', 'caption')) if directives.get(theirs)}
+        cell['metadata']['tags'] = sorted({*cell['metadata'].get('tags', ()),
+                                           *cell_tags(directives, cell['source'], skip)})
+        figure = {ours: directives[theirs] for theirs, ours
+                  in (('label', 'name'), ('fig-cap', 'caption')) if directives.get(theirs)}
         if figure: cell['metadata']['mystnb'] = {'figure': figure}
-    first = dict(cell_type='code', id='fingerprint', metadata={'tags': ['remove-cell']}, source=f'# {stamp}\n{_settings}', outputs=[], execution_count=None)
+    first = dict(cell_type='code', id='fingerprint', metadata={'tags': ['remove-cell']},
+                 source=f'# {stamp}\n{_settings}', outputs=[], execution_count=None)
     notebook['cells'].insert(0, first)
     return json.dumps(notebook)
 
@@ -152,8 +169,10 @@ def vendor_mathjax(
 )->Path:      # the copy, `mathjax/tex-svg-full.js` below `folder`
     "Copy MathJax, the single file with every TeX extension and SVG output, out of the installed package."
     try: source = Path(distribution(_package).locate_file(_script))
-    except PackageNotFoundError: raise AlphaqError(f'{_package} is not installed; pip install "alphaq[book]"') from None
-    if not source.is_file(): raise AlphaqError(f'{source}: no such file; the book needs {_package} 3.2')
+    except PackageNotFoundError:
+        raise AlphaqError(f'{_package} is not installed; pip install "alphaq[book]"') from None
+    if not source.is_file():
+        raise AlphaqError(f'{source}: no such file; the book needs {_package} 3.2')
     target = Path(folder)/'mathjax'/source.name
     if not target.is_file() or target.stat().st_size != source.stat().st_size:
         with atomic(target) as temporary: temporary.write_bytes(source.read_bytes())
@@ -181,7 +200,8 @@ def _source_read(app, docname, source):
     if not str(app.env.doc2path(docname)).endswith('.ipynb'):
         source[0] = number_title(source[0], here)
         return
-    source[0] = translate(source[0], _flags(root), symbols(root/'alphaq'), here, fingerprint(root, here))
+    source[0] = translate(source[0], _flags(root), symbols(root/'alphaq'), here,
+                          fingerprint(root, here))
 
 def setup(
     app, # Sphinx application

@@ -29,7 +29,8 @@ def ngram_on_sample(
 )->float:      # bits per byte
     "Bits per byte of an n-gram on exactly the bytes on which a language model is measured."
     bits = size = 0
-    for whole, first in zip(tokenizer.batch_decode(sample.rows), tokenizer.batch_decode(sample.rows[:, :1])):
+    for whole, first in zip(tokenizer.batch_decode(sample.rows),
+                            tokenizer.batch_decode(sample.rows[:, :1])):
         counted = log2_probabilities(model, whole.encode())[len(first.encode()):]
         bits, size = bits - counted.sum(), size + len(counted)
     return float(bits / size)
@@ -42,11 +43,15 @@ def yardsticks(
 )->dict:           # domain to bits per byte of each yardstick
     "What counting and gzip need for each domain's held-out text."
     joint = train_ngram('\n'.join(texts.values()).encode(), order)
-    return {d: dict(ngram_all=ngram_on_sample(joint, tokenizer, s), ngram_own=ngram_on_sample(train_ngram(texts[d].encode(), order), tokenizer, s),
-                    gzip=gzip_bits(s.text.text)) for d, s in track(samples.items(), 'yardsticks', len(samples))}
+    return {d: dict(ngram_all=ngram_on_sample(joint, tokenizer, s),
+                    ngram_own=ngram_on_sample(train_ngram(texts[d].encode(), order), tokenizer, s),
+                    gzip=gzip_bits(s.text.text))
+            for d, s in track(samples.items(), 'yardsticks', len(samples))}
 
 # %% ../../nbs/76_card.ipynb #6b6483e9
-PROMPTS = dict(encyclopedia='The town was founded in', stories='Once upon a time there was a little', mathematics='Problem: What is 35 + 47?\nWork:',
+PROMPTS = dict(encyclopedia='The town was founded in',
+               stories='Once upon a time there was a little',
+               mathematics='Problem: What is 35 + 47?\nWork:',
                code='def read_lines(path):\n    """', chinese='北京是中国的')
 
 def felt(
@@ -60,9 +65,12 @@ def felt(
     def measured(): return {d: perplexity(model, s).bits_per_byte for d, s in samples.items()}
     found = {16: measured()}
     for b in track(widths, 'widths'):
-        with rounded(model, {(layers.index(p.layer), p.expert, p.role): b for p in checkpoint.projections}): found[b] = measured()
+        with rounded(model, {(layers.index(p.layer), p.expert, p.role): b
+                             for p in checkpoint.projections}):
+            found[b] = measured()
     return found
 
+# %% ../../nbs/76_card.ipynb #20def476
 def continued(
     model, tokenizer,
     prompt:str,
@@ -73,7 +81,8 @@ def continued(
     "A sampled continuation of a prompt."
     torch.manual_seed(seed)
     given = tokenizer(prompt, return_tensors='pt', return_token_type_ids=False)
-    out = model.generate(**given, max_new_tokens=tokens, do_sample=True, temperature=temperature, top_p=.9)
+    out = model.generate(**given, max_new_tokens=tokens, do_sample=True, temperature=temperature,
+                         top_p=.9)
     return tokenizer.decode(out[0, given.input_ids.shape[1]:], skip_special_tokens=True)
 
 # %% ../../nbs/76_card.ipynb #4ff18f00
@@ -89,13 +98,18 @@ def quality(
     model, tokenizer = load_model(checkpoint.path)
     samples = {d: sample(tokenizer, t, tokens=tokens) for d, t in held_out.items()}
     by_width, yard = felt(model, checkpoint, samples), yardsticks(texts, samples, tokenizer)
-    header = provenance(f'python -m alphaq.lab.card quality --model {checkpoint.path.name}', seed=0, **checkpoint.identity(), tokens=tokens, window=256,
-                        held_out={d: dict(source=s.text.source, name=s.text.name, sha256=s.text.sha256, bytes=s.bytes) for d, s in samples.items()})
-    rows = [dict(kind='domain', domain=d, bits_per_byte=by_width[16][d], **yard[d]) for d in samples]
+    header = provenance(f'python -m alphaq.lab.card quality --model {checkpoint.path.name}', seed=0,
+                        **checkpoint.identity(), tokens=tokens, window=256, held_out={
+        d: dict(source=s.text.source, name=s.text.name, sha256=s.text.sha256, bytes=s.bytes)
+        for d, s in samples.items()})
+    rows = [dict(kind='domain', domain=d, bits_per_byte=by_width[16][d], **yard[d])
+            for d in samples]
     rows += [dict(kind='width', bits=b, bits_per_byte=found) for b, found in by_width.items()]
-    rows += [dict(kind='routing', domain=d, tokens=loads(model, s.rows).tolist()) for d, s in samples.items()]
+    rows += [dict(kind='routing', domain=d, tokens=loads(model, s.rows).tolist())
+             for d, s in samples.items()]
     rows += [dict(kind='task', **vars(r)) for r in run_tasks(model, tokenizer, tasks)]
-    return header, rows + [dict(kind='sample', domain=d, prompt=p, seed=0, temperature=.7, text=continued(model, tokenizer, p)) for d, p in PROMPTS.items()]
+    return header, rows + [dict(kind='sample', domain=d, prompt=p, seed=0, temperature=.7,
+                                text=continued(model, tokenizer, p)) for d, p in PROMPTS.items()]
 
 # %% ../../nbs/76_card.ipynb #2e04e93c
 def watched(
@@ -111,9 +125,11 @@ def watched(
         checkpoint = open_checkpoint(Path(run)/'snapshots'/f'{index:02}')
         model, tokenizer = load_model(checkpoint.path)
         samples = {d: sample(tokenizer, t, tokens=tokens).rows for d, t in held_out.items()}
-        write_rows(kept, provenance('python -m alphaq.lab.card learning', windows=windows, tokens=tokens), watch(model, checkpoint, samples, windows))
+        write_rows(kept, provenance('python -m alphaq.lab.card learning', windows=windows,
+                                    tokens=tokens), watch(model, checkpoint, samples, windows))
     return read_rows(kept)
 
+# %% ../../nbs/76_card.ipynb #2c7ed738
 def learning(
     run,               # `Path` folder of a finished training run
     held_out:dict,     # domain to `Text`
@@ -129,14 +145,20 @@ def learning(
     identity = shipped.identity() if shipped else dict(model=f'like pocket, seed {seed}')
     per_step = len(header['held_out']) * recipe['windows'] * recipe['window']
     command = f'python -m alphaq.lab.card learning --run .work/{run.name} --snapshots {" ".join(map(str, indices))}'
-    write_rows(out/f'curve-{seed}.jsonl', header | identity, [r | dict(tokens=r['step'] * per_step) for r in rows])
+    write_rows(out/f'curve-{seed}.jsonl', header | identity,
+               [r | dict(tokens=r['step'] * per_step) for r in rows])
     seen = {i: watched(run, i, held_out, **options) for i in indices}
     found = [dict(snapshot=i, **r) for i, (_, rows_) in seen.items() for r in rows_]
-    more = dict(windows={i: h['windows'] for i, (h, _) in seen.items()}, recipe=recipe, snapshots=[s for s in rows if s['kind'] == 'snapshot'])
-    write_rows(out/f'projections-{seed}.jsonl', provenance(command, seed=seed, **identity, **more), found)
-    first, last = (router_rows(open_checkpoint(run/'snapshots'/f'{i:02}')) for i in (0, indices[-1]))
-    routers = [dict(layer=int(l.rsplit('.', 1)[1]), expert=e, step0=first[l][e].tolist(), norm_step0=first[l][e].norm().item(), norm_last=last[l][e].norm().item(),
-                    moved=(last[l][e] - first[l][e]).norm().item()) for l in first for e in range(len(first[l]))]
+    more = dict(windows={i: h['windows'] for i, (h, _) in seen.items()}, recipe=recipe,
+                snapshots=[s for s in rows if s['kind'] == 'snapshot'])
+    write_rows(out/f'projections-{seed}.jsonl', provenance(command, seed=seed, **identity, **more),
+               found)
+    first, last = (router_rows(open_checkpoint(run/'snapshots'/f'{i:02}'))
+                   for i in (0, indices[-1]))
+    routers = [dict(layer=int(l.rsplit('.', 1)[1]), expert=e, step0=first[l][e].tolist(),
+                    norm_step0=first[l][e].norm().item(), norm_last=last[l][e].norm().item(),
+                    moved=(last[l][e] - first[l][e]).norm().item()) for l in first
+               for e in range(len(first[l]))]
     write_rows(out/f'routers-{seed}.jsonl', provenance(command, seed=seed, **identity), routers)
 
 # %% ../../nbs/76_card.ipynb #b28b7af6
@@ -145,26 +167,34 @@ def main(
     argv=None, # arguments, `None` takes the process's own
 ):
     "Entry point of `python -m alphaq.lab.card`."
-    parser = argparse.ArgumentParser(prog='python -m alphaq.lab.card', description='Make the rows of the model card.')
+    parser = argparse.ArgumentParser(prog='python -m alphaq.lab.card',
+                                     description='Make the rows of the model card.')
     parser.add_argument('what', choices=('quality', 'learning'))
     parser.add_argument('--model', default='pocket')
-    parser.add_argument('--run', type=Path, default=results_dir().parent/'.work'/'pocket', help='folder of a training run (%(default)s)')
-    parser.add_argument('--snapshots', type=int, nargs='+', default=range(10), help='those to watch')
-    parser.add_argument('--windows', type=int, default=4, help='of each domain, on which damage is measured')
+    parser.add_argument('--run', type=Path, default=results_dir().parent/'.work'/'pocket',
+                        help='folder of a training run (%(default)s)')
+    parser.add_argument('--snapshots', type=int, nargs='+', default=range(10),
+                        help='those to watch')
+    parser.add_argument('--windows', type=int, default=4,
+                        help='of each domain, on which damage is measured')
     parser.add_argument('--keep', action='store_true', help='only watch; write no results yet')
     args, out = parser.parse_args(argv), results_dir()/'pocket'
     logging.disable_progress_bar()  # the library's, which knows nothing of our streams
     if args.what == 'quality': write_rows(out/'quality.jsonl', *quality(args.model))
     elif args.keep:
         for i in args.snapshots: watched(args.run, i, corpus()[1], windows=args.windows)
-    else: learning(args.run, corpus()[1], tuple(args.snapshots), out, _shipped(args.run), windows=args.windows)
+    else:
+        learning(args.run, corpus()[1], tuple(args.snapshots), out, _shipped(args.run),
+                 windows=args.windows)
 
+# %% ../../nbs/76_card.ipynb #f2898c72
 def _shipped(run):
     "The checkpoint in the package, if it is the last snapshot of this run."
     try: packaged = open_checkpoint('pocket')
     except AlphaqError: return None
     last = run/'snapshots'/'09'
-    return packaged if last.is_dir() and open_checkpoint(last).fingerprint() == packaged.fingerprint() else None
+    return packaged if last.is_dir() and open_checkpoint(
+        last).fingerprint() == packaged.fingerprint() else None
 
 # %% ../../nbs/76_card.ipynb #829c1736
 #| eval: false

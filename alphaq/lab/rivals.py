@@ -11,12 +11,10 @@ import argparse, hashlib
 from dataclasses import dataclass, replace
 from inspect import getsource
 from pathlib import Path
-
 import numpy as np
 import torch
 from torch import Tensor
 from transformers.utils import logging
-
 from ..activations import walk
 from ..allocation import allocate
 from ..checkpoint import open_checkpoint
@@ -44,17 +42,23 @@ class Variant:
     gamma:str='default'     # default | reversed | capped
     permuted:int|None=None  # seed of a permutation of the alphas
     seed:int=0              # of methods that draw
-    text:str|None=None      # sample of calibration text, for methods with data: text 0 | balanced 0 | ...
+    # sample of calibration text, for methods with data: text 0 | balanced 0 | ...
+    text:str|None=None
 
 SEEDS = range(3)
 FREE = [m for m, method in METHODS.items() if not method.data and m not in ('uniform', 'random')]
 INFORMED = [m for m, method in METHODS.items() if method.data]
-VARIANTS = (Variant('uniform', 'uniform'), *(Variant(m, m) for m in FREE), *(Variant(f'random, seed {s}', 'random', seed=s) for s in SEEDS),
-            *(Variant(f'{m}, {g}', m, g) for m in ('alphaq', 'alphaq-measured') for g in ('capped', 'reversed')),
-            *(Variant(f'{m}, permuted {s}', m, permuted=s) for m in ('alphaq', 'alphaq-measured') for s in SEEDS),
+VARIANTS = (Variant('uniform', 'uniform'), *(Variant(m, m) for m in FREE),
+            *(Variant(f'random, seed {s}', 'random', seed=s) for s in SEEDS),
+            *(Variant(f'{m}, {g}', m, g) for m in ('alphaq', 'alphaq-measured')
+              for g in ('capped', 'reversed')),
+            *(Variant(f'{m}, permuted {s}', m, permuted=s) for m in ('alphaq', 'alphaq-measured')
+              for s in SEEDS),
             *(Variant(f'{m}, text {s}', m, text=f'text {s}') for m in INFORMED for s in SEEDS),
-            *(Variant(f'{m}, balanced {s}', m, text=f'balanced {s}') for m in ('pmq', 'gemq') for s in SEEDS))
+            *(Variant(f'{m}, balanced {s}', m, text=f'balanced {s}') for m in ('pmq', 'gemq')
+              for s in SEEDS))
 
+# %% ../../nbs/78_rivals.ipynb #6cb46acd
 def stored_bits(
     scores,        # `[n]` `Score`
     bits:float,    # average width by parameters
@@ -74,8 +78,10 @@ def allocated(
         order = np.random.default_rng(variant.permuted).permutation(len(scores))
         scores = [replace(s, alpha=scores[i].alpha) for s, i in zip(scores, order)]
     alphas = [s.alpha for s in scores]
-    gamma = dict(default=None, reversed=-default_gamma(alphas), capped=capped_gamma(alphas, default_gamma(alphas)))[variant.gamma]
-    return allocate(scores, Settings(stored, variant.method, gamma=gamma, seed=variant.seed, count='stored'))
+    gamma = dict(default=None, reversed=-default_gamma(alphas),
+                 capped=capped_gamma(alphas, default_gamma(alphas)))[variant.gamma]
+    return allocate(scores, Settings(stored, variant.method, gamma=gamma, seed=variant.seed,
+                                     count='stored'))
 
 # %% ../../nbs/78_rivals.ipynb #384509ed
 def calibration(
@@ -88,12 +94,15 @@ def calibration(
 ):                    # `(windows [n, window], number of the text of each [n])`
     "A sample of calibration text."
     kind, seed = name.split()
-    if kind == 'balanced': return balanced_windows(model, each * len(texts), window, int(seed)), [0] * (each * len(texts))
+    if kind == 'balanced':
+        return balanced_windows(model, each * len(texts), window,
+                                int(seed)), [0] * (each * len(texts))
     draw, rows = np.random.default_rng(int(seed)), []
     for domain, text in texts.items():
         while len(rows) % each or len(rows) < each * (list(texts).index(domain) + 1):
             at = int(draw.integers(max(1, len(text) - 8 * window)))
-            tokens = tokenizer(text[at:at + 8 * window], add_special_tokens=False, verbose=False)['input_ids']
+            tokens = tokenizer(text[at:at + 8 * window], add_special_tokens=False,
+                               verbose=False)['input_ids']
             if len(tokens) >= window: rows.append(tokens[:window])
     return torch.tensor(rows), [i for i in range(len(texts)) for _ in range(each)]
 
@@ -101,6 +110,7 @@ def rounds(W:Tensor, bits:int)->Tensor:
     "A matrix as the table rounds it."
     return to_grid(W, bits).dequantize().to(W.dtype)
 
+# %% ../../nbs/78_rivals.ipynb #107a693c
 def informed(
     checkpoint, model, tokenizer,
     scores,      # `[n]` `Score`
@@ -113,7 +123,8 @@ def informed(
     tables = {None: scores}
     for name in track(names, 'samples'):
         windows, of = calibration(name, model, tokenizer, texts, **more)
-        found = collected(checkpoint, windows, rounds, folder, f'mse/128/{rounding_code()}', of, probes=2 * name.startswith('text'), seed=int(name.split()[1]))
+        found = collected(checkpoint, windows, rounds, folder, f'mse/128/{rounding_code()}', of,
+                          probes=2 * name.startswith('text'), seed=int(name.split()[1]))
         tables[name] = [replace(s, **found[s.name]) for s in scores]
     return tables
 
@@ -128,7 +139,8 @@ def ternary(
     kept = torch.zeros_like(W).scatter_(1, order, (torch.arange(W.shape[1]) <= k).to(W.dtype))
     return W.sign() * kept * mean.gather(1, k).half().to(W.dtype)
 
-def ternary_bits(scores): return float(np.log2(3) + 16 * sum(s.rows for s in scores) / sum(s.numel for s in scores))
+def ternary_bits(scores):
+    return float(np.log2(3) + 16 * sum(s.rows for s in scores) / sum(s.numel for s in scores))
 
 # %% ../../nbs/78_rivals.ipynb #63937c02
 def compare(
@@ -140,35 +152,47 @@ def compare(
     "Every variant at every budget: its widths, its bits per byte, and how it differs from uniform on the same windows."
     scores, samples, rows = tables[None], losses.samples, []
     windows, numel = sum(len(x.rows) for x in samples.values()), [s.numel for s in scores]
-    def in_bytes(found): return {t: float(found[t].sum() * (x.rows.shape[1] - 1) / np.log(2) / x.bytes) for t, x in samples.items()}
-    def row(name, found, **more): return dict(name=name, **more, bits_per_byte=in_bytes(found), windows=windows)
+    def in_bytes(found):
+        return {t: float(found[t].sum() * (x.rows.shape[1] - 1) / np.log(2) / x.bytes)
+                for t, x in samples.items()}
+    def row(name, found, **more):
+        return dict(name=name, **more, bits_per_byte=in_bytes(found), windows=windows)
     rows.append(row('bf16', losses([16] * len(scores)), bits=16.))
     for bits in budgets:
         stored, seen = stored_bits(scores, bits), {}
         for v in track(variants, f'{bits:g} bits'):
             try: a = allocated(v, tables[v.text], stored)
-            except BudgetError: continue                      # too few bits for what the method insists on: no row
+            # too few bits for what the method insists on: no row
+            except BudgetError: continue
             found = losses(a.bits, a.settings.group_size)
             if v.method == 'uniform': plain, plain_widths = found, a.bits
             if v.text: seen.setdefault(v.name.rstrip('0123456789 '), []).append(found)
             size = choice_sizes(scores, a.settings)[np.arange(len(scores)), a.bits - 1].sum()
-            rows.append(row(v.name, found, method=v.method, text=v.text, bits=bits, average=float(np.average(a.bits, weights=numel)),
-                            stored=float(size / sum(numel)), histogram=[int((a.bits == b).sum()) for b in WIDTHS],
-                            differs=float((a.bits != plain_widths).mean()), plan=hashlib.sha256(bytes(a.bits.tolist())).hexdigest()[:12],
+            rows.append(row(v.name, found, method=v.method, text=v.text, bits=bits,
+                            average=float(np.average(a.bits, weights=numel)),
+                            stored=float(size / sum(numel)),
+                            histogram=[int((a.bits == b).sum()) for b in WIDTHS],
+                            differs=float((a.bits != plain_widths).mean()),
+                            plan=hashlib.sha256(bytes(a.bits.tolist())).hexdigest()[:12],
                             **over_uniform(found, plain)))
         for name, several in seen.items():
             mean = {t: torch.stack([f[t] for f in several]).mean(0) for t in plain}
-            each = torch.tensor([torch.cat([f[t] - plain[t] for t in plain]).mean() for f in several])
+            each = torch.tensor([torch.cat([f[t] - plain[t] for t in plain]).mean()
+                                 for f in several])
             between = each.std(correction=0).item()
-            rows.append(row(f'{name}, mean', mean, bits=bits, samples=len(several), between=between, **over_uniform(mean, plain)))
+            rows.append(row(f'{name}, mean', mean, bits=bits, samples=len(several), between=between,
+                            **over_uniform(mean, plain)))
     return rows + (_three_levels(losses, scores, row) if losses.model.others else [])
 
+# %% ../../nbs/78_rivals.ipynb #b2481457
 def _three_levels(losses, scores, row):
     "QMoE's rounding at its own size, and uniform widths of that size."
-    a, found = allocate(scores, Settings(ternary_bits(scores), 'uniform', count='stored')), losses(['ternary'] * len(scores), PER_CHANNEL)
+    a = allocate(scores, Settings(ternary_bits(scores), 'uniform', count='stored'))
+    found = losses(['ternary'] * len(scores), PER_CHANNEL)
     plain, average = losses(a.bits), float(np.average(a.bits, weights=[s.numel for s in scores]))
-    return [row(name, own, bits='ternary', average=w, stored=ternary_bits(scores), **over_uniform(own, plain))
-            for name, own, w in (('uniform', plain, average), ('ternary', found, float(np.log2(3))))]
+    return [row(name, own, bits='ternary', average=w, stored=ternary_bits(scores),
+                **over_uniform(own, plain)) for name, own, w
+            in (('uniform', plain, average), ('ternary', found, float(np.log2(3))))]
 
 # %% ../../nbs/78_rivals.ipynb #7e4bd88a
 def fed_back(
@@ -180,8 +204,12 @@ def fed_back(
     layers, factors = {p.layer for p in checkpoint.projections}, {}
     for layer, _, seen in walk(model, windows, record=layers.__contains__):
         if seen is None: continue
-        for kind in ('inputs', 'between'): factors[layer, kind] = factor(shrunk(getattr(seen, kind), seen.counted, kind == 'inputs'))[0]
-    def rounds(p, W, bits, group): return gptq(W, factors[p.layer, 'between' if p.role == 'down_proj' else 'inputs'][p.expert], bits, group)
+        for kind in ('inputs', 'between'):
+            factors[layer,
+                    kind] = factor(shrunk(getattr(seen, kind), seen.counted, kind == 'inputs'))[0]
+    def rounds(p, W, bits, group):
+        return gptq(W, factors[p.layer, 'between' if p.role == 'down_proj' else 'inputs'][p.expert],
+                    bits, group)
     return rounds
 
 # %% ../../nbs/78_rivals.ipynb #1f08a321
@@ -195,7 +223,8 @@ def fusion(
     def at(method, bits, target):
         try: return [fused(losses, scores, Settings(bits, method), target)]
         except BudgetError: return []
-    return [r for m in methods for t in track([t for t in TARGETS if t != 'native'], m) for b in budgets for r in at(m, b, t)]
+    return [r for m in methods for t in track([t for t in TARGETS if t != 'native'], m)
+            for b in budgets for r in at(m, b, t)]
 
 # %% ../../nbs/78_rivals.ipynb #ee8a0998
 def first_routers(
@@ -208,18 +237,28 @@ def first_routers(
     return {f'model.layers.{layer}': torch.tensor(rows) for layer, rows in layers.items()}
 
 def _arguments(argv):
-    parser = argparse.ArgumentParser(prog='python -m alphaq.lab.rivals', description='Compare all allocators on one model; stopped and started again, it continues.')
+    parser = argparse.ArgumentParser(
+        prog='python -m alphaq.lab.rivals',
+        description='Compare all allocators on one model; stopped and started again, it continues.')
     parser.add_argument('--model', default='pocket', help='pocket or a local checkpoint folder')
     parser.add_argument('--tokens', type=int, default=10_240, help='of each text')
-    parser.add_argument('--bits', type=float, nargs='+', default=[1.25, 1.5, 2., 2.5, 3., 3.5], help='uniform widths whose stored size all meet (%(default)s)')
-    parser.add_argument('--quantizer', default='mse', choices=('mse', 'gptq'), help='how experts are rounded: without data, or with error feedback (%(default)s)')
-    parser.add_argument('--fusion', action='store_true', help='measure instead what the formats of other tools cost')
-    parser.add_argument('--work', type=Path, default=results_dir().parent/'.work'/'rivals', help='folder for what can be used again (%(default)s)')
+    parser.add_argument('--bits', type=float, nargs='+', default=[1.25, 1.5, 2., 2.5, 3., 3.5],
+                        help='uniform widths whose stored size all meet (%(default)s)')
+    parser.add_argument(
+        '--quantizer', default='mse', choices=('mse', 'gptq'),
+        help='how experts are rounded: without data, or with error feedback (%(default)s)')
+    parser.add_argument('--fusion', action='store_true',
+                        help='measure instead what the formats of other tools cost')
+    parser.add_argument('--work', type=Path, default=results_dir().parent/'.work'/'rivals',
+                        help='folder for what can be used again (%(default)s)')
     return parser.parse_args(argv)
 
+# %% ../../nbs/78_rivals.ipynb #c2799dd7
 def _rounded(quantizer, checkpoint, model, tokenizer, texts):
     "The model that puts plans on: without data, and then with three levels too, or with feedback on text that no method reads."
-    if quantizer == 'mse': return RoundedModel(model, checkpoint, dict(ternary=ternary), rule=f'nearest, mse; ternary: {getsource(ternary)}')
+    if quantizer == 'mse':
+        return RoundedModel(model, checkpoint, dict(ternary=ternary),
+                            rule=f'nearest, mse; ternary: {getsource(ternary)}')
     windows, _ = calibration(f'text {len(SEEDS)}', model, tokenizer, texts, each=10)
     rule = f'feedback, {hashlib.sha256(windows.numpy().tobytes()).hexdigest()}'
     return RoundedModel(model, checkpoint, rounds=fed_back(checkpoint, model, windows), rule=rule)
@@ -230,10 +269,14 @@ def _header(args, checkpoint, samples, read):
     command = f'python -m alphaq.lab.rivals --model {name} --tokens {args.tokens} --bits {" ".join(f"{b:g}" for b in args.bits)}'
     command += ' --fusion' * args.fusion
     fed = args.quantizer == 'gptq'
-    return provenance(command + ' --quantizer gptq' * fed, seed=0, **checkpoint.identity(), held_out={d: s.text.sha256 for d, s in samples.items()}, window=256,
-                      rounding=f'{"error feedback on 50 windows of calibration text, " * fed}mse, group 128',
-                      calibration=dict(windows_of_each_domain=4, tokens=256, samples=read, probes_of_each_window=2))
+    return provenance(
+        command + ' --quantizer gptq' * fed, seed=0, **checkpoint.identity(),
+        held_out={d: s.text.sha256 for d, s in samples.items()}, window=256,
+        rounding=f'{"error feedback on 50 windows of calibration text, " * fed}mse, group 128',
+        calibration=dict(windows_of_each_domain=4, tokens=256, samples=read,
+                         probes_of_each_window=2))
 
+# %% ../../nbs/78_rivals.ipynb #18518534
 @one_line('alphaq.lab.rivals')
 def main(
     argv=None, # arguments, `None` takes the process's own
@@ -251,7 +294,8 @@ def main(
     tables = informed(checkpoint, model, tokenizer, scores, texts, names, args.work/'signals')
     header = _header(args, checkpoint, samples, 0 if args.fusion else len(SEEDS))
     known = f'gptq-{name}' if args.quantizer == 'gptq' else name
-    losses = Losses(_rounded(args.quantizer, checkpoint, model, tokenizer, texts), samples, args.work/f'{known}.jsonl')
+    losses = Losses(_rounded(args.quantizer, checkpoint, model, tokenizer, texts), samples,
+                    args.work/f'{known}.jsonl')
     if args.fusion: what, rows = 'fusion-', fusion(losses, scores, args.bits)
     else: what, rows = '', compare(losses, tables, args.bits, variants)
     write_rows(results_dir()/'allocators'/f'{what}{known}.jsonl', header, rows)

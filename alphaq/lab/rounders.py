@@ -38,7 +38,8 @@ def correlated(
     g = torch.Generator().manual_seed(seed)
     basis = torch.linalg.qr(torch.randn(columns, columns, generator=g))[0]
     H = (basis.T / torch.arange(1, columns + 1)) @ basis
-    H, size = (H + H.T).double() / 2, torch.exp(.5 * torch.randn(experts, columns, generator=g)).double()
+    H = (H + H.T).double() / 2
+    size = torch.exp(.5 * torch.randn(experts, columns, generator=g)).double()
     grams = torch.empty(experts, columns, columns, dtype=torch.float64)
     for e in range(experts): torch.mul(H * size[e], size[e][:, None], out=grams[e])
     return torch.randn(experts, rows, columns, generator=g), grams
@@ -65,9 +66,12 @@ def reference(
         errors = torch.zeros_like(part)
         for k in range(part.shape[1]):
             if (start + k) % group_size == 0:
-                tick('columns'); grids.append(GRIDS[grid](W[:, start + k:start + k + group_size].float(), bits)); tick('grid')
+                tick('columns')
+                grids.append(GRIDS[grid](W[:, start + k:start + k + group_size].float(), bits))
+                tick('grid')
             code = round_to_grid(part[:, k:k + 1], *grids[-1], bits)
-            errors[:, k:k + 1] = (part[:, k:k + 1] - dequantize_codes(code, *grids[-1])) / rows[k, k]
+            errors[:, k:k + 1] = (part[:, k:k + 1] - dequantize_codes(code, *grids[-1])) / rows[k,
+                                                                                                k]
             codes[:, start + k] = code[:, 0].to(torch.uint8)
             if in_block: part[:, k + 1:] -= errors[:, k:k + 1] @ rows[k:k + 1, k + 1:]
         tick('columns')
@@ -96,6 +100,7 @@ def _together(done):
     parts = (torch.stack([getattr(q, part) for q in done]) for part in ('codes', 'scale', 'zero'))
     return QuantizedWeight(*parts, done[0].bits, done[0].group_size)
 
+# %% ../../nbs/80_rounders.ipynb #17e7f982
 def _one_by_one(W, H, bits, grid, dtype=torch.float32):
     done, clock = [], Clock()
     for w, h in zip(W, H):
@@ -114,6 +119,7 @@ def output_error(
     W = W.double()
     return torch.stack([energy(q.dequantize(torch.float64) - W), energy(W)], -1)
 
+# %% ../../nbs/80_rounders.ipynb #f0824f56
 def time_batched(
     experts:int=64,      # in the batch
     rows:int=1024,       # outputs
@@ -129,24 +135,27 @@ def time_batched(
         found[way], parts = ways[way](W, H, bits, grid)
         runs[way].append(dict(parts))
     total = {way: [sum(parts.values()) for parts in done] for way, done in runs.items()}
-    about = dict(experts=experts, rows=rows, columns=columns, bits=bits, grid=grid, weights='random',
-                 threads=torch.get_num_threads(), repeats=repeats)
+    about = dict(experts=experts, rows=rows, columns=columns, bits=bits, grid=grid,
+                 weights='random', threads=torch.get_num_threads(), repeats=repeats)
     def parts(way): return {p: spread([parts[p] for parts in runs[way]]) for p in runs[way][0]}
     timed = [dict(way=way, **about, seconds=spread(total[way]), parts=parts(way)) for way in ways]
     faster = spread([a / b for a, b in zip(*total.values())])
-    return [*timed, dict(way='compared', **about, speedup=faster, **_agreement(W, H, bits, grid, found))]
+    return [*timed,
+            dict(way='compared', **about, speedup=faster, **_agreement(W, H, bits, grid, found))]
 
+# %% ../../nbs/80_rounders.ipynb #3bc2af3d
 def _agreement(W, H, bits, grid, found, few=2):
     "Shares of equal codes, as the two ways came and in float64, and the output error of both."
     one, many = found.values()
-    exact = [run(W[:few], H[:few], bits, grid, torch.float64)[0].codes for run in (_one_by_one, _batched)]
+    exact = [run(W[:few], H[:few], bits, grid, torch.float64)[0].codes
+             for run in (_one_by_one, _batched)]
     def lost(q):
         q = QuantizedWeight(q.codes[:few], q.scale[:few], q.zero[:few], bits, q.group_size)
         gone, whole = output_error(W[:few], H[:few], q).sum(0).tolist()
         return gone / whole
     def equal(a, b): return (a == b).double().mean().item()
-    return dict(equal_codes=equal(one.codes, many.codes), equal_codes_float64=equal(*exact), looked_at=few,
-                output_error={way: lost(q) for way, q in found.items()})
+    return dict(equal_codes=equal(one.codes, many.codes), equal_codes_float64=equal(*exact),
+                looked_at=few, output_error={way: lost(q) for way, q in found.items()})
 
 # %% ../../nbs/80_rounders.ipynb #b91b2d6c
 def _nearest(grid): return lambda W, H, bits, group: to_grid(W, bits, group, _grid(grid, bits))
@@ -154,20 +163,26 @@ def _nearest(grid): return lambda W, H, bits, group: to_grid(W, bits, group, _gr
 def _grid(grid, bits): return 'sign' if (grid, bits) == ('min_max', 1) else grid
 
 def _published(grid):
-    def run(W, H, bits, group): return _together([reference(w, h, bits, group, _grid(grid, bits), in_block=bits > 3) for w, h in zip(W, H)])
+    def run(W, H, bits, group):
+        return _together([reference(w, h, bits, group, _grid(grid, bits), in_block=bits > 3)
+                          for w, h in zip(W, H)])
     return run
 
 def _fed_back(grid='mse', order='none'):
     def run(W, H, bits, group):
         columns = column_order(H, order, group)
-        return gptq(W, factor(H, columns=columns)[0], bits, group, _grid(grid, bits), columns=columns, static_groups=order == 'act')
+        return gptq(W, factor(H, columns=columns)[0], bits, group, _grid(grid, bits),
+                    columns=columns, static_groups=order == 'act')
     return run
 
-ROUNDERS = {'nearest, min-max': _nearest('min_max'), 'nearest, hqq': _nearest('hqq'), 'nearest, mse': _nearest('mse'),
-         'published, min-max': _published('min_max'), 'published, mse': _published('mse'),
-         'feedback, min-max': _fed_back('min_max'), 'feedback, hqq': _fed_back('hqq'), 'feedback, mse': _fed_back(),
-         'feedback, mse, act': _fed_back(order='act'), 'feedback, mse, group': _fed_back(order='group')}
+ROUNDERS = {'nearest, min-max': _nearest('min_max'), 'nearest, hqq': _nearest('hqq'),
+            'nearest, mse': _nearest('mse'),
+            'published, min-max': _published('min_max'), 'published, mse': _published('mse'),
+            'feedback, min-max': _fed_back('min_max'), 'feedback, hqq': _fed_back('hqq'),
+            'feedback, mse': _fed_back(), 'feedback, mse, act': _fed_back(order='act'),
+            'feedback, mse, group': _fed_back(order='group')}
 
+# %% ../../nbs/80_rounders.ipynb #479c85eb
 def synthetic_errors(
     seeds=range(5),     # draws of weights, basis and sizes
     rows:int=256,       # outputs
@@ -179,20 +194,24 @@ def synthetic_errors(
         W, H = correlated(1, rows, columns, seed)
         for (name, rule), bits in product(ROUNDERS.items(), WIDTHS):
             lost, whole = output_error(W, H, rule(W, H, bits, 128))[0].tolist()
-            found.append(dict(rule=name, bits=bits, seed=seed, rows=rows, columns=columns, output_error=lost / whole, weights='random'))
+            found.append(dict(rule=name, bits=bits, seed=seed, rows=rows, columns=columns,
+                              output_error=lost / whole, weights='random'))
     return found
 
 # %% ../../nbs/80_rounders.ipynb #fea9750b
 def _seen(model, tokenizer, split, count, seed):
     "Statistics of every layer on windows drawn at random from a split."
-    return [seen for _, _, seen in walk(model, drawn_windows(tokenizer, [load_text(n, split).text for n in BUILTIN], count, seed))]
+    return [seen for _, _, seen in walk(
+        model, drawn_windows(tokenizer, [load_text(n, split).text for n in BUILTIN], count, seed))]
 
+# %% ../../nbs/80_rounders.ipynb #3696a9f6
 def model_errors(
     checkpoint,        # from `open_checkpoint`
     seeds=range(3),    # draws of calibration windows
     count:int=16,      # calibration windows of 256 tokens from each text
     held_out:int=16,   # windows from each for the error
-    rules=tuple(n for n in ROUNDERS if n not in ('published, min-max', 'feedback, min-max', 'feedback, hqq')), # keys of `RULES`
+    # keys of `RULES`
+    rules=tuple(n for n in ROUNDERS if n not in ('published, min-max', 'feedback, min-max', 'feedback, hqq')),
 )->list:               # one row for each draw, role, rule and width
     "Relative output error of every rule on a model's experts, calibrated and measured on different text."
     model, tokenizer = load_for_calibration(checkpoint), load_tokenizer(checkpoint.path)
@@ -204,16 +223,20 @@ def model_errors(
         calibration = _seen(model, tokenizer, 'train', count, seed)
         for (layer, role), part in matrices.items():
             W, kind = torch.stack(part), 'between' if role == 'down_proj' else 'inputs'
-            H, H_true = shrunk(getattr(calibration[layer], kind), calibration[layer].tokens, kind == 'inputs'), getattr(truth[layer], kind)
+            H = shrunk(getattr(calibration[layer], kind), calibration[layer].tokens,
+                       kind == 'inputs')
+            H_true = getattr(truth[layer], kind)
             for name, bits in product(rules, WIDTHS):
-                if name.startswith('nearest') and seed != seeds[0]: continue  # knows no draw: added below
+                # knows no draw: added below
+                if name.startswith('nearest') and seed != seeds[0]: continue
                 q = ROUNDERS[name](W, H, bits, 128)
                 sums[seed, role, name, bits] += output_error(W, H_true, q).sum(0)
     for seed, role, name, bits in product(seeds[1:], ROLES, rules, WIDTHS):
-        if name.startswith('nearest'): sums[seed, role, name, bits] = sums[seeds[0], role, name, bits]
+        if name.startswith('nearest'):
+            sums[seed, role, name, bits] = sums[seeds[0], role, name, bits]
     tokens = 256 * count * len(BUILTIN)
-    return [dict(rule=n, bits=b, seed=s, role=r, output_error=(lost / whole).item(), calibration_tokens=tokens)
-            for (s, r, n, b), (lost, whole) in sorted(sums.items())]
+    return [dict(rule=n, bits=b, seed=s, role=r, output_error=(lost / whole).item(),
+                 calibration_tokens=tokens) for (s, r, n, b), (lost, whole) in sorted(sums.items())]
 
 # %% ../../nbs/80_rounders.ipynb #5e90f452
 @torch.no_grad()
@@ -221,13 +244,15 @@ def round_experts(
     model,                    # loaded with transformers, float32; changed in place
     rule,                     # `(W, H, bits, group size)` to `QuantizedWeight`, as in `RULES`
     bits:int,                 # width of every expert
-    calibration=None,         # `[n, length]` token ids; `None` for rules that look at nothing but weights
+    # `[n, length]` token ids; `None` for rules that look at nothing but weights
+    calibration=None,
     group_size:int=128,       # weights that share a scale
     routing:str='routed',     # which tokens count for an expert, key of `ROUTINGS`
 ):
     "Round all experts of a model to one width, each layer for the inputs that the rounded layers before it give."
     def alone(): return ((i, layer, None) for i, layer in enumerate(model.model.layers))
-    for _, layer, seen in alone() if calibration is None else walk(model, calibration, routing=routing):
+    for _, layer, seen in alone() if calibration is None else walk(model, calibration,
+                                                                   routing=routing):
         experts = experts_of(layer)
         for role, W in ({} if experts is None else matrices(experts)).items():
             kind = 'between' if role == 'down_proj' else 'inputs'
@@ -242,21 +267,25 @@ def model_perplexity(
     draw,               # seed -> `[n, length]` calibration tokens
     held_out:dict,      # domain to `Sample`
     seeds=range(3),     # of the draws
-    rules=NOTICED,      # keys of `RULES`, the first without data: the others are compared with it on the same windows
+    # keys of `RULES`, the first without data: the others are compared with it on the same windows
+    rules=NOTICED,
     widths=WIDTHS,
 )->list:                # the unquantized model, then one row for each rule, width and draw
     "Held-out text predicted by a model whose experts all have one width, for every rule."
     model, found = load_for_calibration(checkpoint), {}
     whole = {k: v.clone() for k, v in model.state_dict().items()}
     def losses(): return {d: window_nll(model, s.rows) for d, s in held_out.items()}
-    rows, runs = [_text_row(held_out, losses(), None)], [(n, b, s) for n in rules for b in widths for s in ([None] if 'nearest' in n else seeds)]
+    rows = [_text_row(held_out, losses(), None)]
+    runs = [(n, b, s) for n in rules for b in widths for s in ([None] if 'nearest' in n else seeds)]
     for name, bits, seed in track(runs, 'perplexity'):
         model.load_state_dict(whole)
         round_experts(model, ROUNDERS[name], bits, None if seed is None else draw(seed))
         found[name, bits] = losses()
-        rows.append(dict(rule=name, bits=bits, seed=seed) | _text_row(held_out, found[name, bits], found[rules[0], bits]))
+        rows.append(dict(rule=name, bits=bits, seed=seed)
+                    | _text_row(held_out, found[name, bits], found[rules[0], bits]))
     return rows
 
+# %% ../../nbs/80_rounders.ipynb #8fded7e4
 def _text_row(held_out, losses, base):
     "Perplexity and bits per byte of each domain; over all windows, the difference to `base` in nats per token with its standard error."
     found = {d: perplexity_of(s, losses[d]) for d, s in held_out.items()}
@@ -281,7 +310,8 @@ def routing_perplexity(
         model.load_state_dict(whole)
         round_experts(model, ROUNDERS['feedback, mse'], bits, draw(seed), routing=routing)
         found[routing] = {d: window_nll(model, s.rows) for d, s in held_out.items()}
-        rows.append(dict(routing=routing, bits=bits, seed=seed) | _text_row(held_out, found[routing], found['routed']))
+        rows.append(dict(routing=routing, bits=bits, seed=seed)
+                    | _text_row(held_out, found[routing], found['routed']))
     return rows
 
 # %% ../../nbs/80_rounders.ipynb #431489ee
@@ -294,29 +324,36 @@ def head_perplexity(
     W, base, rows = model.lm_head.weight.detach().clone(), None, []
     for bits in (16, *WIDTHS[::-1]):
         head = W if bits == 16 else to_grid(W, bits).dequantize()
-        model.lm_head.weight = torch.nn.Parameter(head, requires_grad=False)  # of its own: embeddings keep theirs
+        # of its own: embeddings keep theirs
+        model.lm_head.weight = torch.nn.Parameter(head, requires_grad=False)
         losses = {d: window_nll(model, s.rows) for d, s in held_out.items()}
         base = base or losses
         nbytes = 2 * W.numel() if bits == 16 else stored_bytes(W.shape, bits)
-        rows.append(dict(head_bits=bits, head_bytes=nbytes, tied=bool(model.config.tie_word_embeddings)) | _text_row(held_out, losses, base))
+        rows.append(dict(head_bits=bits, head_bytes=nbytes,
+                         tied=bool(model.config.tie_word_embeddings))
+                    | _text_row(held_out, losses, base))
     return rows
 
 # %% ../../nbs/80_rounders.ipynb #02d15afa
 def _batched_file(args):
-    header, rows = provenance('python -m alphaq.lab.rounders batched', seed=0, load=os.getloadavg()[0]), time_batched()
+    header = provenance('python -m alphaq.lab.rounders batched', seed=0, load=os.getloadavg()[0])
+    rows = time_batched()
     write_rows(results_dir()/'quantize'/'batched.jsonl', header, rows)  # the longer part is safe
     return 'batched', header, rows + time_batched(8, grid='mse')
 
 def _errors_file(args):
     if not args.model:
         about = 'synthetic inputs: eigenvalues near 1/i, sizes log-normal; deviation over draws'
-        return 'output-error', provenance('python -m alphaq.lab.rounders errors', seed=0, about=about), synthetic_errors()
+        return 'output-error', provenance('python -m alphaq.lab.rounders errors', seed=0,
+                                          about=about), synthetic_errors()
     checkpoint = open_checkpoint(args.model)
     name, fields = checkpoint.name, checkpoint.identity()
     about = f'{name}: error on held-out text, mean of the three roles; deviation over draws of calibration text'
-    header = provenance(f'python -m alphaq.lab.rounders errors --model {name}', seed=0, about=about, **fields)
+    header = provenance(f'python -m alphaq.lab.rounders errors --model {name}', seed=0, about=about,
+                        **fields)
     return f'output-error-{name}', header, model_errors(checkpoint)
 
+# %% ../../nbs/80_rounders.ipynb #3056bcf2
 def _texts_file(args, count=10, tokens=5120):
     "Rows that predict held-out text of every domain."
     checkpoint, (texts, held_out) = open_checkpoint(args.model or 'pocket'), corpus()
@@ -324,21 +361,31 @@ def _texts_file(args, count=10, tokens=5120):
     def draw(seed): return drawn_windows(tokenizer, texts.values(), count, seed)
     samples = {d: sample(tokenizer, t, tokens=tokens) for d, t in held_out.items()}
     name = checkpoint.name
-    fields = checkpoint.identity() | dict(held_out={d: s.text.sha256 for d, s in samples.items()}, window=256)
+    fields = checkpoint.identity() | dict(held_out={d: s.text.sha256 for d, s in samples.items()},
+                                          window=256)
     if args.name != 'head': fields['calibration_tokens'] = draw(0).numel()
-    header = provenance(f'python -m alphaq.lab.rounders {args.name} --model {name}', seed=0, **fields)
+    header = provenance(f'python -m alphaq.lab.rounders {args.name} --model {name}', seed=0,
+                        **fields)
     if args.name == 'head': return f'head-{name}', header, head_perplexity(checkpoint, samples)
-    return f'{args.name}-{name}', header, dict(perplexity=model_perplexity, routing=routing_perplexity)[args.name](checkpoint, draw, samples)
+    return f'{args.name}-{name}', header, dict(perplexity=model_perplexity,
+                                               routing=routing_perplexity)[args.name](checkpoint,
+                                                                                      draw, samples)
 
+# %% ../../nbs/80_rounders.ipynb #38c4998f
 @one_line('alphaq.lab.rounders')
 def main(
     argv=None, # arguments, `None` takes the process's own
 ):
     "Entry point of `python -m alphaq.lab.rounders`."
-    runs = {'batched': _batched_file, 'errors': _errors_file, **dict.fromkeys(('perplexity', 'routing', 'head'), _texts_file)}
-    parser = argparse.ArgumentParser(prog='python -m alphaq.lab.rounders', description='Compare rounding rules; writes rows in results/quantize.')
+    runs = {'batched': _batched_file, 'errors': _errors_file,
+            **dict.fromkeys(('perplexity', 'routing', 'head'), _texts_file)}
+    parser = argparse.ArgumentParser(
+        prog='python -m alphaq.lab.rounders',
+        description='Compare rounding rules; writes rows in results/quantize.')
     parser.add_argument('name', choices=tuple(runs))
-    parser.add_argument('--model', help='pocket or a local checkpoint folder; errors are of synthetic inputs without')
+    parser.add_argument(
+        '--model',
+        help='pocket or a local checkpoint folder; errors are of synthetic inputs without')
     args = parser.parse_args(argv)
     name, header, rows = runs[args.name](args)
     path = results_dir()/'quantize'/f'{name}.jsonl'

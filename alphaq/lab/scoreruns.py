@@ -18,12 +18,10 @@ from functools import partial
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
-
 import numpy as np
 import torch
 from safetensors.torch import save_file
 from threadpoolctl import threadpool_limits
-
 from ..checkpoint import open_checkpoint
 from ..core import (AlphaqError, atomic, one_line, provenance, results_dir, track, write_json,
                          write_rows)
@@ -33,6 +31,8 @@ from ..hill import hill
 from ..jobs import (ScoreJob, cores, on_ray, on_threads, one_thread_each, score_all, score_to,
                          whole_lines)
 from .demo import spread
+
+# %% ../../nbs/86_scoreruns.ipynb #443dd6ab
 from .endurance import (in_child, killed_runs, mixed_plan, same_files, synthetic_bytes,
                                   synthetic_checkpoint, warm)
 from ..noise import measured_noise
@@ -45,14 +45,16 @@ def whole_job(
     checkpoint, # `Checkpoint`
 )->ScoreJob:
     "All that `alphaq score` computes unless told otherwise."
-    return ScoreJob(checkpoint, measure=measured_noise, describe=describer(checkpoint), options=dict(group_size=128))
+    return ScoreJob(checkpoint, measure=measured_noise, describe=describer(checkpoint),
+                    options=dict(group_size=128))
 
 def prime(
     checkpoint, # `Checkpoint`
 ):
     "Compute the Gaussian nulls once, so that no run after this one pays for them."
     with one_thread_each():
-        for shape in {p.shape for p in checkpoint.projections}: gaussian_null(shape, 'peak', 256, None)
+        for shape in {p.shape for p in checkpoint.projections}:
+            gaussian_null(shape, 'peak', 256, None)
 
 # %% ../../nbs/86_scoreruns.ipynb #145d6c48
 def _stage(out, pieces):
@@ -75,7 +77,8 @@ def score_kill_rows(
         synthetic_checkpoint(f'{d}/m', experts=experts, hidden=128, width=128)
         job = whole_job(open_checkpoint(f'{d}/m'))
         prime(job.checkpoint)
-        return killed_runs(lambda out: score_to(out, job), lambda out: _stage(out, len(job.pieces)), Path(d), count, seed)
+        return killed_runs(lambda out: score_to(out, job), lambda out: _stage(out, len(job.pieces)),
+                           Path(d), count, seed)
 
 # %% ../../nbs/86_scoreruns.ipynb #2b442f44
 def losing_a_worker(
@@ -97,6 +100,7 @@ def losing_a_worker(
             yield done
     return engine
 
+# %% ../../nbs/86_scoreruns.ipynb #5f95bdbd
 def ray_rows(
     experts:int=16, # of each of four layers
 )->list:            # a row for `score`, a row for `quantize`
@@ -109,13 +113,16 @@ def ray_rows(
         job, plan = whole_job(c), mixed_plan(c, WIDTHS)
         def scored(out, engine): score_to(d/out, job, engine); return (d/out).read_bytes()
         def rounded(out, engine): return quantize(QuantizeJob(c, plan), d/out, engine=engine).path
-        runs = dict(score=lambda: scored('a.csv', on_threads) == scored('b.csv', losing_a_worker(d/'score')),
-                    quantize=lambda: same_files(rounded('a', None), rounded('b', losing_a_worker(d/'quantize'))))
+        runs = dict(score=lambda: scored('a.csv', on_threads)
+                    == scored('b.csv', losing_a_worker(d/'score')),
+                    quantize=lambda: same_files(rounded('a', None),
+                                                rounded('b', losing_a_worker(d/'quantize'))))
         pieces, rows = dict(score=len(job.pieces), quantize=5), []
         for what, run in runs.items():
             start = time.perf_counter()
             same, cut = run(), len(list((d/what).iterdir()))
-            rows.append(dict(what=what, workers=3, pieces=pieces[what], cut=cut, identical=same, seconds=round(time.perf_counter() - start, 2), weights='random'))
+            rows.append(dict(what=what, workers=3, pieces=pieces[what], cut=cut, identical=same,
+                             seconds=round(time.perf_counter() - start, 2), weights='random'))
         return rows
 
 # %% ../../nbs/86_scoreruns.ipynb #544a1489
@@ -130,16 +137,20 @@ def fused_checkpoint(
     "Random experts as two tensors of a layer; what scoring reads of a checkpoint, and no more."
     rng, folder, where = np.random.default_rng(seed), Path(folder), {}
     shapes = dict(gate_up_proj=(2 * width, hidden), down_proj=(hidden, width))
-    def weights(shape): return torch.stack([torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)).mul_(.02).bfloat16() for _ in range(experts)])
+    def weights(shape):
+        return torch.stack([torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)).mul_(
+            .02).bfloat16() for _ in range(experts)])
     for i in range(layers):
         tensors = {f'model.layers.{i}.mlp.experts.{n}': weights(s) for n, s in shapes.items()}
         with atomic(folder/f'layer-{i}.safetensors') as temporary: save_file(tensors, temporary)
         where |= dict.fromkeys(tensors, f'layer-{i}.safetensors')
     write_json(folder/'model.safetensors.index.json', {'weight_map': where})
-    write_json(folder/'config.json', dict(model_type='olmoe', num_experts=experts, num_hidden_layers=layers))
+    write_json(folder/'config.json',
+               dict(model_type='olmoe', num_experts=experts, num_hidden_layers=layers))
 
 SHAPE = dict(experts=64, hidden=2048, width=1024)
 
+# %% ../../nbs/86_scoreruns.ipynb #d807b425
 def memory_row(
     layout:str,        # 'matrix' or 'layer': what is one tensor
     gigabytes:float,   # size of the experts, at least one layer
@@ -154,8 +165,10 @@ def memory_row(
         job, largest = whole_job(c), max(t.nbytes for t in c.tensors.values())
         prime(c)
         found = in_child(lambda: score_to(f'{d}/s.csv', job))
-    return dict(tensor=layout, layers=layers, **SHAPE, projections=len(c.projections), checkpoint_bytes=sum(t.nbytes for t in c.tensors.values()),
-                largest_tensor=largest, bound=1.5e9 + 2 * largest, within=found['peak_bytes'] <= 1.5e9 + 2 * largest, workers=cores(), weights='random', **found)
+    return dict(tensor=layout, layers=layers, **SHAPE, projections=len(c.projections),
+                checkpoint_bytes=sum(t.nbytes for t in c.tensors.values()),
+                largest_tensor=largest, bound=1.5e9 + 2 * largest, within=found['peak_bytes']
+                <= 1.5e9 + 2 * largest, workers=cores(), weights='random', **found)
 
 # %% ../../nbs/86_scoreruns.ipynb #40454e80
 def _bare(pool, blocks, eigen):
@@ -170,7 +183,8 @@ def loop(
     side:int=256,  # of a tile
 )->float:          # alpha
     "Alpha as the paper describes it: a singular value decomposition in float32 for each tile in turn."
-    found = [torch.linalg.svdvals(W[i:i + side, j:j + side].float()).square() for i in range(0, W.shape[0], side) for j in range(0, W.shape[1], side)]
+    found = [torch.linalg.svdvals(W[i:i + side, j:j + side].float()).square()
+             for i in range(0, W.shape[0], side) for j in range(0, W.shape[1], side)]
     return hill(torch.cat(found).numpy()).alpha
 
 def _watched(matrices):
@@ -188,14 +202,18 @@ def _ways(checkpoint, matrices, pool, processes, few):
     blocks, n = [tiles(W.double(), tile_side(W.shape)).numpy() for W in matrices], len(matrices)
     job = ScoreJob(checkpoint)
     def forked(function, items): return zip(items, processes.map(function, items))
-    ways = {'alphaq': (lambda: score_all(job), n), 'LAPACK': (lambda: _bare(pool, blocks, _numpy), n),
-            'LAPACK, PyTorch': (lambda: _bare(pool, blocks, _torch), n), 'alphaq, processes': (lambda: score_all(job, forked), n),
-            'loop': (lambda: [loop(W, tile_side(W.shape)) for W in matrices[:few]], few), 'alphaq, whole table': (lambda: score_all(whole_job(checkpoint)), n)}
+    ways = {'alphaq': (lambda: score_all(job), n),
+            'LAPACK': (lambda: _bare(pool, blocks, _numpy), n),
+            'LAPACK, PyTorch': (lambda: _bare(pool, blocks, _torch), n),
+            'alphaq, processes': (lambda: score_all(job, forked), n),
+            'loop': (lambda: [loop(W, tile_side(W.shape)) for W in matrices[:few]], few),
+            'alphaq, whole table': (lambda: score_all(whole_job(checkpoint)), n)}
     if find_spec('weightwatcher'): ways['weightwatcher'] = lambda: _watched(matrices[:1]), 1
     return ways
 
 def _single(): torch.set_num_threads(1); threadpool_limits(1)
 
+# %% ../../nbs/86_scoreruns.ipynb #d3673807
 def time_scoring(
     experts:int=8,       # of one layer: three matrices each
     repeats:int=5,
@@ -204,8 +222,10 @@ def time_scoring(
     few:int=8,           # matrices of the loop
 )->list:                 # one row per way: seconds per matrix; then one that compares
     "Time every way in turn."
-    with tempfile.TemporaryDirectory() as d, ThreadPoolExecutor(cores()) as pool, ProcessPoolExecutor(cores(), get_context('fork'), _single) as processes:
-        list(processes.map(abs, range(cores())))  # forked now, while this process has no other threads
+    with tempfile.TemporaryDirectory() as d, ThreadPoolExecutor(
+        cores()) as pool, ProcessPoolExecutor(cores(), get_context('fork'), _single) as processes:
+        # forked now, while this process has no other threads
+        list(processes.map(abs, range(cores())))
         synthetic_checkpoint(d, 1, experts, hidden, width)
         c = open_checkpoint(d)
         prime(c)
@@ -215,9 +235,12 @@ def time_scoring(
             for name, (way, n) in ways.items():
                 torch.set_num_threads(cores())
                 start = time.perf_counter(); way()
-                if repeat: seconds.setdefault(name, []).append((time.perf_counter() - start) / n)  # the first round warms up
-    about = dict(hidden=hidden, width=width, tile=256, cores=cores(), repeats=repeats, weights='random')
-    rows = [dict(way=name, seconds=spread(s), matrices=ways[name][1], **about) for name, s in seconds.items()]
+                # the first round warms up
+                if repeat: seconds.setdefault(name, []).append((time.perf_counter() - start) / n)
+    about = dict(hidden=hidden, width=width, tile=256, cores=cores(), repeats=repeats,
+                 weights='random')
+    rows = [dict(way=name, seconds=spread(s), matrices=ways[name][1], **about)
+            for name, s in seconds.items()]
     return [*rows, dict(way='compared', **compared(seconds), **about)]
 
 # %% ../../nbs/86_scoreruns.ipynb #5fa9f668
@@ -227,32 +250,43 @@ def compared(
     "Rates relative to the faster of the bare libraries and to the loop, repeat by repeat."
     bare = [min(pair) for pair in zip(seconds['LAPACK'], seconds['LAPACK, PyTorch'])]
     def ratio(a, b): return spread([x / y for x, y in zip(a, b)])
-    return dict(share_of_lapack=ratio(bare, seconds['alphaq']), processes_share=ratio(bare, seconds['alphaq, processes']),
+    return dict(share_of_lapack=ratio(bare, seconds['alphaq']),
+                processes_share=ratio(bare, seconds['alphaq, processes']),
                 times_loop=ratio(seconds['loop'], seconds['alphaq']))
 
 # %% ../../nbs/86_scoreruns.ipynb #7c890977
-def _kills(args): return score_kill_rows(args.count, args.seed, args.home), dict(count=args.count, seed=args.seed)
+def _kills(args):
+    return score_kill_rows(args.count, args.seed, args.home), dict(count=args.count, seed=args.seed)
 
 def _ray(args):
-    if find_spec('ray') is None: raise AlphaqError("Ray is not installed; pip install 'alphaq[ray]'")
+    if find_spec('ray') is None:
+        raise AlphaqError("Ray is not installed; pip install 'alphaq[ray]'")
     return ray_rows(), {}
 
-def _memory(args): return [memory_row(layout, args.gigabytes, args.home) for layout in ('matrix', 'layer')], dict(gigabytes=args.gigabytes)
+def _memory(args):
+    return [memory_row(layout, args.gigabytes, args.home)
+            for layout in ('matrix', 'layer')], dict(gigabytes=args.gigabytes)
 
-def _timing(args): return time_scoring(args.experts, args.repeats), dict(experts=args.experts, repeats=args.repeats)
+def _timing(args):
+    return time_scoring(args.experts, args.repeats), dict(experts=args.experts,
+                                                          repeats=args.repeats)
 
 RUNS = dict(kills=_kills, ray=_ray, memory=_memory, timing=_timing)
 
+# %% ../../nbs/86_scoreruns.ipynb #f34bac78
 @one_line('alphaq.lab.scoreruns')
 def main(
     argv=None, # arguments, `None` takes the process's own
 ):
     "Entry point of `python -m alphaq.lab.scoreruns`."
-    parser = argparse.ArgumentParser(prog='python -m alphaq.lab.scoreruns', description='What scoring needs: kills survived, a cluster, memory, time.')
+    parser = argparse.ArgumentParser(
+        prog='python -m alphaq.lab.scoreruns',
+        description='What scoring needs: kills survived, a cluster, memory, time.')
     parser.add_argument('name', choices=tuple(RUNS))
     parser.add_argument('--count', type=int, default=100, help='kills')
     parser.add_argument('--seed', type=int, default=0, help='of the moments of the kills')
-    parser.add_argument('--gigabytes', type=float, default=12, help='size of the checkpoint, for memory')
+    parser.add_argument('--gigabytes', type=float, default=12,
+                        help='size of the checkpoint, for memory')
     parser.add_argument('--experts', type=int, default=8, help='three matrices each, for timing')
     parser.add_argument('--repeats', type=int, default=5, help='for timing')
     parser.add_argument('--home', help='folder to work in, the system\'s temporary one unless said')
@@ -260,7 +294,8 @@ def main(
     os.environ.setdefault('ALPHAQ_QUIET', '1')
     if args.name in ('kills', 'memory'): warm()
     rows, options = RUNS[args.name](args)
-    command = ' '.join([f'python -m alphaq.lab.scoreruns {args.name}', *(f'--{k} {v:g}' for k, v in options.items())])
+    command = ' '.join([f'python -m alphaq.lab.scoreruns {args.name}',
+                        *(f'--{k} {v:g}' for k, v in options.items())])
     write_rows(results_dir()/'score'/f'{args.name}.jsonl', provenance(command, seed=0), rows)
     for row in rows: print(json.dumps(row))
 

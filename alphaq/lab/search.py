@@ -43,7 +43,8 @@ def exchange(
             other = choice.copy()
             other[a] += 1; other[rng.choice(partners)] -= 1
             return other
-    raise AlphaqError('no exchange keeps the size: every unit is at an end, or no two have steps of one size; start elsewhere or use other units')
+    raise AlphaqError('no exchange keeps the size: every unit is at an end, or no two '
+                      'have steps of one size; start elsewhere or use other units')
 
 def exchanges(sizes, choice, rng, most): # `[n]` another choice of the same size
     "A few exchanges in a row; one is the likeliest number, the lesser of two draws (EvoPress)."
@@ -67,6 +68,7 @@ def _ahead(loss, other, held):
         if lead <= 0: return None
     return found
 
+# %% ../../nbs/79_search.ipynb #cf71343e
 def search(
     loss:Callable,     # `(choice, part)` -> `[windows]` losses on that part of the text
     sizes:np.ndarray,  # `[n, w]` integer sizes, rising along a row
@@ -99,15 +101,19 @@ def search_widths(
     parts:int=4,        # of the text
 ):                      # `(widths [n], Found)`
     "Search the widths of a model: least loss on a text at the size of the widths given."
-    def part_of(i): return {'text': Sample(make_text(f'part {i}', f'{i} of {parts} of {rows.tolist()}', 'calibration', 'its own'), rows[i::parts], 1)}
+    def part_of(i):
+        return {'text': Sample(make_text(f'part {i}', f'{i} of {parts} of {rows.tolist()}',
+                                         'calibration', 'its own'), rows[i::parts], 1)}
     losses = [Losses(model, part_of(i), path) for i in range(parts)]
-    found = search(lambda choice, part: losses[part](choice + 1)['text'].numpy(), sizes, np.asarray(widths) - 1, tries, parts, seed)
+    found = search(lambda choice, part: losses[part](choice + 1)['text'].numpy(), sizes,
+                   np.asarray(widths) - 1, tries, parts, seed)
     return found.choice + 1, found
 
 # %% ../../nbs/79_search.ipynb #ef0208e3
 STARTS = ('uniform', 'mxmoe')
 RIVALS = (*STARTS, 'direct', 'measured')
 
+# %% ../../nbs/79_search.ipynb #0e315274
 def by_trying(
     losses:Losses,   # on held-out text
     tables:dict,     # sample of text to scores, from `informed`
@@ -123,34 +129,47 @@ def by_trying(
         plans = {m: allocated(Variant(m, m, text=text), tables[text], stored) for m in RIVALS}
         sizes = choice_sizes(tables[text], plans['uniform'].settings)
         for start in starts:
-            found, search = search_widths(losses.model, plans[start].bits, sizes, read, Path(folder)/f'{text}.jsonl', tries, seed)
-            own, against = losses(found), {m: over_uniform(losses(found), losses(a.bits)) for m, a in plans.items()}
-            rows.append(dict(name=f'search from {start}, {text}', method='search', start=start, text=text, bits=bits, tries=tries, curve=search.curve,
-                             stored=float(sizes[np.arange(len(found)), found - 1].sum() / sum(s.numel for s in tables[None])),
-                             histogram=[int((found == b).sum()) for b in WIDTHS], differs=float((found != plans['uniform'].bits).mean()),
-                             widths=''.join(map(str, found)), **over_uniform(own, losses(plans['uniform'].bits)),
-                             over={m: [p['over_uniform'], p['stderr']] for m, p in against.items()}))
+            found, search = search_widths(losses.model, plans[start].bits, sizes, read,
+                                          Path(folder)/f'{text}.jsonl', tries, seed)
+            own = losses(found)
+            against = {m: over_uniform(losses(found), losses(a.bits)) for m, a in plans.items()}
+            rows.append(dict(
+                name=f'search from {start}, {text}', method='search', start=start, text=text,
+                bits=bits, tries=tries, curve=search.curve, stored=float(
+                sizes[np.arange(len(found)), found - 1].sum() / sum(s.numel for s in tables[None])),
+                histogram=[int((found == b).sum()) for b in WIDTHS],
+                differs=float((found != plans['uniform'].bits).mean()),
+                widths=''.join(map(str, found)), **over_uniform(own, losses(plans['uniform'].bits)),
+                over={m: [p['over_uniform'], p['stderr']] for m, p in against.items()}))
     return rows
 
 # %% ../../nbs/79_search.ipynb #26fbd3fa
 def _arguments(argv):
-    parser = argparse.ArgumentParser(prog='python -m alphaq.lab.search', description='Search widths by trying; stopped and started again, it continues.')
+    parser = argparse.ArgumentParser(
+        prog='python -m alphaq.lab.search',
+        description='Search widths by trying; stopped and started again, it continues.')
     parser.add_argument('--model', default='pocket', help='pocket or a local checkpoint folder')
     parser.add_argument('--tokens', type=int, default=5120, help='of each text')
-    parser.add_argument('--bits', type=float, nargs='+', default=[2.5, 2.], help='uniform widths whose stored size all meet (%(default)s)')
+    parser.add_argument('--bits', type=float, nargs='+', default=[2.5, 2.],
+                        help='uniform widths whose stored size all meet (%(default)s)')
     parser.add_argument('--tries', type=int, default=320, help='candidates (%(default)s)')
-    parser.add_argument('--samples', type=int, default=2, help='of calibration text, to search on (%(default)s)')
-    parser.add_argument('--work', type=Path, default=results_dir().parent/'.work'/'rivals', help='folder for what can be used again (%(default)s)')
+    parser.add_argument('--samples', type=int, default=2,
+                        help='of calibration text, to search on (%(default)s)')
+    parser.add_argument('--work', type=Path, default=results_dir().parent/'.work'/'rivals',
+                        help='folder for what can be used again (%(default)s)')
     return parser.parse_args(argv)
 
 def _header(args, checkpoint, samples):
     "Everything that the rows depend on."
     bits = ' '.join(f'{b:g}' for b in args.bits)
     command = f'python -m alphaq.lab.search --model {checkpoint.name} --tokens {args.tokens} --bits {bits} --tries {args.tries} --samples {args.samples}'
-    calibrated = dict(windows_of_each_domain=4, tokens=256, samples=args.samples, probes_of_each_window=2)
-    return provenance(command, seed=0, **checkpoint.identity(), held_out={d: s.text.sha256 for d, s in samples.items()},
+    calibrated = dict(windows_of_each_domain=4, tokens=256, samples=args.samples,
+                      probes_of_each_window=2)
+    return provenance(command, seed=0, **checkpoint.identity(),
+                      held_out={d: s.text.sha256 for d, s in samples.items()},
                       window=256, rounding='mse, group 128', calibration=calibrated)
 
+# %% ../../nbs/79_search.ipynb #9c1892a8
 @one_line('alphaq.lab.search')
 def main(
     argv=None, # arguments, `None` takes the process's own
@@ -162,11 +181,14 @@ def main(
     (model, tokenizer), name = load_model(checkpoint.path), checkpoint.name
     samples = {d: sample(tokenizer, t, tokens=args.tokens) for d, t in held_out.items()}
     names = [f'text {s}' for s in range(args.samples)]
-    tables = informed(checkpoint, model, tokenizer, score(checkpoint, measure=measured_noise), texts, names, args.work/'signals')
+    tables = informed(checkpoint, model, tokenizer, score(checkpoint, measure=measured_noise),
+                      texts, names, args.work/'signals')
     losses = Losses(RoundedModel(model, checkpoint), samples, args.work/f'{name}.jsonl')
     windows = {n: calibration(n, model, tokenizer, texts)[0] for n in names}
-    rows = [r for b in args.bits for r in by_trying(losses, tables, windows, args.work/f'search-{name}', b, args.tries)]
-    write_rows(results_dir()/'allocators'/f'search-{name}.jsonl', _header(args, checkpoint, samples), rows)
+    rows = [r for b in args.bits
+            for r in by_trying(losses, tables, windows, args.work/f'search-{name}', b, args.tries)]
+    write_rows(results_dir()/'allocators'/f'search-{name}.jsonl',
+               _header(args, checkpoint, samples), rows)
 
 # %% ../../nbs/79_search.ipynb #11f9ff44
 #| eval: false

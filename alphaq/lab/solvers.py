@@ -24,17 +24,18 @@ from ..gamma import alpha_weight, default_gamma
 from ..mckp import LIBRARIES, Solution, brute_force, cost_unit, relaxation, solve, solve_pulp
 
 # %% ../../nbs/82_solvers.ipynb #a5a0d15d
-KINDS = {
-    'one shape': 'equal sizes, paper\'s cost: default gamma, alpha with a spread of a tenth, 4^-b',
-    'four shapes': 'four sizes, the same cost',
-    'measured': 'four sizes, error of a searched grid with a spread of 5 %, weights over two orders of magnitude',
-    'min-max': 'four sizes, error of min-max rounding, not convex, the same weights',
-    'ties': 'four sizes, the same cost, alpha rounded to a tenth',
-    'all different': 'every matrix has its own size, and sizes have no common divisor',
-}
-SOLVER_COUNTS = {3072: 'OLMoE: 16 layers of 64 experts', 18_432: '48 layers of 128', 44_544: '58 layers of 256', 69_120: '60 layers of 384', 1_000_000: 'a million'}
+KINDS = {'one shape': 'equal sizes, paper\'s cost: default gamma, alpha with a spread of '
+         'a tenth, 4^-b', 'four shapes': 'four sizes, the same cost',
+         'measured': 'four sizes, error of a searched grid with a spread of 5 %, '
+         'weights over two orders of magnitude',
+         'min-max': 'four sizes, error of min-max rounding, not convex, the same ' 'weights',
+         'ties': 'four sizes, the same cost, alpha rounded to a tenth',
+         'all different': 'every matrix has its own size, and sizes have no common divisor',}
+SOLVER_COUNTS = {3072: 'OLMoE: 16 layers of 64 experts', 18_432: '48 layers of 128',
+                 44_544: '58 layers of 256', 69_120: '60 layers of 384', 1_000_000: 'a million'}
 SOLVER_SHAPES = np.array([768 * 2048, 1024 * 2048, 1408 * 2048, 2048 * 2880])
 
+# %% ../../nbs/82_solvers.ipynb #19d5160b
 def problem(
     n:int,       # matrices
     kind:str,    # key of `KINDS`
@@ -44,22 +45,30 @@ def problem(
     check_known(kind, KINDS, 'kinds')
     rng, widths = np.random.default_rng(seed), np.arange(1, 5)
     alphas = rng.normal(3, .3, n).clip(1.5).round(1 if kind == 'ties' else 9)
-    weight = (alpha_weight(alphas, default_gamma(alphas)) if kind in ('one shape', 'four shapes', 'ties') else np.exp(rng.normal(0, 1.2, n)))[:, None]
-    shape = {'measured': [.36, .12, .035, .0091], 'min-max': [.36, .253, .0464, .0101]}.get(kind, 4. ** -widths)
-    jitter = np.exp(rng.normal(0, .05, (n, 4))) if kind in ('measured', 'min-max') else np.ones((n, 4))
-    numel = {'one shape': np.full(n, SOLVER_SHAPES[0]), 'all different': rng.integers(SOLVER_SHAPES[0], SOLVER_SHAPES[-1], n)}.get(kind, rng.choice(SOLVER_SHAPES, n))[:, None]
+    weight = (alpha_weight(alphas, default_gamma(alphas)) if kind
+              in ('one shape', 'four shapes', 'ties') else np.exp(rng.normal(0, 1.2, n)))[:, None]
+    shape = {'measured': [.36, .12, .035, .0091],
+             'min-max': [.36, .253, .0464, .0101]}.get(kind, 4. ** -widths)
+    jitter = np.exp(rng.normal(0, .05, (n, 4))) if kind in ('measured',
+                                                            'min-max') else np.ones((n, 4))
+    numel = {'one shape': np.full(n, SOLVER_SHAPES[0]), 'all different': rng.integers(
+        SOLVER_SHAPES[0], SOLVER_SHAPES[-1], n)}.get(kind, rng.choice(SOLVER_SHAPES, n))[:, None]
     costs = 4e-4 * numel * weight * shape * jitter
-    return costs, numel * widths + (rng.integers(0, 1000, (n, 1)) if kind == 'all different' else 0), int(2.5 * numel.sum())
+    return costs, numel * widths + (rng.integers(0, 1000, (n, 1)) if kind == 'all different'
+                                    else 0), int(2.5 * numel.sum())
 
+# %% ../../nbs/82_solvers.ipynb #247b8a2e
 def small_problem(
     rng,  # numpy generator
 ):        # `(costs, sizes, budget)`
     "One to six matrices: convex and not, equal and unequal sizes, ties, costs over many orders of magnitude."
     n, widths = rng.integers(1, 7), np.arange(1, 5)
-    costs = np.sort(rng.uniform(0, 1, (n, 4)), axis=1)[:, ::-1] if rng.random() < .5 else 4. ** -widths * np.ones((n, 1))
+    costs = np.sort(rng.uniform(0, 1, (n, 4)),
+                    axis=1)[:, ::-1] if rng.random() < .5 else 4. ** -widths * np.ones((n, 1))
     costs = costs * np.exp(rng.normal(0, rng.choice([0, 1, 8]), (n, 1)))
     if rng.random() < .2: costs = np.round(8 * costs / costs.max()) / 8
-    sizes = widths * (rng.integers(1, 9, (n, 1)) if rng.random() < .5 else np.ones((n, 1), int)) + (rng.integers(0, 3, (n, 1)) if rng.random() < .3 else 0)
+    sizes = widths * (rng.integers(1, 9, (n, 1)) if rng.random() < .5 else np.ones((n, 1), int)) + (
+        rng.integers(0, 3, (n, 1)) if rng.random() < .3 else 0)
     return costs, sizes, int(rng.integers(sizes.min(1).sum(), sizes.max(1).sum() + 2))
 
 # %% ../../nbs/82_solvers.ipynb #f726f291
@@ -68,20 +77,24 @@ def agreement_rows(
     seed:int=0,
 )->list:            # one row per solver
     "Compare every solver with brute force on small problems."
-    rng, solvers = np.random.default_rng(seed), {'ours': solve, **{f'pulp/{name}': None for name in LIBRARIES}}
-    rows = {name: dict(solver=name, problems=count, agree=0, worst=0., over_budget=0) for name in solvers}
+    rng = np.random.default_rng(seed)
+    solvers = {'ours': solve, **{f'pulp/{name}': None for name in LIBRARIES}}
+    rows = {name: dict(solver=name, problems=count, agree=0, worst=0., over_budget=0)
+            for name in solvers}
     rows['ours'] |= dict(core=0, bound_holds=0, proved=0)
     for _ in track(range(count), 'agreement'):
         given = small_problem(rng)
         truth = brute_force(*given)
         for name in solvers:
-            found = solve(*given) if name == 'ours' else solve_pulp(*given, library=name.removeprefix('pulp/'))
+            found = solve(*given) if name == 'ours' else solve_pulp(
+                *given, library=name.removeprefix('pulp/'))
             off = abs(found.cost - truth) / max(truth, 1e-9 * given[0].max(), 1e-300)
             rows[name]['agree'] += bool(off <= (1e-9 if name == 'ours' else 1e-6))
             rows[name]['worst'] = max(rows[name]['worst'], float(off))
             rows[name]['over_budget'] += found.size > given[2]
             if name != 'ours': continue
-            for key, yes in dict(core='core' in found.solver, bound_holds=found.lower_bound <= truth * (1 + 1e-9), proved=found.optimal).items():
+            for key, yes in dict(core='core' in found.solver, bound_holds=found.lower_bound <= truth
+                                 * (1 + 1e-9), proved=found.optimal).items():
                 rows[name][key] += bool(yes)
     return list(rows.values())
 
@@ -97,18 +110,25 @@ def solve_highs(
     n, w = costs.shape
     one = LinearConstraint(kron(eye_array(n), np.ones((1, w)), format='csr'), 1, 1)
     room = LinearConstraint(csr_array(sizes.reshape(1, -1).astype(float)), -np.inf, budget)
-    found = milp((costs / cost_unit(costs)).ravel(), integrality=np.ones(n * w), bounds=Bounds(0, 1), constraints=[one, room],
+    found = milp((costs / cost_unit(costs)).ravel(), integrality=np.ones(n * w),
+                 bounds=Bounds(0, 1), constraints=[one, room],
                  options=dict(time_limit=seconds, mip_rel_gap=gap))
-    if found.x is None: raise AlphaqError(f'highs found no solution in {seconds:g} s; allow more time')
+    if found.x is None:
+        raise AlphaqError(f'highs found no solution in {seconds:g} s; allow more time')
     choice = found.x.reshape(n, w).argmax(1)
     take = np.arange(n), choice
-    return Solution(choice, float(costs[take].sum()), int(sizes[take].sum()), 0., 'highs', found.status == 0)
+    return Solution(choice, float(costs[take].sum()), int(sizes[take].sum()), 0., 'highs',
+                    found.status == 0)
 
-SOLVERS = {'ours': lambda c, s, b, seconds: solve(c, s, b), 'highs': lambda c, s, b, seconds: solve_highs(c, s, b, seconds, 1e-6),
-           **{f'pulp/{name}': lambda c, s, b, seconds, name=name: solve_pulp(c, s, b, seconds, name, 1e-6) for name in LIBRARIES}}
+SOLVERS = {'ours': lambda c, s, b, seconds: solve(c, s, b), 'highs': lambda c, s, b,
+           seconds: solve_highs(c, s, b, seconds, 1e-6),
+           **{f'pulp/{name}': lambda c, s, b, seconds,
+              name=name: solve_pulp(c, s, b, seconds, name, 1e-6) for name in LIBRARIES}}
 
+# %% ../../nbs/82_solvers.ipynb #ce2c7e83
 def _used(): # seconds of processor time, children's included
-    return sum(t for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN) for t in resource.getrusage(who)[:2])
+    return sum(t for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+               for t in resource.getrusage(who)[:2])
 
 def one_run(
     n:int, kind:str, solver:str, # what is run
@@ -117,18 +137,22 @@ def one_run(
 )->dict:
     "Time one solver on one problem, in this process."
     given, runs = problem(n, kind), []
-    SOLVERS[solver](*problem(20, kind), 10.)                             # imports are not part of the time
+    # imports are not part of the time
+    SOLVERS[solver](*problem(20, kind), 10.)
     for _ in range(repeats):
         wall, used = time.perf_counter(), _used()
         found = SOLVERS[solver](*given, seconds)
         runs.append((time.perf_counter() - wall, _used() - used))
     gap = 1 - relaxation(*given).bound / found.cost
-    return dict(runs=[[round(t, 4) for t in run] for run in runs], gap=max(0., float(gap)), fits=found.size <= given[2], proved=found.optimal)
+    return dict(runs=[[round(t, 4) for t in run] for run in runs], gap=max(0., float(gap)),
+                fits=found.size <= given[2], proved=found.optimal)
 
+# %% ../../nbs/82_solvers.ipynb #1b780792
 def speed_row(
     n:int, kind:str, solver:str, # what is run
     repeats:int=3,
-    seconds:float=60.,           # time allowed to a library; the process is ended after four times as much
+    # time allowed to a library; the process is ended after four times as much
+    seconds:float=60.,
     gigabytes:float=8.,          # memory allowed
 )->dict:
     "Time one solver on one problem in a process of its own; what it could not do is a row too."
@@ -136,44 +160,64 @@ def speed_row(
     row = dict(matrices=n, kind=kind, solver=solver, repeats=repeats)
     def limit(): resource.setrlimit(resource.RLIMIT_AS, (int(gigabytes * 2**30),) * 2)
     env = os.environ | dict(OMP_NUM_THREADS='1')
-    try: done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=4 * seconds * repeats, preexec_fn=limit, env=env)
-    except subprocess.TimeoutExpired: return row | dict(status=f'no answer after {4 * seconds * repeats:g} s')
-    if done.returncode < 0 or 'MemoryError' in done.stderr: return row | dict(status=f'out of {gigabytes:g} GB')
+    try:
+        done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
+                              timeout=4 * seconds * repeats, preexec_fn=limit, env=env)
+    except subprocess.TimeoutExpired:
+        return row | dict(status=f'no answer after {4 * seconds * repeats:g} s')
+    if done.returncode < 0 or 'MemoryError' in done.stderr:
+        return row | dict(status=f'out of {gigabytes:g} GB')
     if done.returncode: return row | dict(status=done.stderr.strip().splitlines()[-1][:200])
     found = json.loads(done.stdout.splitlines()[-1])
     wall, cpu = zip(*found.pop('runs'))
-    return row | dict(status='ok', cpu_seconds=statistics.median(cpu), cpu_range=[min(cpu), max(cpu)], seconds=statistics.median(wall), **found)
+    return row | dict(status='ok', cpu_seconds=statistics.median(cpu),
+                      cpu_range=[min(cpu), max(cpu)], seconds=statistics.median(wall), **found)
 
 # %% ../../nbs/82_solvers.ipynb #fff368b5
 def _speed(args):
     "Rows of the solvers asked for; those of others that lie in the file stay, with the commit and the date of their own."
-    path, asked = results_dir()/'allocate'/'solvers.jsonl', args.solver or [s for s in SOLVERS if s != 'pulp/cbc-default']
-    wanted = [(n, kind, s, args.repeats if s == 'ours' else 1) for s in asked for n in SOLVER_COUNTS for kind in (KINDS if s == 'ours' else ['measured'])]
+    path = results_dir()/'allocate'/'solvers.jsonl'
+    asked = args.solver or [s for s in SOLVERS if s != 'pulp/cbc-default']
+    wanted = [(n, kind, s, args.repeats if s == 'ours' else 1) for s in asked for n in SOLVER_COUNTS
+              for kind in (KINDS if s == 'ours' else ['measured'])]
     rows = [speed_row(*w, args.seconds) for w in track(wanted, 'speed') if w[0] <= args.most]
-    command = ' '.join(['python -m alphaq.lab.solvers speed', *(f'--solver {s}' for s in args.solver or []), f'--repeats {args.repeats} --seconds {args.seconds:g}'])
-    header = provenance(command, seed=0, load=round(os.getloadavg()[0], 1), seconds_allowed=args.seconds)
+    command = ' '.join(['python -m alphaq.lab.solvers speed',
+                        *(f'--solver {s}' for s in args.solver or []),
+                        f'--repeats {args.repeats} --seconds {args.seconds:g}'])
+    header = provenance(command, seed=0, load=round(os.getloadavg()[0], 1),
+                        seconds_allowed=args.seconds)
     born, kept = ('command', 'commit', 'date', 'load'), []
-    if path.exists(): old, kept = read_rows(path); kept = [{k: old[k] for k in born} | r for r in kept if r['solver'] not in asked]
+    if path.exists():
+        old, kept = read_rows(path)
+        kept = [{k: old[k] for k in born} | r for r in kept if r['solver'] not in asked]
     write_rows(path, header, [r | {k: header[k] for k in born} for r in rows] + kept)
     return rows
 
 def _agreement(args):
     rows = agreement_rows(args.count)
-    write_rows(results_dir()/'allocate'/'agreement.jsonl', provenance(f'python -m alphaq.lab.solvers agreement --count {args.count}', seed=0), rows)
+    write_rows(results_dir()/'allocate'/'agreement.jsonl',
+               provenance(f'python -m alphaq.lab.solvers agreement --count {args.count}', seed=0),
+               rows)
     return rows
 
+# %% ../../nbs/82_solvers.ipynb #83fda4fc
 @one_line('alphaq.lab.solvers')
 def main(
     argv=None, # arguments, `None` takes the process's own
 ):
     "Entry point of `python -m alphaq.lab.solvers`."
-    parser = argparse.ArgumentParser(prog='python -m alphaq.lab.solvers', description='Compare solvers of the knapsack; writes rows in results/allocate.')
+    parser = argparse.ArgumentParser(
+        prog='python -m alphaq.lab.solvers',
+        description='Compare solvers of the knapsack; writes rows in results/allocate.')
     parser.add_argument('name', choices=('agreement', 'speed'))
     parser.add_argument('--count', type=int, default=5000, help='small problems, for agreement')
     parser.add_argument('--repeats', type=int, default=3, help='runs of ours, for speed')
-    parser.add_argument('--seconds', type=float, default=120, help='time a library may take, for speed')
-    parser.add_argument('--solver', action='append', choices=tuple(SOLVERS), help='for speed, may be repeated; all but cbc-default unless said')
-    parser.add_argument('--most', type=int, default=max(SOLVER_COUNTS), help='largest number of matrices, for speed')
+    parser.add_argument('--seconds', type=float, default=120,
+                        help='time a library may take, for speed')
+    parser.add_argument('--solver', action='append', choices=tuple(SOLVERS),
+                        help='for speed, may be repeated; all but cbc-default unless said')
+    parser.add_argument('--most', type=int, default=max(SOLVER_COUNTS),
+                        help='largest number of matrices, for speed')
     args = parser.parse_args(argv)
     for row in {'agreement': _agreement, 'speed': _speed}[args.name](args): print(json.dumps(row))
 

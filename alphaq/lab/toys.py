@@ -11,9 +11,11 @@ import torch
 from ..families import SWEPT
 
 # %% ../../nbs/70_toys.ipynb #152ed165
-_mla = dict(n_routed_experts=4, n_shared_experts=1, first_k_dense_replace=1, num_key_value_heads=4, n_group=2, topk_group=1, head_dim=8,
+_mla = dict(n_routed_experts=4, n_shared_experts=1, first_k_dense_replace=1, num_key_value_heads=4,
+            n_group=2, topk_group=1, head_dim=8,
             q_lora_rank=24, kv_lora_rank=16, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=16)
 
+# %% ../../nbs/70_toys.ipynb #f0c41e4b
 _OWN = { # `model_type` -> what a tiny configuration of it says beyond the common sizes
     'olmoe': dict(num_experts=4),
     'mixtral': dict(num_local_experts=4),
@@ -38,6 +40,7 @@ _OWN = { # `model_type` -> what a tiny configuration of it says beyond the commo
                                 num_sparse_encoder_layers=1, num_sparse_decoder_layers=1, decoder_start_token_id=0),
 }
 
+# %% ../../nbs/70_toys.ipynb #032e9294
 SIZES = dict( # what a configuration calls its sizes -> a tiny one
     vocab_size=64, hidden_size=64, intermediate_size=32, moe_intermediate_size=32, num_hidden_layers=2,
     num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=128, initializer_range=.2,
@@ -52,16 +55,20 @@ SIZES = dict( # what a configuration calls its sizes -> a tiny one
     num_global_key_value_heads=2, hidden_size_per_layer_input=0, vocab_size_per_layer_input=64, kv_channels=16,
     bos_token_id=0, eos_token_id=0, pad_token_id=0, image_token_id=60, video_token_id=61,
     vision_start_token_id=62, vision_end_token_id=63)
-_VISION = dict(depth=1, hidden_size=32, intermediate_size=48, num_heads=2, out_hidden_size=64, num_position_embeddings=16,
-               deepstack_visual_indexes=[0])
+_VISION = dict(depth=1, hidden_size=32, intermediate_size=48, num_heads=2, out_hidden_size=64,
+               num_position_embeddings=16, deepstack_visual_indexes=[0])
 
+# %% ../../nbs/70_toys.ipynb #5025a6b1
 def _tiny_section(said):
     "Sizes of `SIZES` for what a section of a configuration knows; of the kinds of layers, two."
     mine = {k: v for k, v in SIZES.items() if k in said}
-    if 'kv_lora_rank' in said: mine |= {k: v for k, v in dict(head_dim=8, num_key_value_heads=4).items() if k in said}
+    if 'kv_lora_rank' in said:
+        mine |= {k: v for k, v in dict(head_dim=8, num_key_value_heads=4).items() if k in said}
     for key in ('layer_types', 'mlp_layer_types'):
         kinds = list(dict.fromkeys(said.get(key) or ()))
-        if kinds: mine[key] = sorted((kinds * 2)[:2] if len(kinds) < 3 else [kinds[0], kinds[-1]], key='full_attention'.__eq__)
+        if kinds:
+            mine[key] = sorted((kinds * 2)[:2] if len(kinds) < 3 else [kinds[0], kinds[-1]],
+                               key='full_attention'.__eq__)
     return mine
 
 def tiny_config(
@@ -78,6 +85,7 @@ def tiny_config(
         elif 'vision' in key: mine[key] = {k: v for k, v in _VISION.items() if k in inner}
     return mine
 
+# %% ../../nbs/70_toys.ipynb #41a79dda
 def tiny_model(
     family:str,  # a key of `FAMILIES` or `OTHER_FAMILIES`, or one of `SWEPT`
     seed:int=0,  # of the weights
@@ -85,16 +93,21 @@ def tiny_model(
 ):               # a language model of 4 experts, in float32, without gradients
     "A random model of a family, small enough for a test; nothing in it is zero or one."
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
-    common = dict(vocab_size=64, hidden_size=64, intermediate_size=32, moe_intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
-                  num_key_value_heads=2, head_dim=16, num_experts_per_tok=2, max_position_embeddings=128, initializer_range=.2,
+    common = dict(vocab_size=64, hidden_size=64, intermediate_size=32, moe_intermediate_size=32,
+                  num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+                  num_experts_per_tok=2, max_position_embeddings=128, initializer_range=.2,
                   bos_token_id=0, eos_token_id=0, pad_token_id=0)
     if family in SWEPT: own, common = tiny_config(family), {}
     else: own = _OWN[family]
     kind = AutoModelForSeq2SeqLM if family == 'switch_transformers' else AutoModelForCausalLM
-    if 'd_model' in own: common = {k: v for k, v in common.items() if k.endswith('_token_id') or k == 'vocab_size'}  # other names for all sizes
+    # other names for all sizes
+    if 'd_model' in own:
+        common = {k: v for k, v in common.items() if k.endswith('_token_id') or k == 'vocab_size'}
     torch.manual_seed(seed)
     config = CONFIG_MAPPING[family](**(common | own | more))
-    if type(config) not in kind._model_mapping and type(config) in AutoModelForImageTextToText._model_mapping: kind = AutoModelForImageTextToText
+    if type(config) not in kind._model_mapping and type(
+        config) in AutoModelForImageTextToText._model_mapping:
+        kind = AutoModelForImageTextToText
     model = kind.from_config(config, trust_remote_code=False).eval().requires_grad_(False)
     for value in model.state_dict().values():
         if value.is_floating_point(): value.add_(.1 * torch.randn_like(value))
@@ -108,18 +121,25 @@ def in_codes(
     import json
     from pathlib import Path
     from safetensors.torch import load_file, save_file
-    tensors, config = load_file(Path(folder, 'model.safetensors')), json.loads(Path(folder, 'config.json').read_text())
+    tensors = load_file(Path(folder, 'model.safetensors'))
+    config = json.loads(Path(folder, 'config.json').read_text())
     g = torch.Generator().manual_seed(0)
-    def some(low, high, *shape): return torch.randint(low, high, shape, generator=g, dtype=torch.uint8)
+    def some(low, high, *shape):
+        return torch.randint(low, high, shape, generator=g, dtype=torch.uint8)
     for name in [n for n in tensors if n.endswith(('experts.gate_up_proj', 'experts.down_proj'))]:
         count, inputs, out = tensors.pop(name).shape
-        tensors |= {f'{name}_blocks': some(0, 256, count, out, inputs // 32, 16), f'{name}_scales': some(119, 126, count, out, inputs // 32)}
-        config['quantization_config'] = dict(quant_method='mxfp4', modules_to_not_convert=['self_attn', 'router', 'lm_head'])
-    for name in [n for n in tensors if n.endswith('_proj.weight') and config['model_type'] != 'gpt_oss']:
+        tensors |= {f'{name}_blocks': some(0, 256, count, out, inputs // 32, 16),
+                    f'{name}_scales': some(119, 126, count, out, inputs // 32)}
+        config['quantization_config'] = dict(
+            quant_method='mxfp4', modules_to_not_convert=['self_attn', 'router', 'lm_head'])
+    for name in [n for n in tensors if n.endswith('_proj.weight')
+                 and config['model_type'] != 'gpt_oss']:
         shape = tensors[name].shape
-        tensors[name] = (127 * torch.randn(shape, generator=g)).clamp(-448, 448).to(torch.float8_e4m3fn)
+        tensors[name] = (127 * torch.randn(shape, generator=g)).clamp(-448,
+                                                                      448).to(torch.float8_e4m3fn)
         tensors[f'{name}_scale_inv'] = .003 * torch.rand([-(-n // 16) for n in shape], generator=g)
-        config['quantization_config'] = dict(quant_method='fp8', weight_block_size=[16, 16], dequantize=True)
+        config['quantization_config'] = dict(quant_method='fp8', weight_block_size=[16, 16],
+                                             dequantize=True)
     save_file(tensors, Path(folder, 'model.safetensors'), metadata={'format': 'pt'})
     Path(folder, 'config.json').write_text(json.dumps(config))
 
@@ -133,9 +153,12 @@ def toy_checkpoint(
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedTokenizerFast
     torch.manual_seed(seed)
-    config = dict(hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, num_experts=4,
-                  num_experts_per_tok=2, vocab_size=257, eos_token_id=256, bos_token_id=256, pad_token_id=256, dtype='bfloat16')
+    config = dict(hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+                  num_key_value_heads=2, num_experts=4, num_experts_per_tok=2, vocab_size=257,
+                  eos_token_id=256, bos_token_id=256, pad_token_id=256, dtype='bfloat16')
     OlmoeForCausalLM(OlmoeConfig(**config | changes)).to(torch.bfloat16).save_pretrained(folder)
-    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))} | {'<end>': 256}, []))
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(
+        sorted(pre_tokenizers.ByteLevel.alphabet()))} | {'<end>': 256}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token='<end>').save_pretrained(folder)

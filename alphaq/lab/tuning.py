@@ -30,7 +30,8 @@ def uniform_widths(
     bits:float,        # average of the experts
 )->list:               # in the order of the checkpoint's projections
     "Widths of the uniform plan; the first layers are wider where the average is no whole number."
-    return [16] * len(checkpoint.projections) if bits == 16 else allocate(unscored(checkpoint), Settings(bits, 'uniform')).bits.tolist()
+    return [16] * len(checkpoint.projections) if bits == 16 else allocate(
+        unscored(checkpoint), Settings(bits, 'uniform')).bits.tolist()
 
 def tuned_routers(
     name:str,          # key of `TUNERS`
@@ -41,37 +42,49 @@ def tuned_routers(
     seed:int=0,
 )->dict:               # layer to router
     "Routers of one method, rounded to bfloat16."
-    if TUNERS[name].fit is None: return {i: R.bfloat16() for i, R in by_loss(model, windows, TUNERS[name].rate).items()}
+    if TUNERS[name].fit is None:
+        return {i: R.bfloat16() for i, R in by_loss(model, windows, TUNERS[name].rate).items()}
     found = {}
-    passage(model, windows, aligned(plain, wanted, TUNERS[name].fit, windows.numel(), found, seed=seed))
+    passage(model, windows,
+            aligned(plain, wanted, TUNERS[name].fit, windows.numel(), found, seed=seed))
     return found
 
+# %% ../../nbs/81_tuning.ipynb #e6d148f9
 def tuning_rows(
     checkpoint:Checkpoint,
     draw,                    # seed -> `[n, length]` calibration tokens
     held_out:Tensor,         # `[n, length]` token ids
-    budgets=(1.5, 2., 2.5, 16), # average widths of the experts; at 16 bits nothing is rounded, and only tuning is left
+    # average widths of the experts; at 16 bits nothing is rounded, and only tuning is left
+    budgets=(1.5, 2., 2.5, 16),
     seeds=range(3),          # of the draws
 )->list:                     # per budget: rounded, on the plain model's routes, on its weights alone; each method and draw
     "What tuning routers is worth on held-out text."
-    plain, worn = load_for_calibration(checkpoint), RoundedModel(load_for_calibration(checkpoint).requires_grad_(False), checkpoint)
-    own, truth, rows = {i: W.clone() for i, W in router_weights(plain).items()}, passage(plain, held_out), []
+    plain = load_for_calibration(checkpoint)
+    worn = RoundedModel(load_for_calibration(checkpoint).requires_grad_(False), checkpoint)
+    own = {i: W.clone() for i, W in router_weights(plain).items()}
+    truth = passage(plain, held_out)
+    rows = []
     texts = {s: (draw(s), {}) for s in seeds}
     learnt = {s: passage(plain, windows, noting(wanted)) for s, (windows, wanted) in texts.items()}
     def row(p, base, **more):
         over, stderr = paired({'': p.losses}, {'': base.losses})
-        return dict(**more, changed=shifted(p, truth), mass=weight_given(p), over=over, stderr=stderr)
+        return dict(**more, changed=shifted(p, truth), mass=weight_given(p), over=over,
+                    stderr=stderr)
     for bits in budgets:
         model = worn.wear(uniform_widths(checkpoint, bits))
         raw = passage(model, held_out, placing(own))
-        rows.append(row(raw, truth, bits=bits, method='none', against='plain', plain_mass=weight_given(truth)))
+        rows.append(row(raw, truth, bits=bits, method='none', against='plain',
+                        plain_mass=weight_given(truth)))
         for name, sets in (('followed', True), ('followed weights', False)) if bits < 16 else ():
-            rows.append(row(passage(model, held_out, follow=truth.routes, sets=sets), raw, bits=bits, method=name, against='none'))
+            rows.append(row(passage(model, held_out, follow=truth.routes, sets=sets), raw,
+                            bits=bits, method=name, against='none'))
         for s, (windows, wanted) in texts.items():
-            for name in track([n for n in TUNERS if bits < 16 or n == 'loss'], f'{bits:g} bits, draw {s}'):
+            for name in track([n for n in TUNERS if bits < 16 or n == 'loss'],
+                              f'{bits:g} bits, draw {s}'):
                 passage(model, windows[:1], placing(own))
                 fitted = tuned_routers(name, model, windows, learnt[s], wanted, s)
-                rows.append(row(passage(model, held_out, placing(fitted)), raw, bits=bits, method=name, against='none', seed=s))
+                rows.append(row(passage(model, held_out, placing(fitted)), raw, bits=bits,
+                                method=name, against='none', seed=s))
     return rows
 
 # %% ../../nbs/81_tuning.ipynb #b28b7af6
@@ -82,17 +95,21 @@ def main(
     tokens=3840, # held-out tokens of each domain
 ):
     "Entry point of `python -m alphaq.lab.tuning`."
-    parser = argparse.ArgumentParser(prog='python -m alphaq.lab.tuning', description='Tune routers after rounding; writes rows in results.')
+    parser = argparse.ArgumentParser(
+        prog='python -m alphaq.lab.tuning',
+        description='Tune routers after rounding; writes rows in results.')
     parser.add_argument('--model', default='pocket', help='pocket or a local checkpoint folder')
     args = parser.parse_args(argv)
     checkpoint, (texts, held_out) = open_checkpoint(args.model), corpus()
     tokenizer, name = load_tokenizer(checkpoint.path), checkpoint.name
     samples = {d: sample(tokenizer, t, tokens=tokens) for d, t in held_out.items()}
     def draw(seed): return drawn_windows(tokenizer, texts.values(), count, seed)
-    header = provenance(f'python -m alphaq.lab.tuning --model {name}', seed=0, **checkpoint.identity(), window=256,
-                        held_out={d: s.text.sha256 for d, s in samples.items()}, calibration_tokens=draw(0).numel())
+    header = provenance(
+        f'python -m alphaq.lab.tuning --model {name}', seed=0, **checkpoint.identity(), window=256,
+        held_out={d: s.text.sha256 for d, s in samples.items()}, calibration_tokens=draw(0).numel())
     out = results_dir()/'quantize'/f'routers-{name}.jsonl'
-    write_rows(out, header, tuning_rows(checkpoint, draw, torch.cat([s.rows for s in samples.values()])))
+    write_rows(out, header,
+               tuning_rows(checkpoint, draw, torch.cat([s.rows for s in samples.values()])))
     print(out)
 
 # %% ../../nbs/81_tuning.ipynb #829c1736

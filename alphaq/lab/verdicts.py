@@ -22,7 +22,8 @@ from .toys import tiny_model
 from ..scores import score, score_matrix
 
 # %% ../../nbs/83_verdicts.ipynb #b1ec9a88
-def _bounded(shape, g): return torch.nn.init.trunc_normal_(torch.empty(shape), std=.02, a=-.04, b=.04, generator=g)
+def _bounded(shape, g):
+    return torch.nn.init.trunc_normal_(torch.empty(shape), std=.02, a=-.04, b=.04, generator=g)
 
 INITIALISERS = {  # how networks are initialised: shape and generator to matrix
     'normal': lambda shape, g: .02 * torch.randn(shape, generator=g), 'truncated normal': _bounded,
@@ -32,7 +33,9 @@ INITIALISERS = {  # how networks are initialised: shape and generator to matrix
 
 def _row(z, **what):
     "What is judged, the median distance under each rule, and the rules that call it trained."
-    return dict(what, n=len(next(iter(z.values()))), median_z={r: round(float(np.median(v)), 3) for r, v in z.items()}, trained=[r for r, v in z.items() if not like_noise(v)])
+    return dict(what, n=len(next(iter(z.values()))),
+                median_z={r: round(float(np.median(v)), 3) for r, v in z.items()},
+                trained=[r for r, v in z.items() if not like_noise(v)])
 
 def _distances(checkpoint, rules):
     "Rule -> distance of every matrix from noise by that rule."
@@ -43,6 +46,7 @@ def _distances(checkpoint, rules):
         for rule in rules: found[rule].append(score_matrix(W, rule, lam=lam)[5])
     return found
 
+# %% ../../nbs/83_verdicts.ipynb #97978cb2
 def initialised(
     shape,            # `(rows, cols)`
     name:str,         # key of `INITIALISERS`
@@ -51,9 +55,12 @@ def initialised(
     rules=tuple(RULES),
 )->dict:              # a row
     "Judge matrices that were only initialised."
-    W = [INITIALISERS[name](shape, torch.Generator().manual_seed(1000 * seed + i)) for i in range(matrices)]
-    return _row({rule: [score_matrix(w, rule)[5] for w in W] for rule in rules}, kind='initialiser', name=name, shape=list(shape), seed=seed)
+    W = [INITIALISERS[name](shape, torch.Generator().manual_seed(1000 * seed + i))
+         for i in range(matrices)]
+    return _row({rule: [score_matrix(w, rule)[5] for w in W] for rule in rules}, kind='initialiser',
+                name=name, shape=list(shape), seed=seed)
 
+# %% ../../nbs/83_verdicts.ipynb #f249b07c
 def untrained_family(
     name:str,         # key of `families.FAMILIES`
     seed:int,
@@ -65,7 +72,8 @@ def untrained_family(
         model = tiny_model(name, seed, **more)
         model.save_pretrained(d)
         c = open_checkpoint(d)
-        return _row(_distances(c, rules), kind='family', name=name, shape=list(max(p.shape for p in c.projections)), seed=seed)
+        return _row(_distances(c, rules), kind='family', name=name,
+                    shape=list(max(p.shape for p in c.projections)), seed=seed)
 
 # %% ../../nbs/83_verdicts.ipynb #1be281ef
 def misses(
@@ -75,8 +83,10 @@ def misses(
     shapes=((32, 64), (128, 192), (256, 384)),
 )->list:              # rows
     "Every family at every size and every initialiser at every shape, judged under every rule."
-    jobs = [lambda f=f, s=s, m=m: untrained_family(f, s, rules, **m) for f in FAMILIES for s in range(seeds) for m in sizes]
-    jobs += [lambda n=n, s=s, x=x: initialised(x, n, s, rules=rules) for n in INITIALISERS for s in range(seeds) for x in shapes]
+    jobs = [lambda f=f, s=s, m=m: untrained_family(f, s, rules, **m) for f in FAMILIES
+            for s in range(seeds) for m in sizes]
+    jobs += [lambda n=n, s=s, x=x: initialised(x, n, s, rules=rules) for n in INITIALISERS
+             for s in range(seeds) for x in shapes]
     return [job() for job in track(jobs, 'judging')]
 
 def trained_network(
@@ -87,8 +97,10 @@ def trained_network(
     "Judge a network that is known to be trained, and call it what the verdict calls it."
     c = open_either(folder)
     verdict = judge(score(c))  # as `alphaq score` would, by the default rule
-    return _row(_distances(c, rules), kind='trained', name=name, layout=c.layout, untrained=verdict.untrained, verdict=verdict.text)
+    return _row(_distances(c, rules), kind='trained', name=name, layout=c.layout,
+                untrained=verdict.untrained, verdict=verdict.text)
 
+# %% ../../nbs/83_verdicts.ipynb #938e557d
 def main(
     argv=None, # arguments, `None` takes the process's own
 ):
@@ -99,8 +111,10 @@ def main(
     path = results_dir()/'score'/f'{"trained" if given else "untrained"}.jsonl'
     if path.exists(): raise SystemExit(f'{path} exists; remove it to make it again')
     names = ''.join(f' {name}=FOLDER' for name, _, _ in given)
-    header = provenance(f'python -m alphaq.lab.verdicts{names}', seed=0, weights='trained' if given else 'random')
-    write_rows(path, header, [trained_network(name, folder) for name, _, folder in given] if given else misses())
+    header = provenance(f'python -m alphaq.lab.verdicts{names}', seed=0,
+                        weights='trained' if given else 'random')
+    write_rows(path, header,
+               [trained_network(name, folder) for name, _, folder in given] if given else misses())
     print(path)
 
 # %% ../../nbs/83_verdicts.ipynb #829c1736

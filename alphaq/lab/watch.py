@@ -43,7 +43,8 @@ def loads(
     modules = [m for m in map(experts_of, model.model.layers) if m is not None]
     counts = [torch.zeros(len(m.down_proj), dtype=torch.int64) for m in modules]
     def count(total):
-        def hook(module, args): total.add_(args[1].flatten().bincount(minlength=len(total)).cpu())  # a hook must return nothing
+        # a hook must return nothing
+        def hook(module, args): total.add_(args[1].flatten().bincount(minlength=len(total)).cpu())
         return hook
     hooks = [m.register_forward_pre_hook(count(c)) for m, c in zip(modules, counts)]
     try:
@@ -64,13 +65,18 @@ def watch(
     "Everything about every routed expert projection of one snapshot."
     tokens = {d: loads(model, rows) for d, rows in samples.items()}
     harm = {}
-    for d in damages(model, torch.cat([rows[:windows] for rows in samples.values()]), bits, group_size):
+    for d in damages(model, torch.cat([rows[:windows] for rows in samples.values()]), bits,
+                     group_size):
         harm.setdefault((d.layer, d.expert, d.role), {})[str(d.bits)] = [d.rise, d.stderr]
     layers = sorted({p.layer for p in checkpoint.projections})
     def row(p):
         W, where = checkpoint.read(p), (layers.index(p.layer), p.expert)
         tails = tail_exponents(W)
-        return dict(layer=p.layer, expert=p.expert, role=p.role, variance=float(W.double().var(correction=0)), mse=list(measured_noise(W, group_size)),
-                    alpha={r: a for r, (a, _) in tails.items()}, null_z={r: z for r, (_, z) in tails.items()},
-                    tokens={d: int(n[where]) for d, n in tokens.items()}, damage=harm[p.layer, p.expert, p.role])
+        return dict(layer=p.layer, expert=p.expert, role=p.role,
+                    variance=float(W.double().var(correction=0)),
+                    mse=list(measured_noise(W, group_size)),
+                    alpha={r: a for r, (a, _) in tails.items()},
+                    null_z={r: z for r, (_, z) in tails.items()},
+                    tokens={d: int(n[where]) for d, n in tokens.items()},
+                    damage=harm[p.layer, p.expert, p.role])
     return [row(p) for p in track(checkpoint.projections, 'spectra')]
