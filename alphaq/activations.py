@@ -40,7 +40,8 @@ def _gram(x):
 def experts_of(
     layer:nn.Module, # a decoder layer
 ):                   # its module of experts, `None` where there is none
-    "The layer's experts, where they lie as `[experts, 2 width, hidden]`: gate above up, in plain sight."
+    """The layer's experts, where they lie as `[experts, 2 width, hidden]`: gate above up, in plain
+    sight."""
     experts = getattr(getattr(layer, 'mlp', None), 'experts', None)
     if experts is None: return None
     shapes = [tuple(getattr(experts, n).shape) if hasattr(experts, n) else ()
@@ -72,7 +73,7 @@ ROUTINGS = {'routed': 'the tokens routed to an expert',
 def recording(
     layer:nn.Module,      # one decoder layer of a transformers model
     routing:str='routed', # which tokens count for an expert, key of `ROUTINGS`
-):                        # yields a `LayerStatistics` that grows with every forward pass and is complete when the context closes
+): # yields a `LayerStatistics` that grows with every forward pass and is complete when the context closes
     "Record the layer's statistics while the context is open; the layer itself is left as it was."
     check_known(routing, ROUTINGS, 'routings')
     experts = getattr(getattr(layer, 'mlp', None), 'experts', None)
@@ -153,7 +154,7 @@ def layer_calls(
     model:nn.Module,
     windows:Tensor,    # `[n, length]` token ids
     batch:int=16,      # windows at a time
-):                     # yields per batch `(hidden [batch, length, hidden] for the first layer, [keyword arguments of every layer])`
+): # yields per batch `(hidden [batch, length, hidden] for the first layer, [keyword arguments of every layer])`
     "What the decoder layers are called with."
     layers, device = model.model.layers, model.get_input_embeddings().weight.device
     for part in windows.split(batch):
@@ -241,8 +242,9 @@ def walk(
     routing:str='routed',        # which tokens count for an expert, key of `ROUTINGS`
     # `str | Path` folder for hidden states beyond `SPILL` bytes; `None` keeps them in memory
     spill=None,
-):                               # yields `(index, layer, LayerStatistics or None)`; change the layer's weights before asking for the next
-    "Walk calibration windows through the decoder, one layer at a time, each fed by the layers as the caller left them."
+): # yields `(index, layer, LayerStatistics or None)`; change the layer's weights before asking for the next
+    """Walk calibration windows through the decoder, one layer at a time, each fed by the layers as
+    the caller left them."""
     if windows.ndim != 2 or not windows.numel():
         raise AlphaqError('calibration needs windows [n, length], got shape '
                           f'{tuple(windows.shape)}; use a longer text')
@@ -285,7 +287,7 @@ def check_device(
 
 def auto_class(
     config, # of transformers
-):          # `AutoModelForCausalLM`, or for a model that sees as well and is nothing else, its class
+): # `AutoModelForCausalLM`, or for a model that sees as well and is nothing else, its class
     "What opens a model as a language model."
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
     kinds = (AutoModelForCausalLM, AutoModelForImageTextToText)
@@ -308,7 +310,7 @@ def load_weights(
         return kind.from_pretrained(folder, dtype=dtype, **ours).eval().to(device)
 
 LOAD_CURE = ('a family that it does not know needs another transformers, '
-             'programs of a folder are never run, ' 'and eight-bit originals may need a GPU')
+             'programs of a folder are never run, and eight-bit originals may need a GPU')
 
 def load_for_calibration(
     checkpoint:Checkpoint,  # the model to walk through
@@ -351,7 +353,8 @@ def skeleton(
 
 # %% ../nbs/40_activations.ipynb #5a90bf3d
 def _part(model, index, head=False):
-    "Modules by name: of one layer, or of everything outside the layers (`None`), the output head only on request."
+    """Modules by name: of one layer, or of everything outside the layers (`None`), the output head
+    only on request."""
     if index is not None:
         return dict(model.model.layers[index].named_modules(prefix=f'model.layers.{index}'))
     return {n: m for n, m in model.named_modules() if not n.startswith('model.layers.')
@@ -467,7 +470,8 @@ def streamed_logits(
     source,
     tokens:Tensor,   # `[n, length]` token ids, on the device that computes
 )->Tensor:           # `[n, length, vocabulary]`
-    "The model's own forward pass, each layer read when its turn comes, and of its experts one at a time."
+    """The model's own forward pass, each layer read when its turn comes, and of its experts one at
+    a time."""
     def once(index, layer):
         def forward(*args, **kwargs):
             early, late = _split(source(index))

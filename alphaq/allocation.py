@@ -96,7 +96,8 @@ def _added(place, *tables):
 
 # %% ../nbs/31_allocation.ipynb #8bfa45d3
 def _knapsacks(scores, settings):
-    "What is solved by itself, the whole or every block: `(rows, unit of each that share a width, place of each row among them)`."
+    """What is solved by itself, the whole or every block: `(rows, unit of each that share a width,
+    place of each row among them)`."""
     block = units(scores, 'layer') if settings.scope == 'block' else np.zeros(len(scores), np.int64)
     of = units(scores, settings.granularity)
     for b in np.unique(block):
@@ -105,7 +106,8 @@ def _knapsacks(scores, settings):
 
 # %% ../nbs/31_allocation.ipynb #9a97d7cf
 def _prepared(scores, settings):
-    "The method, complete settings, what stands in for each choice, its size, and what a row counts in the average."
+    """The method, complete settings, what stands in for each choice, its size, and what a row
+    counts in the average."""
     if not scores: raise AlphaqError('no scores to allocate; score a checkpoint first')
     settings = _completed(scores, settings)
     stand_in = _bounded(scores, settings)
@@ -115,12 +117,14 @@ def _prepared(scores, settings):
         choice_sizes(scores, settings), stand_in, 1), parts
 
 def _reach(scores, settings, sizes, parts):
-    "Least and greatest average: of the whole, or of the block that has the most at its smallest widths."
+    """Least and greatest average: of the whole, or of the block that has the most at its smallest
+    widths."""
     blocks = [rows for rows, _, _ in _knapsacks(scores, settings)]
     return (max(sizes[rows, end].sum() / parts[rows].sum() for rows in blocks) for end in (0, -1))
 
 def _inwards(low, high):
-    "A range in as few digits as have both ends in it, three after the point unless they are too few."
+    """A range in as few digits as have both ends in it, three after the point unless they are too
+    few."""
     for digits in range(3, 10):
         ends = np.ceil(low * 10**digits - 1e-9) / 10**digits, np.floor(high * 10**digits
                                                                        + 1e-9) / 10**digits
@@ -188,7 +192,8 @@ def plan_frontier(
     scores,            # `[n]` `Score`, one per projection
     settings:Settings, # method, and what its budget counts; the budget itself does not matter
 )->list:               # rows by rising budget; the first one has no move and is the smallest plan
-    "Every budget at which a plan known without a search changes, the move that changes it, and a bound on every plan within the budget."
+    """Every budget at which a plan known without a search changes, the move that changes it, and a
+    bound on every plan within the budget."""
     method, settings, stand_in, sizes, parts = _prepared(scores, settings)
     if not method.costs:
         raise AlphaqError(f'a frontier needs a method that has costs, {settings.method} hands '

@@ -47,7 +47,7 @@ def leaves_of(
 def leafed(
     layer:nn.Module, # decoder layer
     leaves:dict,     # from `leaves_of`
-):                   # yields a list that receives `(inputs, index, weight)` of each call of its experts
+): # yields a list that receives `(inputs, index, weight)` of each call of its experts
     "The layer computing with those variables, as long as the context is open."
     experts, calls = _experts(layer), []
     def forward(x, index, weight):
@@ -139,8 +139,9 @@ def walk_back(
     # `str | Path` folder for hidden states beyond `SPILL` bytes of a layer; `None` keeps them in
     # memory
     spill=None,
-):                     # yields `(index, layer, visits)` from the last layer with experts to the first; `visits` yields a `Visit` per batch
-    "Walk windows forwards and their gradients backwards, one decoder layer at a time ({eq}`eq-chain`)."
+): # yields `(index, layer, visits)` from the last layer with experts to the first; `visits` yields a `Visit` per batch
+    """Walk windows forwards and their gradients backwards, one decoder layer at a time
+    ({eq}`eq-chain`)."""
     if windows.ndim != 2 or windows.numel() <= len(windows):
         raise AlphaqError('a loss needs windows [n, length >= 2], got shape '
                           f'{tuple(windows.shape)}; use a longer text')
@@ -167,8 +168,9 @@ def hessian_traces(
     windows:Tensor,   # `[n, length]` token ids, length at least 2
     probes:int=2,     # vectors of random signs for each window
     seed:int=0,       # of the vectors
-)->dict:              # (layer, expert, role) -> trace of the Hessian of the mean loss, an estimate; may be negative
-    "Hutchinson's estimate of the Hessian's trace for every expert matrix (HAWQ-v2; {eq}`eq-hutchinson`)."
+)->dict: # (layer, expert, role) -> trace of the Hessian of the mean loss, an estimate; may be negative
+    """Hutchinson's estimate of the Hessian's trace for every expert matrix (HAWQ-v2;
+    {eq}`eq-hutchinson`)."""
     layers, g = model.model.layers, torch.Generator(windows.device).manual_seed(seed)
     leaves = {i: found for i, layer in enumerate(layers) if (found := leaves_of(layer))}
     where = [(i, e, r) for i, roles in leaves.items() for r, stack in roles.items()

@@ -19,7 +19,8 @@ except ImportError: triton = None  # the specifications below serve instead
 def reflection(
     x:Tensor, # `[b, m]`
 ):            # v `[b, m]` of squared length two, or zero for a zero vector; beta `[b]`
-    "The reflection that turns each vector into a multiple of the first unit vector (Householder 1958)."
+    """The reflection that turns each vector into a multiple of the first unit vector (Householder
+    1958)."""
     length, first = torch.linalg.vector_norm(x, dim=1), x[:, 0]
     beta = -torch.copysign(length, first)
     size = length * (length + first.abs())
@@ -72,7 +73,8 @@ def bisected(
     d:Tensor,     # `[b, n]` diagonal, magnitude about one
     e:Tensor,     # `[b, n]` couplings, entry i between i - 1 and i, entry 0 zero
 )->Tensor:        # `[b, n]` ascending
-    "Eigenvalues of tridiagonal matrices by counting ({eq}`eq-sturm`); the specification of the kernel."
+    """Eigenvalues of tridiagonal matrices by counting ({eq}`eq-sturm`); the specification of the
+    kernel."""
     low, high = (x[:, None].expand_as(d) for x in interval(d, e))
     k, squares = torch.arange(d.shape[1], device=d.device), e.square()
     for _ in range(HALVINGS):
@@ -89,7 +91,8 @@ def bisected(
 if triton:
     @triton.jit
     def _times_kernel(A, v, out, m, between, across, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-        "Rows of one matrix, times its vector; `between` matrices and `across` rows lie that many entries."
+        """Rows of one matrix, times its vector; `between` matrices and `across` rows lie that many
+        entries."""
         matrix = tl.program_id(0).to(tl.int64)
         rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
         total = tl.zeros([ROWS], tl.float64)
@@ -148,7 +151,8 @@ TILES_AT_ONCE = 2**31 # bytes of matrices in work; with copies, three times as m
 def batched_eigenvalues(
     A:Tensor,   # `[b, n, n]` symmetric float64, finite
 )->Tensor:      # `[b, n]` ascending
-    "Eigenvalues of many symmetric matrices side by side; on a GPU by kernels, where Triton is installed."
+    """Eigenvalues of many symmetric matrices side by side; on a GPU by kernels, where Triton is
+    installed."""
     kernels = triton and A.is_cuda
     reduce, solve = (times_on_gpu, bisected_on_gpu) if kernels else (torch.matmul, bisected)
     def part(A):

@@ -53,7 +53,8 @@ def _stacked(*tokens): return dict(zip(tokens, (ROLES[:2], ROLES[2:])))
 _stack = _stacked('gate_up_proj', 'down_proj')
 _fused = rf'{_layer}\.mlp\.experts\.(?P<token>gate_up_proj|down_proj)'
 _dbrx = rf'{_prefix}blocks\.(?P<layer>{_number})\.ffn\.experts\.mlp'
-LAYOUTS = ( # the first that fits
+# the first that fits
+LAYOUTS = (
     Layout('one tensor per expert', rf'{_layer}\.(?:mlp|feed_forward)\.experts\.{_expert}\.(?P<token>gate_proj|up_proj|down_proj)\.weight(?:_packed)?',
            _named(*ROLES)),
     Layout('GPT-OSS', _fused, _stack, turned=tuple(_stack), in_turn=True, family='gpt_oss'),
@@ -118,13 +119,14 @@ def _type(info, tensors, layout=None):
 
 # %% ../nbs/22_checkpoint.ipynb #8fc8d15c
 def _packed_type(info, stem, tensors, where):
-    "The same of packed integers; if they are not of four bits, their shape will say so when they are read."
+    """The same of packed integers; if they are not of four bits, their shape will say so when they
+    are read."""
     scales = tensors.get(f'{stem}_scale')
     fits = info.dtype == 'I32' and scales and len(info.shape) == len(
         scales.shape) == 2 and scales.dtype in PLAIN and f'{stem}_g_idx' not in tensors
     if not fits:
         raise AlphaqError(f'{where}: packed integers need 32-bit words, {stem}_scale beside '
-                          'them, and groups in order; ' 'convert the checkpoint to bfloat16 first')
+                          'them, and groups in order; convert the checkpoint to bfloat16 first')
     return 'INT4', scales.name, (info.shape[0], 8 * info.shape[1])
 
 # projections of a checkpoint; stacks of tiny matrices would otherwise take a thousand times their
@@ -210,7 +212,8 @@ def _sections(config, path=()):
 
 # %% ../nbs/22_checkpoint.ipynb #8406473e
 def _section(config, prefix, keys):
-    "The first of some keys that a config knows, in the section that speaks of a prefix like 'thinker.model.'."
+    """The first of some keys that a config knows, in the section that speaks of a prefix like
+    'thinker.model.'."""
     def nearness(found):
         path, _ = found
         words = [key.removesuffix('_config') for key in path]
@@ -223,8 +226,10 @@ def _section(config, prefix, keys):
 _COUNTS = ('num_experts', 'num_local_experts', 'n_routed_experts', 'moe_num_experts',
            'num_experts_per_layer', 'num_routed_experts', 'num_moe_experts')
 
+# %% ../nbs/22_checkpoint.ipynb #b5496768
 def _oriented(fits, tensors, config):
-    "The same layouts, those of stacks that lie `[in, out]` turned: the width of the model shows it where names do not."
+    """The same layouts, those of stacks that lie `[in, out]` turned: the width of the model shows
+    it where names do not."""
     def turned(name, layout, m):
         hidden, shape = _section(config, m['prefix'], ('hidden_size',)), tensors[name].shape
         return len(shape) == 3 and m['token'] == 'gate_up_proj' and shape[1] == hidden != shape[2]
@@ -239,8 +244,9 @@ def declared(
     config:dict,     # of a checkpoint
     prefix:str='',   # of the names of a decoder's layers, for example 'thinker.model.'
     layer:int=0,     # from 0
-)->tuple:            # numbers of routed experts that the layer may have; empty when the config does not say
-    "How many experts a layer has by the config. A list counts by layers, or by kinds of experts that lie in one stack."
+)->tuple: # numbers of routed experts that the layer may have; empty when the config does not say
+    """How many experts a layer has by the config. A list counts by layers, or by kinds of experts
+    that lie in one stack."""
     said = _section(config, prefix, _COUNTS)
     if type(said) is int: return (said,)
     if not isinstance(said, list) or not said or any(type(n) is not int for n in said): return ()
@@ -254,7 +260,8 @@ def _gate_first(tokens): # the names that mean a gate, then alphabetically
     return sorted(tokens, key=lambda t: ('gate' not in t and 'w1' not in t, t))
 
 def _roles_by_shape(shapes, hidden):
-    "Roles of the tensors of an expert or of a stack, by their last two sides: `(token -> roles, turned tokens)`, `None` if unclear."
+    """Roles of the tensors of an expert or of a stack, by their last two sides: `(token -> roles,
+    turned tokens)`, `None` if unclear."""
     for down, (c, d) in shapes.items():
         others = [t for t in shapes if t != down]
         if len(others) == 1 and shapes[others[0]] in ((2 * d, c), (d, 2 * c)):
@@ -323,7 +330,8 @@ def _check_depth(folder, prefix):
                           f'({len(missing)} missing); download the checkpoint again')
 
 def _expected(folder, module, experts):
-    "How many experts a layer should have: what the config says, else one for each row of its router."
+    """How many experts a layer should have: what the config says, else one for each row of its
+    router."""
     stem = module.removesuffix('.mlp.experts')
     prefix, _, number = stem.rpartition('layers.')
     may, held = declared(folder.config, prefix, int(number)), max(experts) + 1
@@ -384,7 +392,8 @@ def _foreign(config):
     return isinstance(said, dict) and said.get('quant_method') not in (None, 'fp8', 'mxfp4')
 
 def _is_code(info, beside, foreign):
-    "Whether a tensor holds codes; `beside`: what its module holds; `foreign`: the config names a tool."
+    """Whether a tensor holds codes; `beside`: what its module holds; `foreign`: the config names a
+    tool."""
     if info.dtype in (*PLAIN, 'BOOL'): return False
     if info.dtype[0] == 'F' or _CODE_NAMES.fullmatch(info.name): return True  # floats of few bits
     weight = beside.get(f'{info.name.rpartition(".")[0]}.weight')
@@ -393,6 +402,7 @@ def _is_code(info, beside, foreign):
     scaled = any(_SCALE.fullmatch(t.name) or t.dtype in PLAIN and t.shape for t in others)
     return len(info.shape) > 1 and (scaled or foreign)
 
+# %% ../nbs/22_checkpoint.ipynb #1ac15e56
 def _codes(tensors, config):
     "Names of the tensors that hold codes of some tool."
     modules, foreign = defaultdict(dict), _foreign(config)
@@ -407,7 +417,8 @@ _OF_ONE = re.compile(rf'(?!.*shared)(?:\w+\.)*\w*experts?\.[a-z_]*{_number}\.(?:
 # %% ../nbs/22_checkpoint.ipynb #d10cd3f7
 @dataclass(frozen=True)
 class Checkpoint(Folder):
-    "A model on disk: a `Folder` whose matrices are known; for a mixture of experts, its routed expert projections."
+    """A model on disk: a `Folder` whose matrices are known; for a mixture of experts, its routed
+    expert projections."""
     # sorted by layer, expert, role
     projections:tuple[Projection, ...] = field(repr=False, default=())
     layout:str = ''                                                     # how the experts are stored
@@ -435,7 +446,8 @@ class Checkpoint(Folder):
         return tuple(n for n in self.rest if may(self.tensors[n]))
 
     def check_rest(self):
-        "Refuse NaN and infinity in what is no expert's, before any work; experts are looked at as they are read."
+        """Refuse NaN and infinity in what is no expert's, before any work; experts are looked at as
+        they are read."""
         for name in track(self.rest, 'reading the rest'): self.tensor(name)
 
     @cached_property
@@ -448,7 +460,8 @@ class Checkpoint(Folder):
     @cached_property
     # before the word `layers` in the names of the matrices, for example 'model.'
     def decoders(self)->tuple[str, ...]:
-        "Where the layers of the decoder lie, or of each, if the folder has more than one with experts."
+        """Where the layers of the decoder lie, or of each, if the folder has more than one with
+        experts."""
         return tuple(dict.fromkeys(p.name.split('layers.')[0] for p in self.projections))
 
     @property
@@ -472,7 +485,7 @@ class Checkpoint(Folder):
 
     def read(self,
         projection:Projection, # one of `projections`
-    ):                         # `[out, in]` contiguous; in the stored type, or in one that holds what was stored
+    ): # `[out, in]` contiguous; in the stored type, or in one that holds what was stored
         "Read one projection, and only its bytes."
         p = projection
         if p.dtype == 'INT4': value = self._integers(p)
@@ -523,7 +536,8 @@ def _prequantized(folder):
 def open_checkpoint(
     path,         # `str | Path | Folder` a checkpoint folder, 'pocket', or a folder that is open
 )->Checkpoint:    # headers only; weights are read by `read`
-    "Open a mixture-of-experts checkpoint and list its routed expert projections, complete or not at all."
+    """Open a mixture-of-experts checkpoint and list its routed expert projections, complete or not
+    at all."""
     folder = path if isinstance(path, Folder) else open_folder(path)
     if folder.packed:
         raise AlphaqError(
@@ -541,7 +555,7 @@ def open_checkpoint(
         seen = _seen(folder.tensors)
         raise _prequantized(folder) or AlphaqError(
             f'{folder.path}: no routed experts, so not a mixture of experts of '
-            'a known layout (a dense model is scored with --dense); seen: ' f'{seen}')
+            f'a known layout (a dense model is scored with --dense); seen: {seen}')
     layers = defaultdict(lambda: defaultdict(list))
     used = {p.module: fits[p.key][0] for p in projections}
     for p in projections: layers[p.module][p.expert].append(p)
@@ -579,7 +593,8 @@ def including(
     checkpoint:Checkpoint,
     kinds,                  # keys of `INCLUDE`
 )->Checkpoint:              # the same with further matrices behind its projections
-    "A checkpoint for scoring, in which routers, attention or shared experts are listed like experts."
+    """A checkpoint for scoring, in which routers, attention or shared experts are listed like
+    experts."""
     if unknown := [k for k in kinds if k not in INCLUDE]:
         raise AlphaqError(f'matrices to include are {", ".join(INCLUDE)}, got {unknown[0]!r}')
     names = [n for n in checkpoint.rest if checkpoint.in_decoder(n)]
@@ -606,7 +621,8 @@ def open_dense(
 def open_either(
     path,          # `str | Path | Folder` a model with experts or without
 )->Checkpoint:
-    "Open a model for a look at it: as dense only when neither its config nor a name speaks of experts."
+    """Open a model for a look at it: as dense only when neither its config nor a name speaks of
+    experts."""
     folder = path if isinstance(path, Folder) else open_folder(path)
     sparse = declared(folder.config) or any('expert' in n
                                             for n in folder.tensors) or fitting(folder.tensors)
@@ -635,7 +651,7 @@ def agrees(
     checkpoint:Checkpoint,
     stacks:dict,           # experts module -> role -> `[E, out, in]` as a model computes with them
     misread=None,          # one of `MISREADINGS`
-):                         # whether each projection is the model's, bit for bit; `None` where there is nothing to misread
+): # whether each projection is the model's, bit for bit; `None` where there is nothing to misread
     "Compare what is read with what a model holds."
     named = {p.name: p for p in checkpoint.projections}
     read = {n: misread(p, named) for n, p in named.items()} if misread else named

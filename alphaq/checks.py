@@ -147,7 +147,8 @@ def check_errors(
     config:AlphaqConfig,           # its `quantization_config`
     original:Checkpoint|None=None, # what it was made from
 ):                                 # yields findings
-    "Each matrix is the one whose error was written down; with the original, the error is that error."
+    """Each matrix is the one whose error was written down; with the original, the error is that
+    error."""
     if not (folder.path/'errors.jsonl').is_file(): return
     rows = read_errors(folder.path/'errors.jsonl')
     bits = widths(config)
@@ -190,7 +191,8 @@ def check_kept(
     config:AlphaqConfig,   # its `quantization_config`
     original:Checkpoint,   # what it should have been made from
 ):                         # yields findings
-    "Whatever was not rounded is what the original holds: type, shape and every byte. Routers may have been tuned."
+    """Whatever was not rounded is what the original holds: type, shape and every byte. Routers may
+    have been tuned."""
     packed = {f'{name}.{part}'
               for name in (*config.modules, *(f'{n}.{r}' for n in config.layers for r in ROLES))
               for part in ('words', 'scale', 'zero')} | {*poison_tensors(config.to_dict())}

@@ -58,7 +58,8 @@ def _check_writable(out):
 
 # %% ../nbs/61_cli.ipynb #66d0d7c3
 def verb(function):
-    "Register a verb; `AlphaqError` and file-system errors become one line on stderr and an exit code."
+    """Register a verb; `AlphaqError` and file-system errors become one line on stderr and an exit
+    code."""
     @functools.wraps(function)
     def guarded(*args, **kwargs):
         if kwargs.get('quiet'): os.environ['ALPHAQ_QUIET'] = '1'
@@ -125,7 +126,8 @@ def info(
     group_size:Annotated[int, typer.Option(help='weights that share a scale', min=1)]=128,
     json_:Json=False, quiet:Quiet=False,
 ):
-    "Layout, counts and exact sizes; what each budget would weigh. From headers alone. Of a quantized folder: its widths."
+    """Layout, counts and exact sizes; what each budget would weigh. From headers alone. Of a
+    quantized folder: its widths."""
     from alphaq.checkpoint import open_checkpoint
     from alphaq.grid import WIDTHS, stored_bytes
     from alphaq.plans import read_plan
@@ -215,7 +217,8 @@ def score(
                     typer.Option(help='i/n: only the i-th of n parts, for `alphaq merge`')]='1/1',
     engine:Engine='local', device:Device='auto', overwrite:Overwrite=False, json_:Json=False,
     quiet:Quiet=False,):
-    "Alpha, variance and rounding error of every expert matrix. From the weights alone; run again after a crash, it continues."
+    """Alpha, variance and rounding error of every expert matrix. From the weights alone; run again
+    after a crash, it continues."""
     import re
     from alphaq.checkpoint import INCLUDE, including
     from alphaq.grid import other_groups
@@ -292,7 +295,7 @@ def doctor(what:Annotated[str, typer.Argument(
         if c.codes:
             findings.append(('wrong',
                              f'{c.codes[0]} and {len(c.codes) - 1} more tensors hold codes of '
-                             'another tool, not weights; ' 'name the model it was made from'))
+                             'another tool, not weights; name the model it was made from'))
     if scores:
         verdict = judge(scores)
         findings.append(('ok' if verdict.untrained is False else 'warning', verdict.text))
@@ -375,7 +378,8 @@ FORETOLD = dict(predicted_bytes='tensor_bytes', predicted_file_bytes='file_bytes
 
 # %% ../nbs/61_cli.ipynb #512b0f77
 def _facts(data, then=None):
-    "A summary for people: words for names, sizes with units, nothing that went as foretold, and the command that comes next."
+    """A summary for people: words for names, sizes with units, nothing that went as foretold, and
+    the command that comes next."""
     shown = {k: v for k, v in data.items() if k not in FORETOLD or v != data[FORETOLD[k]]}
     lines = [(NAMES.get(k, k.replace('_bytes', ' size').replace('_', ' ')) if k != 'projections'
               or isinstance(v, dict) else k, size(v) if k.endswith('bytes') else v)
@@ -404,7 +408,8 @@ def allocate(
     other_bits:Other=None, also:Also=None, model:Annotated[
     Optional[str], typer.Option(help='the checkpoint the scores came from, or just its name')]=None,
     overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,):
-    "Choose a width for every projection under a budget. Says in how many it differs from uniform, and what a target costs."
+    """Choose a width for every projection under a budget. Says in how many it differs from uniform,
+    and what a target costs."""
     from dataclasses import replace
     from alphaq.gamma import voice
     from alphaq.judge import judge
@@ -460,7 +465,8 @@ def frontier(
     noise:Noise=None, choices:Choices=None, count:Count=None, group_size:Group=None,
     scope:Scope=None, granularity:Granularity=None, bound:Bound=None,
     overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,):
-    "Every budget at once: what it costs, and what moves next. A row for each projection that moves."
+    """Every budget at once: what it costs, and what moves next. A row for each projection that
+    moves."""
     import csv, io
     from alphaq.allocation import plan_frontier as every
     from alphaq.core import write_text
@@ -540,7 +546,7 @@ def collect(scores:Annotated[Path, typer.Argument(help='table from `alphaq score
                       'the model itself')]='pydoc+pycode+arithmetic', out:Annotated[
     Path, typer.Option('-o', '--out', help='table to write')]=Path('informed.csv'),
             samples:Samples=32, window:Window=256, probes:Annotated[int, typer.Option(
-    help='random vectors for the curvature, which needs the whole model in ' 'memory', min=0)]=0,
+    help='random vectors for the curvature, which needs the whole model in memory', min=0)]=0,
             group_size:Annotated[
     Optional[int], typer.Option(help='weights that share a scale when rounding is measured; unless '
                                 'said, as in the table', min=1)]=None, device:Device='auto',
@@ -572,10 +578,10 @@ def quantize(
     preset:Preset='best', method:Method=None, gamma:Gamma=None, cap:Cap=None, noise:Noise=None,
     choices:Choices=None, count:Count=None, group_size:Group=None, scope:Scope=None,
     granularity:Granularity=None, bound:Bound=None, quantizer:Annotated[str, typer.Option(
-    help='rounding: mse (searched), rtn (nearest), hqq, or gptq, which ' 'reads text')]='mse',
+    help='rounding: mse (searched), rtn (nearest), hqq, or gptq, which reads text')]='mse',
     calibration:Annotated[Optional[str], typer.Option(
     help='text for gptq and for methods that read it: a file, names joined '
-    'by + (pydoc+pycode+arithmetic), or balanced: written by the model ' 'itself')]=None,
+    'by + (pydoc+pycode+arithmetic), or balanced: written by the model itself')]=None,
     samples:Samples=128, window:Window=256, routing:Annotated[
     str, typer.Option(help='which calibration tokens count for an expert: routed, weighted '
                       '(by the router) or all')]='routed', other_bits:Other=None, also:Also=None,
@@ -584,7 +590,8 @@ def quantize(
     '--unopened', help='also a family that transformers does not know: only a reader of '
     'the format can then open the folder')]=False, device:Device='auto', engine:Engine='local',
     overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,):
-    "Score, allocate, round and pack a checkpoint. Or take a plan; the folder opens in transformers."
+    """Score, allocate, round and pack a checkpoint. Or take a plan; the folder opens in
+    transformers."""
     from alphaq.pipeline import Budget, check_budget, label, settings_for
     _still()
     asked = _asked(method, gamma, cap, noise, choices, count, group_size, scope, granularity, bound)
@@ -621,7 +628,8 @@ def tune(folder:Quantized, model:Annotated[str, typer.Argument(help='the model i
          samples:Samples=128, window:Window=256,
          seed:Annotated[int, typer.Option(help='of the tokens that choices draws')]=0,
          device:Device='auto', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,):
-    "Tune the routers of a quantized folder on text. Into another folder; says what it gained on text kept back."
+    """Tune the routers of a quantized folder on text. Into another folder; says what it gained on
+    text kept back."""
     from alphaq.checkpoint import open_checkpoint
     from alphaq.evaluate import calibration_windows
     from alphaq.pipeline import device_named
@@ -677,7 +685,8 @@ def dequantize(
 
 # %% ../nbs/61_cli.ipynb #1c4aa9a7
 def _beside(against, device, samples, losses):
-    "How losses on samples differ from those of another model on the same windows: a row for each text and one for all."
+    """How losses on samples differ from those of another model on the same windows: a row for each
+    text and one for all."""
     from alphaq.evaluate import paired, sample, sample_nll, verdict
     other, tokenizer = alphaq.load(against, device)
     for name, s in samples.items():
@@ -700,15 +709,16 @@ def eval(model:Loadable='pocket', text:Annotated[Optional[list[str]], typer.Opti
     help='a file, or a named text: pydoc, pycode, arithmetic, more with '
     'ALPHAQ_DATA; may be repeated; unless said these three')]=None,
          tasks:Annotated[Optional[list[str]], typer.Option(
-    help='questions with four answers, by name or all; may be repeated; ' 'needs lm-eval')]=None,
+    help='questions with four answers, by name or all; may be repeated; needs lm-eval')]=None,
          tokens:Annotated[int, typer.Option(help='tokens of each text at most', min=2)]=20_000,
          window:Annotated[int, typer.Option(help='tokens in a window', min=2)]=256,
          questions:Annotated[Optional[int], typer.Option(
     help='questions of each task at most, all unless said', min=1)]=None,
          against:Annotated[Optional[str], typer.Option(
-    help='another model, read on the same windows, such as the unquantized ' 'one',
+    help='another model, read on the same windows, such as the unquantized one',
     metavar='MODEL')]=None, device:Device='auto', json_:Json=False, quiet:Quiet=False,):
-    "Perplexity and bits per byte on texts, accuracy on tasks. Of tasks alone when only tasks are named."
+    """Perplexity and bits per byte on texts, accuracy on tasks. Of tasks alone when only tasks are
+    named."""
     from alphaq.evaluate import perplexity_of, sample, sample_nll
     from alphaq.tasks import CHANCE, check_lm_eval, run_tasks, task_names
     from alphaq.texts import load_text, texts_at_hand

@@ -70,7 +70,8 @@ def measured(
 
 # %% ../nbs/42_collection.ipynb #0588d57a
 def _added(visits):
-    "Visits without their gradients, and the sums of these and of their squares, role -> one per expert."
+    """Visits without their gradients, and the sums of these and of their squares, role -> one per
+    expert."""
     kept, slopes, fisher = [], {}, {}
     for v in visits:
         for role, found in v.weights.items():
@@ -95,7 +96,8 @@ def routing(
     visits,          # list of `Visit`, one window each
     texts:Tensor,    # `[windows]` number of the text that each window is of
 )->dict:             # field of `Score` -> `[experts]`
-    "Shares of assignments and of the router's probability ({eq}`eq-signals`; PMQ), and the largest share in any text (DynaMo)."
+    """Shares of assignments and of the router's probability ({eq}`eq-signals`; PMQ), and the
+    largest share in any text (DynaMo)."""
     (count, _, hidden) = matrices(layer.mlp.experts)['up_proj'].shape
     def zeros(*shape): return torch.zeros(*shape, dtype=torch.float64)
     rows = _router(layer, count, hidden)
@@ -121,7 +123,8 @@ def predicted_similarity(
     batch:int=256,    # tokens
     epochs:int=100,   # at most
 )->float:             # in [-1, 1]
-    "Mean cosine of a block's input and output as a small network predicts it (QuantMoE-Bench, arXiv 2406.08155)."
+    """Mean cosine of a block's input and output as a small network predicts it (QuantMoE-Bench,
+    arXiv 2406.08155)."""
     g = torch.Generator().manual_seed(seed)
     pick = torch.randperm(len(x), generator=g)[:tokens]
     x, cosine = x.cpu().float()[pick], F.cosine_similarity(x.float(), y.float(), dim=1).cpu()[pick]
@@ -166,7 +169,8 @@ def collect(
     seed:int=0,           # of probes and predictors
     device:str='cpu',
 )->dict:                  # name of a projection -> fields of `Score`
-    "Everything that the methods with data ask of calibration text, in one pass forwards and one back."
+    """Everything that the methods with data ask of calibration text, in one pass forwards and one
+    back."""
     windows, texts = windows.to(device), torch.zeros(
         len(windows), dtype=torch.long) if texts is None else torch.as_tensor(texts)
     if len(texts) != len(windows):

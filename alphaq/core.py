@@ -63,7 +63,8 @@ def third_party(
     what:str, # was being done, and to what
     cure:str, # what to do about it
 ):
-    "One line for whatever another library raises on an input it does not understand; memory and interrupts pass."
+    """One line for whatever another library raises on an input it does not understand; memory and
+    interrupts pass."""
     try: yield
     except (AlphaqError, MemoryError): raise
     except Exception as e:
@@ -81,7 +82,8 @@ def natural(
 def one_line(
     command:str, # that says it
 ):
-    "What a command does with an `AlphaqError`: one line on stderr, and its exit code. A decorator as well."
+    """What a command does with an `AlphaqError`: one line on stderr, and its exit code. A decorator
+    as well."""
     try: yield
     except AlphaqError as e:
         print(f'{command}: {e}', file=sys.stderr)
@@ -158,7 +160,8 @@ def read_json(
     path,                     # `str | Path`
     limit:int=64 * 2**20,     # bytes; a larger file is refused before it is read
 ):                            # the parsed object
-    "Read a JSON file; a missing, oversized or malformed one, or one with a name twice, is an `AlphaqError` that names it."
+    """Read a JSON file; a missing, oversized or malformed one, or one with a name twice, is an
+    `AlphaqError` that names it."""
     path = Path(path)
     if not path.is_file(): raise AlphaqError(f'{path}: no such file')
     if path.stat().st_size > limit:
@@ -205,7 +208,8 @@ def _locked(path):
 def alone(
     target, # `str | Path` file or folder that is going to be written
 ):
-    "Be the only run that writes a target, as long as the context is open; whoever comes second is refused."
+    """Be the only run that writes a target, as long as the context is open; whoever comes second is
+    refused."""
     target = Path(target).absolute()
     path, owner = target.with_name(f'.{target.name}.lock'), os.getpid()
     if path.is_symlink(): raise AlphaqError(f'{path} is a link; remove it')
@@ -268,7 +272,8 @@ def check_sums(
 _packages = ('alphaq', 'torch', 'transformers', 'triton', 'numpy', 'pulp', 'highspy')
 
 def _commit(here=None):
-    "The commit of the checkout this package runs from, `-dirty` when it has changes outside results/; `None` outside a checkout."
+    """The commit of the checkout this package runs from, `-dirty` when it has changes outside
+    results/; `None` outside a checkout."""
     here = here or (Path(__file__).resolve().parent if '__file__' in globals() else Path.cwd())
     def git(*args):
         return subprocess.run(['git', '-C', str(here), *args], capture_output=True, text=True)
@@ -341,7 +346,8 @@ def cache_dir(
 
 def results_dir(
 )->Path: # `results/` of the checkout
-    "The checkout's `results/` folder, found from the package or, inside a notebook, from the working folder."
+    """The checkout's `results/` folder, found from the package or, inside a notebook, from the
+    working folder."""
     start = Path(__file__).resolve().parent if '__file__' in globals() else Path.cwd()
     for folder in (start, *start.parents):
         if (folder/'settings.ini').is_file(): return folder/'results'
@@ -361,7 +367,8 @@ def split_name(
 def layer_of(
     name:str, # of a projection, or of anything else
 )->str|None:  # for example 'model.layers.3'
-    "The layer a matrix belongs to. Its number alone is no identity: a folder can hold two stacks of layers."
+    """The layer a matrix belongs to. Its number alone is no identity: a folder can hold two stacks
+    of layers."""
     m = re.match(r'(?:\w+\.)*?(?:\w*(?:layer|block)s?|h)\.\d+(?=\.)', name)
     return m and m[0]
 

@@ -45,7 +45,7 @@ def dial_data(
 def at_round_budgets(
     rows,            # of `frontier`
     step:float=.25,  # bits from one to the next
-)->list:             # of dicts: bits, objective, lower_bound, and gap, how far apart these two are at most
+)->list: # of dicts: bits, objective, lower_bound, and gap, how far apart these two are at most
     "A frontier at round budgets."
     bits, cost, under = (np.array([r[k] for r in rows])
                          for k in ('bits', 'objective', 'lower_bound'))

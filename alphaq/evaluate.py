@@ -161,7 +161,8 @@ def perplexity_of(
     sample:Sample,
     losses:Tensor,    # `[n]` from `window_nll`, on its windows
 )->Perplexity:
-    "Perplexity per token and bits per byte that follow from the losses of a sample's windows ({eq}`eq-ppl`)."
+    """Perplexity per token and bits per byte that follow from the losses of a sample's windows
+    ({eq}`eq-ppl`)."""
     text, nll, count = sample.text, losses.mean().item(), sample.rows.numel() - len(sample.rows)
     if not nll < float('inf'):
         raise AlphaqError(

@@ -86,7 +86,7 @@ def priced(
     scores,            # `[n]` `Score`
     settings:Settings, # what was asked for
     target:str,        # key of `TARGETS`
-)->tuple:              # `(Allocation, price)`: predicted cost over that of the free plan, `None` where no free plan or no cost is
+)->tuple: # `(Allocation, price)`: predicted cost over that of the free plan, `None` where no free plan or no cost is
     "The best plan that a target can load, and what it costs beside the best plan."
     within = restricted(settings, target)
     if method_named(settings.method).widths and within.granularity != 'projection':
@@ -126,7 +126,8 @@ def _used_groups(plan):
 
 # %% ../nbs/33_exports.ipynb #2fc2ecb8
 def _group_obstacle(plan, t):
-    "The first group size in a plan that a target cannot load, and one that it can, if there is any for these rows; `None` when it can."
+    """The first group size in a plan that a target cannot load, and one that it can, if there is
+    any for these rows; `None` when it can."""
     used = _used_groups(plan)
     for g in used:
         if t.groups and g not in t.groups:
@@ -154,7 +155,8 @@ def check_loads(
 def _json(obj): return json.dumps(obj, indent=1) + '\n'
 
 def _group(plan, name):
-    "Weights that share a scale in a matrix; of what is no expert's, whatever divides every expert's rows."
+    """Weights that share a scale in a matrix; of what is no expert's, whatever divides every
+    expert's rows."""
     parts = split_name(name)
     return plan.group(parts[0], parts[2]) if parts else _common(plan)
 
@@ -168,7 +170,8 @@ def _own_group(plan, module, role):
 def _one_of(items): return items[0] if len(items) == 1 else f'({"|".join(items)})'
 
 def _decoder(plan, place='', number=r'\d+', dot=r'\.'):
-    "A pattern for what lies in the layers of the decoder, which a tower beside it has layers of its own to be told from."
+    """A pattern for what lies in the layers of the decoder, which a tower beside it has layers of
+    its own to be told from."""
     prefixes = dict.fromkeys(p.rpartition('layers.')[0] for p in plan.layers)
     return f'{_one_of([p.replace(".", dot) for p in prefixes])}layers{dot}{number}{dot}{place}'
 
@@ -215,7 +218,8 @@ def to_autoround(
 def to_llm_compressor(
     plan:Plan,
 )->str: # YAML
-    "A recipe for llm-compressor's `oneshot` (llm-compressor 0.14.0, README and config_groups of compressed-tensors 0.20.0)."
+    """A recipe for llm-compressor's `oneshot` (llm-compressor 0.14.0, README and config_groups of
+    compressed-tensors 0.20.0)."""
     groups = {}
     for prefix, roles in plan.layers.items():
         groups.setdefault(int(next(iter(roles.values()))[0]),
@@ -239,7 +243,8 @@ def to_llm_compressor(
 def to_hqq(
     plan:Plan,
 )->str: # JSON, layer name -> arguments of `BaseQuantizeConfig`
-    "Arguments of HQQ's `BaseQuantizeConfig` for each layer, by a pattern for all of attention (HQQ 0.2.8, README)."
+    """Arguments of HQQ's `BaseQuantizeConfig` for each layer, by a pattern for all of attention
+    (HQQ 0.2.8, README)."""
     def cell(name, bits):
         return None if bits == 16 else {'nbits': bits, 'group_size': _group(plan, name)}
     return _json({n: cell(n, b) for n, b in ({_decoder(plan, r'self_attn\..*'): plan.other_bits}
@@ -251,7 +256,8 @@ _gguf_types = {2: 'q2_k', 3: 'q3_k', 4: 'q4_k', 16: 'bf16'}
 def to_llama_cpp(
     plan:Plan,
 )->str: # text, one rule a line
-    "A file for `llama-quantize --tensor-type-file` (llama.cpp, tools/quantize/quantize.cpp; names by gguf 0.19.0)."
+    """A file for `llama-quantize --tensor-type-file` (llama.cpp, tools/quantize/quantize.cpp; names
+    by gguf 0.19.0)."""
     if plan.modules:
         raise AlphaqError(f'GGUF has another name for {next(iter(plan.modules))}; take it out '
                           'of `modules`, it is then kept as it is')

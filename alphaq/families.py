@@ -118,8 +118,10 @@ FAMILIES = (  # `model_type`s that go the whole way
 OTHER_FAMILIES = (  # read and scored; not every one of them is run
     'glm4_moe', 'phimoe', 'granitemoe', 'jamba', 'llama4_text', 'dbrx', 'switch_transformers')
 
-SWEPT = ( # found by the sweep of all families that transformers builds
-    'afmoe', 'axk1', 'axk2', 'cohere2_moe', 'deepseek_v32', 'deepseek_v4', 'dots1', 'ernie4_5_moe', 'exaone_moe', 'flex_olmo',
-    'flint', 'gemma4_text', 'glm4_moe_lite', 'glm_moe_dsa', 'granitemoe_swa', 'granitemoeshared', 'hunyuan_v1_moe', 'hy_v3',
-    'hy_v4', 'jetmoe', 'kolibri1', 'laguna', 'mellum', 'mimo_v2_flash', 'minimax', 'minimax_m2', 'minimax_m3_vl', 'mistral4',
-    'mistral_large4', 'qwen3_5_moe', 'qwen3_5_moe_text', 'qwen3_vl_moe', 'solar_open')
+# found by the sweep of all families that transformers builds
+SWEPT = ('afmoe', 'axk1', 'axk2', 'cohere2_moe', 'deepseek_v32', 'deepseek_v4', 'dots1',
+         'ernie4_5_moe', 'exaone_moe', 'flex_olmo', 'flint', 'gemma4_text', 'glm4_moe_lite',
+         'glm_moe_dsa', 'granitemoe_swa', 'granitemoeshared', 'hunyuan_v1_moe', 'hy_v3',
+         'hy_v4', 'jetmoe', 'kolibri1', 'laguna', 'mellum', 'mimo_v2_flash', 'minimax',
+         'minimax_m2', 'minimax_m3_vl', 'mistral4',
+         'mistral_large4', 'qwen3_5_moe', 'qwen3_5_moe_text', 'qwen3_vl_moe', 'solar_open')

@@ -43,7 +43,8 @@ def _check_name(name):
 
 # %% ../nbs/21_folder.ipynb #19768d3b
 def _entries(path):
-    "The JSON of a header, after the safetensors library has found the file whole, and where the numbers begin."
+    """The JSON of a header, after the safetensors library has found the file whole, and where the
+    numbers begin."""
     with path.open('rb') as f:
         length = int.from_bytes(f.read(8), 'little')
         if length > HEADER:
@@ -230,7 +231,7 @@ class Folder:
     def tensor(self,
         name:str,          # a key of `tensors`
         finite:bool=True,  # refuse NaN and infinity
-    ):                     # the whole tensor in its stored type; float32 where codes and scales are stored
+    ): # the whole tensor in its stored type; float32 where codes and scales are stored
         "Read one tensor."
         if name not in self.tensors: raise AlphaqError(f'{self.path}: no tensor {name}')
         file, scale = self.tensors[name].file, self.scale_of(name)

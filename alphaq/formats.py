@@ -52,7 +52,8 @@ def int4(
     scale:Tensor,           # `[out, groups]` any floating type
     zeros:Tensor|None=None, # `[ceil(out / 8), groups]` int32
 )->Tensor:                  # `[out, in]` float32
-    "Weights from packed integers and the scale of each group (compressed-tensors, `pack-quantized`)."
+    """Weights from packed integers and the scale of each group (compressed-tensors,
+    `pack-quantized`)."""
     out, groups = scale.shape if scale.ndim == 2 else (0, 0)
     plain = words.dtype == torch.int32 and words.ndim == 2
     fits = plain and groups and words.numel() and len(words) == out and 8 * words.shape[

@@ -21,7 +21,8 @@ ZERO_STEPS = 16        # a stored zero point counts sixteenths of a code
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    "One rounded matrix: integer codes and the grid of each group; may carry leading batch dimensions."
+    """One rounded matrix: integer codes and the grid of each group; may carry leading batch
+    dimensions."""
     codes:Tensor     # `[..., out, in]` uint8, 0 .. 2^bits - 1
     scale:Tensor     # `[..., out, groups]` float16, weight units per code
     zero:Tensor      # `[..., out, groups]` uint8, sixteenths of a code
@@ -90,7 +91,8 @@ def sign_grid(
     return _stored(scale, torch.full_like(scale, .5), 1)
 
 def _errors(groups, scales, zeros, bits, room):
-    "Norm of each group's error on each of several grids, in steps until the end; infinite on a grid without a scale. Leaves the codes of the last one."
+    """Norm of each group's error on each of several grids, in steps until the end; infinite on a
+    grid without a scale. Leaves the codes of the last one."""
     places, codes, _ = room
     def norm(inverse, zero):
         torch.mul(groups, inverse, out=places).add_(zero)
@@ -103,7 +105,8 @@ def _errors(groups, scales, zeros, bits, room):
 
 # %% ../nbs/06_grid.ipynb #98c01961
 def _refined(mean, grid, bits, room):
-    "Least-squares grid for the codes of `grid` ({eq}`eq-refine`); the same grid where they do not vary."
+    """Least-squares grid for the codes of `grid` ({eq}`eq-refine`); the same grid where they do not
+    vary."""
     product, codes, centred = room
     total, n = codes.sum(-1, True), codes.shape[-1]
     spread = torch.mul(codes, codes, out=product).sum(-1, True) - total * (total / n)
@@ -127,7 +130,8 @@ _PIECE = 2**19
 
 # %% ../nbs/06_grid.ipynb #bfb4772a
 def _pieces(groups, *more):
-    "A few groups at a time, three arrays of their size to work in, and what else there is of each group."
+    """A few groups at a time, three arrays of their size to work in, and what else there is of each
+    group."""
     n = groups.shape[-1]
     count = max(1, (_PIECE if groups.device.type == 'cpu' else groups.numel()) // n)
     room = groups.new_empty(3, min(count, groups.numel() // n), n)
@@ -182,7 +186,8 @@ def group_of(
     columns:int,     # of a matrix
     group_size:int,  # asked for
 )->int:              # weights of a row that share a grid
-    "At most as many as asked for: what was asked for where it divides the row, else a power of two, else a divisor."
+    """At most as many as asked for: what was asked for where it divides the row, else a power of
+    two, else a divisor."""
     if size := _groups(columns, group_size): return size
     raise AlphaqError(
         f'no group of {min(LEAST, group_size)} to {group_size} weights divides a row of {columns}; '
@@ -195,6 +200,7 @@ def has_groups(
     "Whether a row can be cut into groups at all."
     return _groups(columns, group_size) > 0
 
+# %% ../nbs/06_grid.ipynb #49453cd1
 def other_groups(
     columns,        # rows' lengths
     group_size:int, # asked for
@@ -249,7 +255,8 @@ def hqq_grid(
     p:float=.7,        # norm of the error, below 2
     beta:float=10.,    # strength of the spring
 ):                     # scale `[..., 1]` float16, zero `[..., 1]` uint8
-    "Min-max scale, and the zero point that half-quadratic splitting finds ({eq}`eq-hqq`; Badri and Shaji 2023)."
+    """Min-max scale, and the zero point that half-quadratic splitting finds ({eq}`eq-hqq`; Badri
+    and Shaji 2023)."""
     if bits == 1: return sign_grid(groups)
     scale, zero = min_max_grid(groups, bits)
     size = groups.std(-1, correction=0, keepdim=True) if unit else torch.ones_like(groups[..., :1])

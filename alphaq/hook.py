@@ -52,7 +52,7 @@ CURE_KEY = 'import alphaq before loading this folder'  # name of an empty tensor
 
 def poison_tensors(
     quantization:dict, # `quantization_config` of a folder, with its table `layers`
-)->dict:               # names to tensors without elements, to be written into any shard and listed in the index
+)->dict: # names to tensors without elements, to be written into any shard and listed in the index
     "Empty tensors that make a load without the plug-in fail with the cure in view."
     import torch
     layers = sorted(quantization['layers'],

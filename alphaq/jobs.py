@@ -102,7 +102,8 @@ def spectra(
     tile:int=256,          # largest tile side
     stride:int|None=None,  # between tiles
 )->list:                   # `[n]` eigenvalues of the tiles of each
-    "Pooled eigenvalues of several matrices, equal tiles in one batch; `farms_eigenvalues` for many."
+    """Pooled eigenvalues of several matrices, equal tiles in one batch; `farms_eigenvalues` for
+    many."""
     blocks, found = [farms_tiles(W.double(), tile, stride) for W in matrices], {}
     for sides in {b.shape[1:] for b in blocks}:
         own = [i for i, b in enumerate(blocks) if b.shape[1:] == sides]
@@ -309,7 +310,8 @@ def on_ray(
     items,                 # its arguments
     workers:int|None=None, # of a cluster started here; `None`: one for each core
 ):                         # yields `(item, result)`
-    "Call a function for every item on a Ray cluster; what a dying worker leaves undone is done again."
+    """Call a function for every item on a Ray cluster; what a dying worker leaves undone is done
+    again."""
     if find_spec('ray') is None:
         raise AlphaqError(
             "Ray is not installed; pip install 'alphaq[ray]', or leave --engine at local")

@@ -50,14 +50,16 @@ def _slack(rows): return 4 * (2 / len(rows)) ** .5  # four relative standard err
 def sizes_of_noise(
     variances,  # `[n]` of matrices of one kind
 )->list:        # `(rows, cols)` with rows <= cols, at most 2^24 entries
-    "Shapes of matrices whose variances would scatter as these do if they were Gaussian of one true variance ({eq}`eq-implied-size`)."
+    """Shapes of matrices whose variances would scatter as these do if they were Gaussian of one
+    true variance ({eq}`eq-implied-size`)."""
     size, slack = _size(variances), _slack(variances)
     return [(r, c) for r in _KNOWN
             for c in _KNOWN if r <= c <= 8 * r and r * c <= 2**24 and abs(r * c / size - 1) < slack]
 
 # %% ../nbs/28_judge.ipynb #f39bdb69
 def _explained(rows):
-    "The shape and rule under which Gaussian matrices give these alphas most nearly, `None` when none comes near."
+    """The shape and rule under which Gaussian matrices give these alphas most nearly, `None` when
+    none comes near."""
     alpha = [s.alpha for s in rows]
     variances = [s.variance for s in rows]
     known = rows[0].numel
@@ -103,4 +105,4 @@ def judge(
         return Verdict(
             False, f'noise of these shapes explains the alphas of {count} of {len(scores)} rows')
     return Verdict(None, 'no null_z and no shapes, or too few rows of a kind, so alpha '
-                   'cannot be held against noise; score the model itself with `alphaq ' 'score`')
+                   'cannot be held against noise; score the model itself with `alphaq score`')

@@ -43,7 +43,8 @@ def write_index(
     shards,       # names of its weight files
     foretold=None, # names of all tensors that they should hold; `None` where nobody has said
 )->int:           # bytes of all tensors
-    "Write which shard holds which tensor; one that stands twice, is missing or came uninvited is refused."
+    """Write which shard holds which tensor; one that stands twice, is missing or came uninvited is
+    refused."""
     weight_map, total = {}, 0
     for shard in shards:
         for name, info in read_header(folder/shard).items():
@@ -64,7 +65,8 @@ def holds(
     path:Path, # of a weight file in a folder that is being made
     foretold,  # names of the tensors that it is to hold
 )->bool:
-    "Whether it is there. It arrived by renaming, so it is whole unless it was damaged since; that it is this one, its names say."
+    """Whether it is there. It arrived by renaming, so it is whole unless it was damaged since; that
+    it is this one, its names say."""
     if not path.exists(): return False
     try: return read_header(path).keys() == {*foretold}
     except AlphaqError: return False
@@ -92,7 +94,8 @@ def _files(folder):
 
 # %% ../nbs/44_making.ipynb #fb710054
 def _belongs(path, source):
-    "Whether a file goes along as far as its name, its kind and its size say; a link that leads out is refused."
+    """Whether a file goes along as far as its name, its kind and its size say; a link that leads
+    out is refused."""
     name = path.relative_to(source)
     if _FOREIGN.fullmatch(path.name.lower()) or _OURS.fullmatch(str(name)) or len(
         name.parts) > DEEP + 1:
@@ -172,7 +175,8 @@ def _restored(out):
     else: _remove(aside)  # its successor stands, or stood; it was already going
 
 def _remove(path):
-    "Remove what was made here, last of all what says what it is: a kill in between leaves what the next run knows."
+    """Remove what was made here, last of all what says what it is: a kill in between leaves what
+    the next run knows."""
     if path.is_symlink() or path.is_file(): path.unlink()
     elif path.exists():
         for p in path.iterdir():
@@ -181,7 +185,8 @@ def _remove(path):
 
 # %% ../nbs/44_making.ipynb #2ab1d976
 def _prepared(partial, manifest, overwrite):
-    "Make the partial folder, or find it as an earlier run of the same job left it; whether it is new."
+    """Make the partial folder, or find it as an earlier run of the same job left it; whether it is
+    new."""
     manifest = json.loads(json.dumps(manifest))
     names = {p.name for p in partial.iterdir()
              if not p.name.endswith('.tmp')} if partial.exists() else set()
@@ -224,7 +229,7 @@ def _in_a_line(total, partial):
         if number in (errno.ENOSPC, errno.EDQUOT):
             needed = size(_missing_bytes(total, partial))
             raise AlphaqError(f'{partial}: the disk is full, {needed} more are needed; make room '
-                              'and run the same command again, ' 'it continues') from None
+                              'and run the same command again, it continues') from None
         if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             raise AlphaqError(f'{partial.parent} cannot be written ({os.strerror(number)}); '
                               'choose another folder') from None
@@ -248,7 +253,8 @@ def making(
     total:int,       # bytes of all weight files it will hold
     overwrite:bool,  # replace a finished folder
 ):                   # yields the partial folder to write into
-    "A folder that grows beside its place and takes it when the context ends; after a crash the next run goes on."
+    """A folder that grows beside its place and takes it when the context ends; after a crash the
+    next run goes on."""
     partial = out.with_name(f'{out.name}.partial')
     companions(source)  # refuses a link that leads out of the folder
     with _in_a_line(total, partial), alone(out):

@@ -55,7 +55,8 @@ class Settings:
 def visits(
     scores,      # `[n]` `Score`
 )->np.ndarray:   # `[n]` integers, at least 1
-    "How often a token reads each matrix: the expert's share of its layer in parts of 16,384; ones where no text was read."
+    """How often a token reads each matrix: the expert's share of its layer in parts of 16,384; ones
+    where no text was read."""
     shares = [s.frequency for s in scores]
     return np.ones(len(scores), np.int64) if None in shares else np.maximum(
         1, np.rint(2**14 * np.array(shares))).astype(np.int64)
@@ -136,7 +137,8 @@ def alpha_only(scores, settings): # `[n, choices]` costs
         np.ones(len(scores)), settings.choices)
 
 def direct(scores, settings): # `[n, choices]` costs
-    "Alpha itself times noise, as the paper's words for its `Direct` ablation read; a large alpha is then dear (AlphaQ, table 3)."
+    """Alpha itself times noise, as the paper's words for its `Direct` ablation read; a large alpha
+    is then dear (AlphaQ, table 3)."""
     return _alphas(scores)[:, None] * noise_table(scores, settings)
 
 # %% ../nbs/30_methods.ipynb #90c346a2
@@ -167,7 +169,7 @@ def _layer(s): return layer_of(s.name) or s.layer  # a table of a stranger knows
 def units(
     scores,          # `[n]` `Score`
     granularity:str, # one of `GRANULARITIES`
-)->np.ndarray:       # `[n]` number of the unit of each projection, from 0, in order of first appearance
+)->np.ndarray: # `[n]` number of the unit of each projection, from 0, in order of first appearance
     "What shares a width."
     if granularity == 'projection': return np.arange(len(scores))
     if any(s.layer < 0 or (granularity == 'expert' and s.expert < 0)
@@ -195,7 +197,8 @@ def mopeq(scores, settings): # `[n, choices]` costs
 
 # %% ../nbs/30_methods.ipynb #8146160c
 def uniform(scores, settings, sizes, budget): # `[n]` widths
-    "One width for all, the next one up for the first projections as far as the budget reaches (AlphaQ, section 4.1)."
+    """One width for all, the next one up for the first projections as far as the budget reaches
+    (AlphaQ, section 4.1)."""
     total = sizes.sum(0)
     low = int(np.flatnonzero(total <= budget)[-1])
     if low == len(total) - 1: return np.full(len(scores), settings.choices[-1])
@@ -204,7 +207,8 @@ def uniform(scores, settings, sizes, budget): # `[n]` widths
     return _promoted(np.array(order), low, low + 1, settings, sizes, budget)
 
 def _promoted(order, low, high, settings, sizes, budget):
-    "Everything at one choice, and the first of an order at a higher one, as far as the budget reaches."
+    """Everything at one choice, and the first of an order at a higher one, as far as the budget
+    reaches."""
     extra = np.cumsum((sizes[:, high] - sizes[:, low])[order])
     bits = np.full(len(order), settings.choices[low])
     bits[order[:int(np.searchsorted(extra, budget - sizes[:, low].sum(),
@@ -213,7 +217,8 @@ def _promoted(order, low, high, settings, sizes, budget):
 
 # %% ../nbs/30_methods.ipynb #1533827f
 def outlier(scores, settings, sizes, budget): # `[n]` widths
-    "Two bits, four for the projections with the largest linear outlier score (QuantMoE-Bench, 2024)."
+    """Two bits, four for the projections with the largest linear outlier score (QuantMoE-Bench,
+    2024)."""
     return _first_at_four(-_signal(scores, 'outlier'), settings, sizes, budget)
 
 def _first_at_four(rank, settings, sizes, budget):
@@ -226,7 +231,8 @@ def _first_at_four(rank, settings, sizes, budget):
     return _promoted(np.argsort(rank, kind='stable'), low, high, settings, sizes, budget)
 
 def _by_layer(scores, values):
-    "Layer to `(experts, value of each, rows of each)`, values averaged over an expert's projections."
+    """Layer to `(experts, value of each, rows of each)`, values averaged over an expert's
+    projections."""
     layers = {}
     for i, s in enumerate(scores):
         layers.setdefault(_layer(s), {}).setdefault(s.expert, []).append(i)
@@ -238,7 +244,8 @@ def _by_layer(scores, values):
 
 # %% ../nbs/30_methods.ipynb #b3d8a323
 def ratio(scores, settings, sizes, budget): # `[n]` widths
-    "In each layer a share of experts one bit up and a share one bit down, by mean alpha (released code of AlphaQ, `mixed_with_alpha`)."
+    """In each layer a share of experts one bit up and a share one bit down, by mean alpha (released
+    code of AlphaQ, `mixed_with_alpha`)."""
     base = int(np.floor(settings.bits))
     up = .25 + settings.bits - base
     down = min(.25, 1 - up)
@@ -253,7 +260,8 @@ def ratio(scores, settings, sizes, budget): # `[n]` widths
 
 # %% ../nbs/30_methods.ipynb #049e3a86
 def _moved_ahead(order, variance, zeta=3.):
-    "The order, walked from its end: an expert of `zeta` times the variance of one before it takes that one's place."
+    """The order, walked from its end: an expert of `zeta` times the variance of one before it takes
+    that one's place."""
     order = list(order)
     for e in reversed(order.copy()):
         k = next((k for k, other in enumerate(order) if zeta * variance[other] < variance[e]),
@@ -273,7 +281,8 @@ def _level_counts(bits, levels, n):
 
 # %% ../nbs/30_methods.ipynb #afb682cb
 def router_variance(scores, settings, sizes, budget, signal='router_norm', levels=3): # `[n]` widths
-    "Experts by router norm or its change, moved ahead by variance, two or three levels in every layer (Chowdhury et al., ICLR 2026)."
+    """Experts by router norm or its change, moved ahead by variance, two or three levels in every
+    layer (Chowdhury et al., ICLR 2026)."""
     low = 2 if settings.bits > 3 else 1
     bits = np.empty(len(scores), np.int64)
     norms = _by_layer(scores, _signal(scores, signal))
@@ -294,7 +303,8 @@ def frequency(scores, settings, sizes, budget): # `[n]` widths
     return _first_at_four(-_signal(scores, 'frequency'), settings, sizes, budget)
 
 def dynamo(scores, settings, sizes, budget): # `[n]` widths
-    "Two bits, four for the experts with the largest share of tokens in any one corpus (DynaMo, 2025)."
+    """Two bits, four for the experts with the largest share of tokens in any one corpus (DynaMo,
+    2025)."""
     return _first_at_four(-_signal(scores, 'corpora'), settings, sizes, budget)
 
 def dynaexq(scores, settings, sizes, budget): # `[n]` widths
@@ -305,7 +315,8 @@ def dynaexq(scores, settings, sizes, budget): # `[n]` widths
     return _first_at_four(rank, settings, sizes, budget)
 
 def bsp(scores, settings, sizes, budget): # `[n]` widths
-    "Two bits, four for the blocks whose output is least like their input (QuantMoE-Bench, 2024, block score predictor)."
+    """Two bits, four for the blocks whose output is least like their input (QuantMoE-Bench, 2024,
+    block score predictor)."""
     return _first_at_four(_signal(scores, 'similarity'), settings, sizes, budget)
 
 # %% ../nbs/30_methods.ipynb #d00ed44a
@@ -321,7 +332,8 @@ def hessian(scores, settings): # `[n, choices]` costs
     return np.maximum(trace, trace[trace > 0].min())[:, None] * noise_table(scores, settings)
 
 def afg(scores, settings): # `[n, choices]` costs
-    "Fisher information of each output channel times its squared error (after AFG, ACL Findings 2025)."
+    """Fisher information of each output channel times its squared error (after AFG, ACL Findings
+    2025)."""
     return _wide(scores, settings, 'fisher')
 
 def autoscheme(scores, settings): # `[n, choices]` costs
@@ -335,12 +347,14 @@ def autoscheme(scores, settings): # `[n, choices]` costs
 
 # %% ../nbs/30_methods.ipynb #b48df4c4
 def mxmoe(scores, settings): # `[n, choices]` costs
-    "Change of the layer's output when one matrix is rounded (MxMoE, 2025, with r = 1: no term for time)."
+    """Change of the layer's output when one matrix is rounded (MxMoE, 2025, with r = 1: no term for
+    time)."""
     return _wide(scores, settings, 'layer_error')
 
 # %% ../nbs/30_methods.ipynb #20be6990
 def _block_table(costs, sizes):
-    "Least cost `[sizes]` of a block at each total of integer sizes, with one row or more at each of the two highest choices, and the way back."
+    """Least cost `[sizes]` of a block at each total of integer sizes, with one row or more at each
+    of the two highest choices, and the way back."""
     top, span = sizes.shape[1] - 1, int(sizes[:, -1].sum()) + 1
     best, trail = np.full((4, span), np.inf), []
     best[0, 0] = 0.
@@ -401,7 +415,8 @@ def _expert_blocks(costs, scores, settings, sizes, budget):
 
 # %% ../nbs/30_methods.ipynb #46a51d45
 def pmq(scores, settings, sizes, budget): # `[n]` widths
-    "Frequency, routing weight and output error in a program for every block (PMQ in MC-MoE, ICLR 2025)."
+    """Frequency, routing weight and output error in a program for every block (PMQ in MC-MoE, ICLR
+    2025)."""
     costs = (_signal(scores, 'frequency')
              * _signal(scores, 'routing') ** 1.5)[:, None] * _wide(scores, settings, 'expert_error')
     widths, blocks = _expert_blocks(costs, scores, settings, sizes, budget)

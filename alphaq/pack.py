@@ -43,7 +43,8 @@ def word_count(
     shape,    # `(out, in)`
     bits:int, # 1 .. 4
 )->int:       # 16-bit words
-    "Words of a packed matrix: exactly `bits * out * in / 16` when the fields of a block divide the inputs."
+    """Words of a packed matrix: exactly `bits * out * in / 16` when the fields of a block divide
+    the inputs."""
     return shape[0] * padded_inputs(shape[1], bits) * bits // 16
 
 # %% ../nbs/07_pack.ipynb #ee57efed

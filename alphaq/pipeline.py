@@ -216,7 +216,8 @@ def experts_only(
     scores,         # `[n]` `Score`
     left_out:list,  # receives the names of the others
 )->list:
-    "Without the rows of attention, routers and shared experts, whose widths are not allocated; a table of nothing else stays as it is."
+    """Without the rows of attention, routers and shared experts, whose widths are not allocated; a
+    table of nothing else stays as it is."""
     experts = [s for s in scores if s.role in (*ROLES, '')]
     if experts: left_out += [s.name for s in scores if s.role not in (*ROLES, '')]
     return experts or scores
@@ -226,7 +227,8 @@ def group_measured(
     scores,     # `[n]` `Score`
     asked=None, # group size
 ):
-    "The group size of a plan: what is asked for, else what the errors were measured with; `None` for the usual."
+    """The group size of a plan: what is asked for, else what the errors were measured with; `None`
+    for the usual."""
     found = {s.group for s in scores} - {None, Settings.group_size}
     return found.pop() if asked is None and len(found) == 1 else asked
 
@@ -355,7 +357,8 @@ def check_feasible(
     model:Checkpoint,
     settings:Settings,
 ):
-    "Refuse an unknown method, an unreachable budget, an impossible bound or group size from headers alone."
+    """Refuse an unknown method, an unreachable budget, an impossible bound or group size from
+    headers alone."""
     method_named(settings.method)
     check_groups(model, settings.group_size)
     allocate(unscored(model), replace(settings, method='noise-only', noise='analytic', gamma=None))

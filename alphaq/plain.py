@@ -36,7 +36,8 @@ def dense_matrices(
     layers:dict,   # experts module to role to one width character per expert
     modules:dict,  # other quantized linear to its width
 ):                 # yields `(name, [out, in] float32)`
-    "Every packed matrix of a folder, dequantized, one at a time; the roles of an expert one after the other."
+    """Every packed matrix of a folder, dequantized, one at a time; the roles of an expert one after
+    the other."""
     def arena(key):
         return {f'{key}.{part}': folder.tensor(f'{key}.{part}')
                 for part in ('words', 'scale', 'zero')}
@@ -104,7 +105,7 @@ def _prefix(name): return layer_of(name) or ''
 def folder_parts(
     folder:Folder, # quantized
     q:dict,        # its `quantization_config`
-)->dict:           # prefix of a layer, or '' for the rest, to names of kept tensors, table of experts, table of other matrices
+)->dict: # prefix of a layer, or '' for the rest, to names of kept tensors, table of experts, table of other matrices
     "What belongs together in a quantized folder."
     packed = {f'{m}.{r}' for m in q['layers'] for r in ROLES} | set(q['modules'])
     codes = {f'{key}.{part}' for key in packed

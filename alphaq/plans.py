@@ -64,7 +64,8 @@ class Plan:
 
 # %% ../nbs/32_plans.ipynb #5f02c748
 def _odd_groups(scores, group_size):
-    "Roles whose rows do not divide into groups as asked for, with the groups they get; by module where layers differ."
+    """Roles whose rows do not divide into groups as asked for, with the groups they get; by module
+    where layers differ."""
     found = {}
     for s in scores:
         odd = s.cols > group_size and s.cols % group_size
@@ -87,7 +88,7 @@ def widths(
 # %% ../nbs/32_plans.ipynb #4aa809a1
 def grouped(
     table:dict, # name -> bits
-)->tuple:       # experts module -> role -> one digit per expert; name -> bits of what does not fit that shape
+)->tuple: # experts module -> role -> one digit per expert; name -> bits of what does not fit that shape
     "A flat table as a plan writes it; `widths` reads it back."
     slots, modules = {}, {}
     for name, bits in table.items():
@@ -109,7 +110,8 @@ def grouped(
 def lacking(
     names, # of projections
 )->list:   # names that should be there too
-    "Projections without which the others make no whole layer: every expert up to the last has every role that occurs."
+    """Projections without which the others make no whole layer: every expert up to the last has
+    every role that occurs."""
     layers, roles = {}, set()
     for prefix, expert, role in filter(None, map(split_name, names)):
         layers.setdefault(prefix, set()).add((expert, role))
@@ -219,7 +221,7 @@ def _check_sense(plan, fail):
     if abs(mean - plan.average['modules']) > 1e-6:
         fail(f'average.modules is {plan.average["modules"]}, but the widths '
              f'average {mean:.7g}: the plan was edited. To keep the edit, write '
-             f'{mean:.7g} there ' 'and null for average.params, average.stored, objective, '
+             f'{mean:.7g} there and null for average.params, average.stored, objective, '
              'lower_bound and gap')
 
 # %% ../nbs/32_plans.ipynb #0a4b1aaa
@@ -235,7 +237,8 @@ def from_json(
     obj:dict,         # parsed JSON
     source='plan',    # name for error messages
 )->Plan:
-    "A plan from its JSON object; what the schema or sense forbids is an error that names the place."
+    """A plan from its JSON object; what the schema or sense forbids is an error that names the
+    place."""
     from jsonschema.exceptions import best_match
     def fail(what): raise AlphaqError(f'{source}: {what}')
     if not isinstance(obj, dict) or obj.get('format') != PLAN_FORMAT:
@@ -262,7 +265,8 @@ def write_plan(
 
 # %% ../nbs/32_plans.ipynb #aeb2bb32
 def _linears(checkpoint):
-    "Linear layers that hold no routed expert and are stored as numbers, by name, with their shapes."
+    """Linear layers that hold no routed expert and are stored as numbers, by name, with their
+    shapes."""
     weights = {n.removesuffix('.weight'): checkpoint.decoded(n)
                for n in checkpoint.rest if n.endswith('.weight')}
     return {n: t.shape for n, t in weights.items() if t.dtype in PLAIN and len(t.shape) == 2
@@ -304,7 +308,8 @@ def check_plan(
     plan:Plan,
     checkpoint:Checkpoint,
 ):
-    "Raise unless the plan names exactly the projections of this checkpoint, and its probes have the variance the plan remembers."
+    """Raise unless the plan names exactly the projections of this checkpoint, and its probes have
+    the variance the plan remembers."""
     held = {p.name: p for p in checkpoint.projections}
     if what := _misfit(plan, checkpoint, held, _linears(checkpoint)):
         raise AlphaqError(f'the plan (made for {plan.model}) does not fit {checkpoint.path}: '
@@ -323,7 +328,8 @@ def check_linear(
     bits:int,       # 1 .. 4
     group_size:int, # asked for
 ):
-    "Refuse a linear layer without experts that no folder could hold: its inputs are told by its words, so no block may be padded."
+    """Refuse a linear layer without experts that no folder could hold: its inputs are told by its
+    words, so no block may be padded."""
     try: group_of(columns, group_size)
     except AlphaqError as e: raise AlphaqError(f'{name}: {e}, or give it 16 bits') from None
     if columns % FIELDS[bits]:
@@ -335,7 +341,8 @@ def other_linears(
     checkpoint:Checkpoint,
     plan:Plan,
 )->dict: # module name -> width
-    "Linear layers without routed experts that the plan quantizes: what `modules` names, and the decoder's attention whose inputs divide into groups and blocks."
+    """Linear layers without routed experts that the plan quantizes: what `modules` names, and the
+    decoder's attention whose inputs divide into groups and blocks."""
     found = _linears(checkpoint)
     named = {n: b for n, b in plan.modules.items() if n in found}
     for name, bits in named.items():

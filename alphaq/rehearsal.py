@@ -31,7 +31,8 @@ class _Packed(nn.Module):
 
 # %% ../nbs/43_rehearsal.ipynb #6c817edf
 def _hollow(model):
-    "Give a model on the meta device parameters that are one zero each, and linear layers that do not multiply."
+    """Give a model on the meta device parameters that are one zero each, and linear layers that do
+    not multiply."""
     for module in model.modules():
         if module._non_persistent_buffers_set:
             module.to_empty(device='cpu', recurse=False)
@@ -71,7 +72,8 @@ def rehearse(
     checkpoint:Checkpoint,
     linears,        # names of linear layers that are to be packed
 )->frozenset:       # of those, the names that have to stay as they are
-    "Run the model without weights, packed layers and experts replaced by what notes how it is used."
+    """Run the model without weights, packed layers and experts replaced by what notes how it is
+    used."""
     model = built(checkpoint)
     there = {n for n, _ in model.named_modules()}
     for module in dict.fromkeys(p.module for p in checkpoint.projections):
@@ -95,7 +97,8 @@ def rehearse(
 
 # %% ../nbs/43_rehearsal.ipynb #bbac1302
 def _packed_run(model, places):
-    "Whether the model runs with packed layers in some places, and which of them were asked for what they do not have."
+    """Whether the model runs with packed layers in some places, and which of them were asked for
+    what they do not have."""
     asked = set()
     plain = {n: model.get_submodule(place) for n, place in places.items()}
     for n, old in plain.items(): model.set_submodule(places[n], _Packed(old, n, asked))

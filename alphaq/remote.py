@@ -163,7 +163,8 @@ class There:
         raise AlphaqError(f'{self.path/name}: changed while it was read; run the command again')
 
     def _once(self, name, found, start, end, most):
-        "Ask for what is missing. Says why not all of it came, and how long its server wants to be left alone."
+        """Ask for what is missing. Says why not all of it came, and how long its server wants to be
+        left alone."""
         asked = {} if end is None else {'Range': f'bytes={start + len(found)}-{end - 1}'}
         with answer(*self._request(name, asked)) as response:
             wait = _seconds(response.headers.get('Retry-After', ''))
@@ -236,7 +237,8 @@ class There:
 
 # %% ../nbs/23_remote.ipynb #2fb2330a
 class Ranges:
-    "Reads parts of the tensors of one file; remembers the last two ranges, which are those of codes and of their scales."
+    """Reads parts of the tensors of one file; remembers the last two ranges, which are those of
+    codes and of their scales."""
     def __init__(self, place, file): self.place, self.file, self.last = place, file, deque(maxlen=2)
 
     def __call__(self, info, index):

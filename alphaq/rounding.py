@@ -107,7 +107,8 @@ def check_quantizer(
     device:str='cpu',
     routing:str='routed', # key of `activations.ROUTINGS`
 ):
-    "Refuse an unknown quantizer or routing, one without the text it needs, and a device that is not there."
+    """Refuse an unknown quantizer or routing, one without the text it needs, and a device that is
+    not there."""
     check_known(quantizer, QUANTIZERS, 'quantizers')
     if (quantizer == 'gptq') != calibrated:
         raise AlphaqError('gptq needs calibration text (--calibration); the others take none')
@@ -321,7 +322,8 @@ def _write_shard(path, tensors, rows):
 def weights_digest(
     W:Tensor, # `[out, in]` float32, dequantized
 )->str:       # 16 hexadecimal digits
-    "What identifies the weights that codes, scales and zero points stand for; the same on every machine."
+    """What identifies the weights that codes, scales and zero points stand for; the same on every
+    machine."""
     return hashlib.sha256(W.contiguous().numpy().data).hexdigest()[:16]
 
 def squared_error(
@@ -344,7 +346,8 @@ def _row(r):
     return row | dict(sha256=weights_digest(W))
 
 def _from_shard(job, folder, shard, kept=True):
-    "One layer as it was written, under the names it has in the model, one tensor at a time; only what was rounded, on request."
+    """One layer as it was written, under the names it has in the model, one tensor at a time; only
+    what was rounded, on request."""
     def named(n): return model_name(job.checkpoint, n)
     with safe_open(folder/shard.file, framework='pt') as f:
         for n in shard.kept if kept else (): yield named(n), f.get_tensor(n)
@@ -355,7 +358,8 @@ def _from_shard(job, folder, shard, kept=True):
 
 # %% ../nbs/46_rounding.ipynb #88d41be6
 def _fed(job, folder):
-    "Walk the calibration text through the model and make each layer that is missing; yields the shards of the layers."
+    """Walk the calibration text through the model and make each layer that is missing; yields the
+    shards of the layers."""
     shard_of = _decoder(job)
     def there(index): return _written(job, folder, shard_of(index))
     def source(index):
@@ -392,7 +396,8 @@ def _written(job, folder, shard): return holds(folder/shard.file, _entries(job, 
 
 # %% ../nbs/46_rounding.ipynb #d2483379
 def _made(job, folder, missing):
-    "Yields each shard when it is there: first those of the decoder, in the order of its layers, if text is read."
+    """Yields each shard when it is there: first those of the decoder, in the order of its layers,
+    if text is read."""
     def layer(shard): return shard.prefix.rpartition('.')[0] == f'{job.checkpoint.decoder}layers'
     done, fed = set(), job.quantizer == 'gptq' and any(map(layer, missing))
     for shard in _fed(job, folder) if fed else ():
@@ -488,7 +493,7 @@ def _remarks(job, behind):
     "What the reader of a model card would otherwise find out late."
     if job.checkpoint.left_out:
         yield ('Left out: the head that predicts further tokens (MTP, '
-               f'{len(job.checkpoint.left_out)} tensors); ' 'config.json says that there is none.')
+               f'{len(job.checkpoint.left_out)} tensors); config.json says that there is none.')
     if job.stay:
         yield f'Not packed, because the model does not use them as layers: {", ".join(sorted(job.stay))}.'
     if behind: yield f'Not copied from the source: {", ".join(behind)}.'
@@ -574,7 +579,7 @@ def budget_for_size(
     widest:QuantizeJob,    # with a plan that gives every expert the widest choice
     nbytes:int,    # that the weight files may weigh in all
     narrow:int=1,  # the narrowest choice
-)->float:          # stored bits per weight of the routed experts, for `Settings(bits, count='stored')`
+)->float: # stored bits per weight of the routed experts, for `Settings(bits, count='stored')`
     "The budget that fills a size; out of reach is a `BudgetError` that names the range in bytes."
     shapes, bits = [p.shape for p in widest.checkpoint.projections], widths(widest.plan)
     most = sum(predicted_files(widest).values())

@@ -81,7 +81,8 @@ def by_loss(
     rate:float|None=None, # of a step; `None`: `SHARE` of a router's root mean square
     decay:float=1e-4,  # of the weights
 )->dict:               # layer to router `[E, d]`
-    "Routers taught by the loss, all at once (after GEMQ, released code: AdamW, one window a step, one epoch)."
+    """Routers taught by the loss, all at once (after GEMQ, released code: AdamW, one window a step,
+    one epoch)."""
     model.requires_grad_(False)
     routers = {i: W.requires_grad_() for i, W in router_weights(model).items()}
     before = {i: W.detach().clone() for i, W in routers.items()}
@@ -106,7 +107,7 @@ ROUTERS = ('gate', 'router')
 
 def router_of(
     layer:nn.Module, # a decoder layer
-):                   # name in the layer and module; `(None, None)` for a layer without routed experts
+): # name in the layer and module; `(None, None)` for a layer without routed experts
     "The module whose logits choose the experts of a layer."
     block = getattr(layer, 'mlp', None)
     if getattr(block, 'experts', None) is None: return None, None
@@ -149,7 +150,8 @@ def _heard(layer, router, states, calls):
 # %% ../nbs/56_routers.ipynb #6d24dcd4
 @contextmanager
 def _routed(layer, follow=None, sets=True):
-    "The routes of a layer's experts as they are called; or those that they must follow, where they choose the same experts or everywhere."
+    """The routes of a layer's experts as they are called; or those that they must follow, where
+    they choose the same experts or everywhere."""
     experts = getattr(getattr(layer, 'mlp', None), 'experts', None)
     found = []
     given = iter(follow or ())
@@ -301,7 +303,7 @@ class Tuned:
 def packed_source(
     folder:Folder,         # quantized
     original:Checkpoint,   # what it was made from
-):                         # layer's index, or `None` for the rest -> `(name in the model, tensor)` pairs, for `passage`
+): # layer's index, or `None` for the rest -> `(name in the model, tensor)` pairs, for `passage`
     "Read a quantized folder one layer at a time."
     parts = folder_parts(folder, folder.config['quantization_config'])
     def source(index):

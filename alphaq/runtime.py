@@ -113,7 +113,8 @@ def packed_linear(
 
 # %% ../nbs/50_runtime.ipynb #6b1fb9a5
 class AlphaqExperts(nn.Module):
-    "Routed experts that run from packed words; stands in for the experts module of any gated mixture."
+    """Routed experts that run from packed words; stands in for the experts module of any gated
+    mixture."""
     def __init__(self,
         old:nn.Module,   # the module it replaces, of a form that `families.matrices` knows
         widths:dict,     # role to one width character per expert
@@ -204,7 +205,8 @@ class AlphaqHfQuantizer(HfQuantizer):
             model.config._experts_implementation = model.get_correct_experts_implementation(None)
 
     def update_weight_conversions(self, weight_conversions, model):
-        "Without what a family does to its plain experts, and with their packed names turned into places of the model."
+        """Without what a family does to its plain experts, and with their packed names turned into
+        places of the model."""
         names = list(self.quantization_config.layers)
         keys = [f'{name}.{role}.words' for name in names[:1] for role in ROLES]
         def touches(c):
@@ -233,7 +235,8 @@ class AlphaqHfQuantizer(HfQuantizer):
         return {**model.state_dict(), **poison_tensors(self.quantization_config.to_dict())}, {}
 
     def validate_environment(self, device_map=None, **kwargs):
-        "Refuse to offload; called with what the user gave, and again with what transformers made of `auto`."
+        """Refuse to offload; called with what the user gave, and again with what transformers made
+        of `auto`."""
         if not isinstance(device_map, dict): return
         away = {str(d): name for name, d in device_map.items() if str(d) in ('cpu', 'disk')}
         if 'disk' not in away and ('cpu' not in away or len({*map(str, device_map.values())}) == 1):
@@ -269,7 +272,8 @@ def _not_loaded(*args, **kwargs):
                       'folder; its experts exist only after from_pretrained')
 
 def register():
-    "Enter the tables of transformers; happens when this module is imported, harmless when repeated."
+    """Enter the tables of transformers; happens when this module is imported, harmless when
+    repeated."""
     AUTO_QUANTIZATION_CONFIG_MAPPING['alphaq'] = AlphaqConfig
     AUTO_QUANTIZER_MAPPING['alphaq'] = AlphaqHfQuantizer
     ALL_EXPERTS_FUNCTIONS.register(CURE, _not_loaded)  # passes the check that stops a stock load

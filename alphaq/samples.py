@@ -21,7 +21,8 @@ def drawn_windows(
     seed:int,
     window:int=256,  # tokens in a window
 )->Tensor:           # `[len(texts) * count, window]` token ids
-    "Windows that begin anywhere in the texts, equally many from each; only what is drawn is tokenized."
+    """Windows that begin anywhere in the texts, equally many from each; only what is drawn is
+    tokenized."""
     g, length = torch.Generator().manual_seed(seed), 8 * window
     def at(text): return int(torch.randint(max(1, len(text) - length), (), generator=g))
     pieces = [text[start:start + length] for text in texts
@@ -35,7 +36,8 @@ def drawn_windows(
 def imbalance(
     loads:Tensor, # `[..., layers, experts]` assignments
 )->Tensor:        # `[...]` >= 0
-    "Standard deviation of each expert's load relative to an even share, averaged over layers (MoEQuant)."
+    """Standard deviation of each expert's load relative to an even share, averaged over layers
+    (MoEQuant)."""
     share = loads / loads.sum(-1, keepdim=True).clamp(min=1)
     return (share * loads.shape[-1]).std(-1, correction=0).mean(-1)
 
@@ -67,7 +69,8 @@ def balanced_windows(
     width:int=4,        # beams, and continuations of each
     tau:float=1.2,      # small asks for balance, infinity for likelihood alone
 )->Tensor:              # `[count, length]` token ids
-    "Windows that a model writes itself, likely and evenly spread over experts (MoEQuant, arXiv 2505.03804; {eq}`eq-balanced`)."
+    """Windows that a model writes itself, likely and evenly spread over experts (MoEQuant, arXiv
+    2505.03804; {eq}`eq-balanced`)."""
     if length < 2 or count < 1 or not tau > 0:
         raise AlphaqError('balanced text needs windows of 2 tokens or more and tau > 0, got '
                           f'{count} of {length}, tau {tau:g}')

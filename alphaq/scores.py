@@ -110,7 +110,8 @@ def _recall(name):
 def centre_spread(
     values,  # `[n]`
 )->tuple[float, float]:
-    "Median, and half the width of the central 68 per cent: mean and standard deviation of a bell curve, undisturbed by outliers."
+    """Median, and half the width of the central 68 per cent: mean and standard deviation of a bell
+    curve, undisturbed by outliers."""
     low, centre, high = np.quantile(values, [.15866, .5, .84134])
     return float(centre), float((high - low) / 2)
 
@@ -123,7 +124,8 @@ def gaussian_null(
     stride:int|None=None,  # between tiles
     draws:int=32,          # Gaussian matrices; fewer when many tiles overlap
 )->tuple[float, float]:    # centre and spread of alpha
-    "What alpha of a Gaussian matrix of this shape is, and how much it varies ({eq}`eq-null-z`); remembered on disk."
+    """What alpha of a Gaussian matrix of this shape is, and how much it varies ({eq}`eq-null-z`);
+    remembered on disk."""
     shape = tuple(sorted(shape))
     check_known(rule, RULES, 'tail rules')
     name = f'{shape[0]}x{shape[1]}-{rule}-{tile}-{stride or "side"}-{draws}.json'
@@ -169,7 +171,8 @@ def null_distance(
     lam,          # `[n]` eigenvalues of the tiles of a matrix
     null:tuple,   # `gaussian_null` of its shape by `JUDGE`
 )->float:         # deviations; 0 of a spectrum without a tail
-    "How far a spectrum lies from those of Gaussian matrices ({eq}`eq-null-z`), by the rule that can tell."
+    """How far a spectrum lies from those of Gaussian matrices ({eq}`eq-null-z`), by the rule that
+    can tell."""
     try: return (hill(lam, JUDGE).alpha - null[0]) / null[1]
     except AlphaqError: return 0.
 
@@ -217,7 +220,8 @@ def score(
     measure:Callable|None=None,    # matrix -> rounding errors at 1 .. 4 bits
     describe:Callable|None=None,   # projection, matrix -> further fields of `Score` by name
 )->list:                           # `[projections]` `Score`, in the checkpoint's order
-    "Score every routed expert projection of a checkpoint (FARMS tiles, Hill estimator), one after the other."
+    """Score every routed expert projection of a checkpoint (FARMS tiles, Hill estimator), one after
+    the other."""
     return [score_projection(checkpoint, p, rule, tile, stride, measure, describe)
             for p in track(checkpoint.projections, 'scoring')]
 
@@ -265,7 +269,8 @@ def read_scores(
     path,              # `str | Path` of scores.csv, or of either form of the authors' table
     skipped=None,      # list that receives the names of rows without a value
 )->list:               # `[n]` `Score`
-    "Read a table of scores; what is missing, doubled, negative or not finite is an error that names the row."
+    """Read a table of scores; what is missing, doubled, negative or not finite is an error that
+    names the row."""
     path = Path(path)
     if not path.is_file(): raise AlphaqError(f'{path}: no such file; make it with `alphaq score`')
     # spreadsheets put a byte-order mark first

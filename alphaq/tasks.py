@@ -43,7 +43,8 @@ def guessing_z(
 # %% ../nbs/58_tasks.ipynb #01905f05
 @dataclass(frozen=True)
 class Cut:
-    "Where a text may be cut, as patterns that match a position, and how long its parts are, in characters."
+    """Where a text may be cut, as patterns that match a position, and how long its parts are, in
+    characters."""
     start:str      # a context may begin here
     cut:str        # it ends, and its piece begins, here
     end:str        # a piece may end here
@@ -54,7 +55,8 @@ WORDS = Cut(r'(?<=\s)(?=\S)', r'(?<=\S)(?= \S)', r'(?<=\S)(?=\s)', (200, 300), (
 CHINESE = Cut(r'(?=\S)', r'(?<=\w)(?=，\w)', r'(?<=\S)', (80, 160), (20, 30))
 
 def _positions(pattern, text, low, high):
-    "Where a pattern matches, from `low` to `high`; one character more is seen, for patterns that look ahead."
+    """Where a pattern matches, from `low` to `high`; one character more is seen, for patterns that
+    look ahead."""
     return [m.start()
             for m in re.compile(pattern).finditer(text, low, high + 2) if m.start() <= high]
 
@@ -272,7 +274,8 @@ def run_tasks(
 def main(
     argv=None, # arguments, `None` takes the process's own
 ):
-    "Entry point of `python -m alphaq.tasks`: lm-eval's own command, our folders and tasks known to it; alone, the folder of our tasks."
+    """Entry point of `python -m alphaq.tasks`: lm-eval's own command, our folders and tasks known
+    to it; alone, the folder of our tasks."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv: print(FOLDER); return
     check_lm_eval()

@@ -181,7 +181,8 @@ BUILTIN = tuple(_builtin)
 TEXTS = (*BUILTIN, *FILES)
 
 def texts_at_hand(): # names
-    "What is measured on unless somebody says otherwise: the texts that come with Python, and WikiText-2 where it lies."
+    """What is measured on unless somebody says otherwise: the texts that come with Python, and
+    WikiText-2 where it lies."""
     return [*BUILTIN, *(['wikitext2'] if data_dir() else [])]
 
 # %% ../nbs/52_texts.ipynb #96030270

@@ -37,7 +37,8 @@ def nearest(
 
 def rounding_code(
 )->str: # 16 hexadecimal digits
-    "What identifies the code that rounds: once mended it is another rounding, and what was remembered of it is void."
+    """What identifies the code that rounds: once mended it is another rounding, and what was
+    remembered of it is void."""
     return hashlib.sha256((sha256(grid.__file__) + sha256(gptq.__file__)).encode()).hexdigest()[:16]
 
 # %% ../nbs/57_trial.ipynb #aa2b341e
@@ -131,7 +132,8 @@ def fused(
     settings:Settings, # method and budget
     target:str,        # key of `exports.TARGETS`
 )->dict:               # a row; raises `BudgetError` where the target cannot meet the budget
-    "What a target's plan loses beside the free plan of the same stored size: predicted, as a ratio of costs, and measured."
+    """What a target's plan loses beside the free plan of the same stored size: predicted, as a
+    ratio of costs, and measured."""
     held = priced(scores, settings, target)[0]
     rows = np.arange(len(scores))
     numel = sum(s.numel for s in scores)

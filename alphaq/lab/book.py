@@ -167,7 +167,8 @@ _package, _script = 'django-static-mathjax', 'mathjax/static/mathjax/es5/tex-svg
 def vendor_mathjax(
     folder,   # `str | Path` a folder whose content is copied to the book's `_static`
 )->Path:      # the copy, `mathjax/tex-svg-full.js` below `folder`
-    "Copy MathJax, the single file with every TeX extension and SVG output, out of the installed package."
+    """Copy MathJax, the single file with every TeX extension and SVG output, out of the installed
+    package."""
     try: source = Path(distribution(_package).locate_file(_script))
     except PackageNotFoundError:
         raise AlphaqError(f'{_package} is not installed; pip install "alphaq[book]"') from None

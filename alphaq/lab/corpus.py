@@ -10,14 +10,17 @@ from ..core import AlphaqError, data_dir
 from ..texts import arithmetic, make_text, without_held_out
 
 # %% ../../nbs/71_corpus.ipynb #89c92c68
-DOMAINS = {  # name: (training files, held-out files) below ALPHAQ_DATA
-    'encyclopedia': (('wikitext2/train.txt',), ('wikitext2/test.txt',)),
-    'stories': (('stories/classics_train.txt', 'stories/tinystories_train.txt', 'stories/tinystories_lower_rest.txt'),
-                ('stories/classics_valid.txt', 'stories/tinystories_valid.txt')),
-    'mathematics': (('math/gsm8k_train.txt', 'math/stacks_train.txt'), ('math/gsm8k_heldout.txt', 'math/stacks_valid.txt')),
-    'code': (('code/cpython_stdlib_train.txt', 'code/thealgorithms_python.txt'), ('code/cpython_stdlib_valid.txt',)),
-    'chinese': (tuple(f'zh/{n}_train.txt' for n in ('cmrc2018_wikipedia', 'd2l_zh', 'hongloumeng', 'paddle_docs_zh', 'songci_poetry')), ('zh/valid.txt',)),
-}
+# name: (training files, held-out files) below ALPHAQ_DATA
+DOMAINS = {'encyclopedia': (('wikitext2/train.txt',), ('wikitext2/test.txt',)),
+           'stories': (('stories/classics_train.txt', 'stories/tinystories_train.txt',
+                        'stories/tinystories_lower_rest.txt'),
+                       ('stories/classics_valid.txt', 'stories/tinystories_valid.txt')),
+           'mathematics': (('math/gsm8k_train.txt', 'math/stacks_train.txt'),
+                           ('math/gsm8k_heldout.txt', 'math/stacks_valid.txt')),
+           'code': (('code/cpython_stdlib_train.txt', 'code/thealgorithms_python.txt'),
+                    ('code/cpython_stdlib_valid.txt',)), 'chinese': (
+    tuple(f'zh/{n}_train.txt' for n in ('cmrc2018_wikipedia', 'd2l_zh', 'hongloumeng',
+                                        'paddle_docs_zh', 'songci_poetry')), ('zh/valid.txt',)),}
 
 def _join(folder, files):
     "The texts of `files`, one after the other."

@@ -98,7 +98,8 @@ TRIED = (*((family, False) for family in (*FAMILIES, *OTHER_FAMILIES)), ('deepse
 SWEEP = (*TRIED, *((family, False) for family in SWEPT))
 
 def _in_model(checkpoint, model):
-    "The matrices that the model computes with, and whether they are those that are read; `None` where nobody knows how it keeps them."
+    """The matrices that the model computes with, and whether they are those that are read; `None`
+    where nobody knows how it keeps them."""
     try:
         stacks = {name: all_matrices(m) for name, m in experts_modules(model).items()}
         return stacks, agrees(checkpoint, stacks)

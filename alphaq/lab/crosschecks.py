@@ -31,7 +31,8 @@ from ..scores import score_matrix
 def free_search(
     lam:np.ndarray,  # `[n]` positive eigenvalues, ascending
 ):                   # `(alpha, threshold)`
-    "Tail exponent with the threshold of least Kolmogorov-Smirnov distance among all eigenvalues (Clauset, Shalizi and Newman 2009)."
+    """Tail exponent with the threshold of least Kolmogorov-Smirnov distance among all eigenvalues
+    (Clauset, Shalizi and Newman 2009)."""
     best = min(range(len(lam) - 1), key=lambda i: ks_distance(lam[i:]))
     return pareto_alpha(lam[best:], lam[best]), lam[best]
 
@@ -49,7 +50,8 @@ def powerlaw_alpha(
 def weightwatcher_alphas(
     matrices:list,  # of `[out, in]` tensors
 )->list:            # alphas, `None` where it gives none
-    "The exponents that `weightwatcher` reports for linear layers with these weights, with its own settings."
+    """The exponents that `weightwatcher` reports for linear layers with these weights, with its own
+    settings."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(
         io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter('ignore')
@@ -66,7 +68,8 @@ def weightwatcher_alphas(
 def read_llama2c(
     path,             # `str | Path` a model in the format of llama2.c, version 0
 )->dict:              # name to tensor, matrices `[out, in]`
-    "The matrices of every layer of a llama2.c model; a file of another size than its header says is refused."
+    """The matrices of every layer of a llama2.c model; a file of another size than its header says
+    is refused."""
     data = Path(path).read_bytes()
     dim, hidden, layers, heads, kv_heads, vocab, length = struct.unpack('<7i', data[:28]) if len(
         data) >= 28 else [0] * 7
@@ -142,7 +145,8 @@ def sources():  # yields `(name, function that gives the matrices)`
 
 # %% ../../nbs/84_crosschecks.ipynb #9c813e27
 def main():
-    "`python -m alphaq.lab.crosschecks`: all exponents of all models into results/score/crosschecks.jsonl."
+    """`python -m alphaq.lab.crosschecks`: all exponents of all models into
+    results/score/crosschecks.jsonl."""
     from importlib.metadata import version
     path = results_dir()/'score'/'crosschecks.jsonl'
     if path.exists(): raise SystemExit(f'{path} exists; remove it to make it again')

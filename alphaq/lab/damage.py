@@ -27,7 +27,8 @@ def rounded(
     bits:dict,            # `(layer, expert, role)` to width; what is not named is left alone
     group_size:int=128,   # weights that share a scale
 ):
-    "The model with some projections rounded without data (MSE-searched grid; sign at one bit); restored on the way out."
+    """The model with some projections rounded without data (MSE-searched grid; sign at one bit);
+    restored on the way out."""
     kept = {}
     try:
         for where, b in bits.items():
@@ -90,7 +91,8 @@ def _expert(experts, e, x):
 
 # %% ../../nbs/74_damage.ipynb #3521a945
 def _with_expert(experts, e, states, calls, plain):
-    "The layer's outputs with the present weights of expert `e`, given what it gave out with the `plain` ones; and its tokens."
+    """The layer's outputs with the present weights of expert `e`, given what it gave out with the
+    `plain` ones; and its tokens."""
     changed, tokens = [], 0
     for (y, kwargs), (x, index, weight), old in zip(states, calls, plain):
         token, slot = torch.where(index == e)

@@ -143,7 +143,8 @@ def in_child(
 
 # %% ../../nbs/85_endurance.ipynb #60d6c6cd
 def _give_back():
-    "Let the C library return freed memory at once: glibc else learns to keep some, and we would measure what it learned."
+    """Let the C library return freed memory at once: glibc else learns to keep some, and we would
+    measure what it learned."""
     import ctypes
     try:
         libc = ctypes.CDLL(None)
@@ -167,7 +168,8 @@ LAW = dict(experts=8, hidden=512, width=512, vocabulary=256)  # wide layers, few
 def law_rows(
     depth:int=2,  # layers, and twice as many
 )->list:          # rows
-    "Peak memory at two depths, for rounding without data, for error feedback, and for a loaded model."
+    """Peak memory at two depths, for rounding without data, for error feedback, and for a loaded
+    model."""
     rows, layer = [], synthetic_bytes(0, **LAW)[0]
     for depth in (depth, 2 * depth):
         with tempfile.TemporaryDirectory() as d:

@@ -31,23 +31,35 @@ def _tensors(pattern, shapes, dtype='BF16', experts=(0, 1)):
     return {pattern.format(l=l, e=e, t=t): (dtype, s) for l in (0, 1) for e in experts
             for t, s in shapes.items()}
 
-FUZZ_SEEDS = { # layout -> (model_type, tensors)
+# %% ../../nbs/88_fuzz.ipynb #0efdf733
+# layout -> (model_type, tensors)
+FUZZ_SEEDS = {
     'one tensor per expert': ('olmoe', _tensors(_M + 'mlp.experts.{e}.{t}.weight', _EACH)),
     'in eight bits': ('deepseek_v3', _tensors(_M + 'mlp.experts.{e}.{t}.weight', _EACH, 'F8_E4M3')
-                      | _tensors(_M + 'mlp.experts.{e}.{t}.weight_scale_inv', dict.fromkeys(_EACH, (1, 1)), 'F32')),
-    'eight integers in a word': ('deepseek_v3', _tensors(_M + 'mlp.experts.{e}.{t}.weight_packed', {'gate_proj': (16, 1), 'up_proj': (16, 1), 'down_proj': (8, 2)}, 'I32')
-                                 | _tensors(_M + 'mlp.experts.{e}.{t}.weight_scale', {'gate_proj': (16, 1), 'up_proj': (16, 1), 'down_proj': (8, 1)})),
-    'one tensor per layer': ('toy', _tensors(_M + 'mlp.experts.{t}', {'gate_up_proj': (2, 12, 4), 'down_proj': (2, 4, 6)})),
-    'GPT-OSS': ('gpt_oss', _tensors(_M + 'mlp.experts.{t}', {'gate_up_proj': (2, 4, 12), 'down_proj': (2, 6, 4)})),
-    'GPT-OSS, packed': ('gpt_oss', _tensors(_M + 'mlp.experts.{t}', {'gate_up_proj_blocks': (2, 64, 1, 16), 'down_proj_blocks': (2, 32, 1, 16),
-                                                                       'gate_up_proj_scales': (2, 64, 1), 'down_proj_scales': (2, 32, 1)}, 'U8')),
-    'Llama-4': ('llama4_text', _tensors(_M + 'feed_forward.experts.{t}', {'gate_up_proj': (2, 4, 12), 'down_proj': (2, 6, 4)})),
-    'Mixtral': ('mixtral', _tensors(_M + 'block_sparse_moe.experts.{e}.{t}.weight', {'w1': (6, 4), 'w3': (6, 4), 'w2': (4, 6)})),
-    'Switch': ('switch_transformers', _tensors('encoder.block.{l}.layer.1.mlp.experts.expert_{e}.{t}.weight', {'wi': (6, 4), 'wo': (4, 6)})),
-    'DBRX': ('dbrx', _tensors('transformer.blocks.{l}.ffn.experts.mlp.{t}', dict.fromkeys(('w1', 'v1', 'w2'), (12, 4)))),
-    'unknown, recognised by shape': ('toy', _tensors('net.h.{l}.moe.experts.n{e}.{t}', {'a': (6, 4), 'b': (6, 4), 'c': (4, 6)})),
-    'dense': ('llama', _tensors(_M + 'self_attn.{t}.weight', {'q_proj': (4, 4), 'o_proj': (4, 4)})),
-}
+                      | _tensors(_M + 'mlp.experts.{e}.{t}.weight_scale_inv',
+                                 dict.fromkeys(_EACH, (1, 1)), 'F32')),
+    'eight integers in a word': ('deepseek_v3', _tensors(_M + 'mlp.experts.{e}.{t}.weight_packed', {
+    'gate_proj': (16, 1), 'up_proj': (16, 1), 'down_proj': (8, 2)}, 'I32')
+                                 | _tensors(_M + 'mlp.experts.{e}.{t}.weight_scale', {
+    'gate_proj': (16, 1), 'up_proj': (16, 1), 'down_proj': (8, 1)})), 'one tensor per layer': (
+    'toy', _tensors(_M + 'mlp.experts.{t}', {'gate_up_proj': (2, 12, 4), 'down_proj': (2, 4, 6)})),
+    'GPT-OSS': ('gpt_oss', _tensors(_M + 'mlp.experts.{t}',
+                                    {'gate_up_proj': (2, 4, 12), 'down_proj': (2, 6, 4)})),
+    'GPT-OSS, packed': ('gpt_oss', _tensors(_M + 'mlp.experts.{t}', {
+    'gate_up_proj_blocks': (2, 64, 1, 16), 'down_proj_blocks': (2, 32, 1, 16),
+    'gate_up_proj_scales': (2, 64, 1), 'down_proj_scales': (2, 32, 1)}, 'U8')),
+    'Llama-4': ('llama4_text', _tensors(_M + 'feed_forward.experts.{t}',
+                                        {'gate_up_proj': (2, 4, 12), 'down_proj': (2, 6, 4)})),
+    'Mixtral': ('mixtral', _tensors(_M + 'block_sparse_moe.experts.{e}.{t}.weight',
+                                    {'w1': (6, 4), 'w3': (6, 4), 'w2': (4, 6)})),
+    'Switch': ('switch_transformers', _tensors(
+    'encoder.block.{l}.layer.1.mlp.experts.expert_{e}.{t}.weight', {'wi': (6, 4), 'wo': (4, 6)})),
+    'DBRX': ('dbrx', _tensors('transformer.blocks.{l}.ffn.experts.mlp.{t}',
+                              dict.fromkeys(('w1', 'v1', 'w2'), (12, 4)))),
+    'unknown, recognised by shape': ('toy', _tensors('net.h.{l}.moe.experts.n{e}.{t}',
+                                                     {'a': (6, 4), 'b': (6, 4), 'c': (4, 6)})),
+    'dense': ('llama',
+              _tensors(_M + 'self_attn.{t}.weight', {'q_proj': (4, 4), 'o_proj': (4, 4)})),}
 
 # %% ../../nbs/88_fuzz.ipynb #5c6c2963
 BYTES = dict(F64=8, F32=4, I32=4, F16=2, BF16=2, U8=1, I8=1, BOOL=1, F8_E4M3=1, F8_E5M2=1,
@@ -56,7 +68,8 @@ BYTES = dict(F64=8, F32=4, I32=4, F16=2, BF16=2, U8=1, I8=1, BOOL=1, F8_E4M3=1, 
 def file_bytes(
     tensors:dict, # name -> `(dtype, shape)`
 )->bytes:         # a safetensors file of zeros
-    "Write a safetensors file by hand; types and shapes that make no sense are written all the same."
+    """Write a safetensors file by hand; types and shapes that make no sense are written all the
+    same."""
     entries, end = {}, 0
     for name, (dtype, shape) in tensors.items():
         size = BYTES.get(dtype, 1) * max(0, min(prod(shape), 2**16))
@@ -85,7 +98,8 @@ def folder_files(
 def look(
     folder, # `str | Path`
 )->int:     # matrices that were read
-    "Open a folder as a mixture or as a dense model, and read every matrix of its list; those that are damaged are passed over."
+    """Open a folder as a mixture or as a dense model, and read every matrix of its list; those that
+    are damaged are passed over."""
     try: c = open_checkpoint(folder)
     except AlphaqError as e:
         if 'no routed experts' not in str(e): raise
@@ -101,6 +115,7 @@ def look(
     c.rest, c.left_out, c.block, c.fingerprint(), c.stored_types
     return sum(map(bool, right))
 
+# %% ../../nbs/88_fuzz.ipynb #bb0a17a8
 def written(folder, files):
     "Put files into a folder that is emptied first."
     Path(folder).mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,8 @@ from .corpus import corpus
 # %% ../../nbs/72_pocket.ipynb #4ef4ba6e
 @dataclass(frozen=True)
 class Recipe:
-    "Everything that decides the trained weights, apart from the texts and the arithmetic of the device."
+    """Everything that decides the trained weights, apart from the texts and the arithmetic of the
+    device."""
     minutes:float|None=None  # wall time of the run; the schedule follows it
     steps:int|None=None      # or a number of steps; exactly one of the two
     seed:int=0               # of weights, windows and tokenizer pieces
@@ -159,7 +160,8 @@ def _nll(hidden, head, target):
 
 @lru_cache(maxsize=1)
 def _compiled(model):
-    "The same two functions through torch.compile; the loop over experts stays as it is, its shapes depend on the data."
+    """The same two functions through torch.compile; the loop over experts stays as it is, its
+    shapes depend on the data."""
     ALL_EXPERTS_FUNCTIONS.register('padded', torch.compiler.disable(padded_experts))
     return torch.compile(model.model), torch.compile(_nll)
 
@@ -233,7 +235,8 @@ def agree(
     folder,         # `Path` folder of a run
     settings:dict,  # of the run that is asked for
 ):
-    "Write the settings into a new folder; refuse a folder of other settings, naming the differences."
+    """Write the settings into a new folder; refuse a folder of other settings, naming the
+    differences."""
     if not (folder/'settings.json').exists(): return write_json(folder/'settings.json', settings)
     there = read_json(folder/'settings.json')
     wrong = [f'{k} is {there.get(k)!r} there and {settings.get(k)!r} here'
@@ -321,7 +324,8 @@ class Run:
     compiled:bool=False   # run through torch.compile
 
     def tick(self, longest=60.):
-        "Bring `seconds` up to date; a gap longer than `longest` was a pause of the process or the machine, and counts as that."
+        """Bring `seconds` up to date; a gap longer than `longest` was a pause of the process or the
+        machine, and counts as that."""
         now = time.monotonic()
         self.seconds, self.clock = self.seconds + min(now - self.clock, longest), now
         if dist.is_initialized():
@@ -409,8 +413,8 @@ def _report(run, domains, window_losses, balance, norm, speed):
                       / len(mean), balance=balance, norm=norm, domains=dict(zip(domains, mean))),)
     p = max(run.progress(), 1e-9)
     print(f'step {run.step:6}  {run.step * batch_tokens / 1e6:7.2f} M tokens  '
-          f'{speed * batch_tokens:6.0f} tokens/s  loss ' f'{sum(mean) / len(mean):.4f}  '
-          f'balance {balance:.3f}  {run.seconds / p * (1 - p) / 60:6.1f} min ' 'left',
+          f'{speed * batch_tokens:6.0f} tokens/s  loss {sum(mean) / len(mean):.4f}  '
+          f'balance {balance:.3f}  {run.seconds / p * (1 - p) / 60:6.1f} min left',
           file=sys.stderr, flush=True)
 
 # %% ../../nbs/72_pocket.ipynb #a7f92d27
@@ -434,7 +438,8 @@ def train(
     every:int=20,          # steps between rows of the loss curve
     stop_at:int|None=None, # leave at this step without saving, as a kill would; for tests
 ):                         # the finished `Run`
-    "Train to the end of the recipe, from the last checkpoint if there is one; the model is `snapshots/09`."
+    """Train to the end of the recipe, from the last checkpoint if there is one; the model is
+    `snapshots/09`."""
     folder = Path(folder)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     with alone(folder) if rank == 0 else nullcontext():

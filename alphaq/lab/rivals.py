@@ -132,7 +132,8 @@ def informed(
 def ternary(
     W:Tensor, # `[out, in]`
 )->Tensor:    # `[out, in]`, three values in each row
-    "Rows rounded to -s, 0, s with least squared error ({eq}`eq-ternary`; the grid of QMoE, arXiv 2310.16795)."
+    """Rows rounded to -s, 0, s with least squared error ({eq}`eq-ternary`; the grid of QMoE, arXiv
+    2310.16795)."""
     size, order = W.abs().sort(dim=1, descending=True)
     mean = size.cumsum(1) / torch.arange(1, W.shape[1] + 1)
     k = (mean.square() * torch.arange(1, W.shape[1] + 1)).argmax(1, keepdim=True)
@@ -149,7 +150,8 @@ def compare(
     budgets=(2., 2.5, 3., 3.5),   # uniform widths whose stored size all meet
     variants=VARIANTS,            # the first must be uniform
 )->list:                          # rows
-    "Every variant at every budget: its widths, its bits per byte, and how it differs from uniform on the same windows."
+    """Every variant at every budget: its widths, its bits per byte, and how it differs from uniform
+    on the same windows."""
     scores, samples, rows = tables[None], losses.samples, []
     windows, numel = sum(len(x.rows) for x in samples.values()), [s.numel for s in scores]
     def in_bytes(found):
@@ -255,7 +257,8 @@ def _arguments(argv):
 
 # %% ../../nbs/78_rivals.ipynb #c2799dd7
 def _rounded(quantizer, checkpoint, model, tokenizer, texts):
-    "The model that puts plans on: without data, and then with three levels too, or with feedback on text that no method reads."
+    """The model that puts plans on: without data, and then with three levels too, or with feedback
+    on text that no method reads."""
     if quantizer == 'mse':
         return RoundedModel(model, checkpoint, dict(ternary=ternary),
                             rule=f'nearest, mse; ternary: {getsource(ternary)}')

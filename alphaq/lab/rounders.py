@@ -34,7 +34,8 @@ def correlated(
     columns:int,   # inputs
     seed:int=0,
 ):                 # `[experts, rows, columns]` float32, `[experts, columns, columns]` float64
-    "Random weights, and Hessians with eigenvalues near 1/i in a random basis and inputs of unequal size in each expert."
+    """Random weights, and Hessians with eigenvalues near 1/i in a random basis and inputs of
+    unequal size in each expert."""
     g = torch.Generator().manual_seed(seed)
     basis = torch.linalg.qr(torch.randn(columns, columns, generator=g))[0]
     H = (basis.T / torch.arange(1, columns + 1)) @ basis
@@ -213,7 +214,8 @@ def model_errors(
     # keys of `RULES`
     rules=tuple(n for n in ROUNDERS if n not in ('published, min-max', 'feedback, min-max', 'feedback, hqq')),
 )->list:               # one row for each draw, role, rule and width
-    "Relative output error of every rule on a model's experts, calibrated and measured on different text."
+    """Relative output error of every rule on a model's experts, calibrated and measured on
+    different text."""
     model, tokenizer = load_for_calibration(checkpoint), load_tokenizer(checkpoint.path)
     truth = _seen(model, tokenizer, 'test', held_out, 0)
     matrices = defaultdict(list)
@@ -249,7 +251,8 @@ def round_experts(
     group_size:int=128,       # weights that share a scale
     routing:str='routed',     # which tokens count for an expert, key of `ROUTINGS`
 ):
-    "Round all experts of a model to one width, each layer for the inputs that the rounded layers before it give."
+    """Round all experts of a model to one width, each layer for the inputs that the rounded layers
+    before it give."""
     def alone(): return ((i, layer, None) for i, layer in enumerate(model.model.layers))
     for _, layer, seen in alone() if calibration is None else walk(model, calibration,
                                                                    routing=routing):
@@ -287,7 +290,8 @@ def model_perplexity(
 
 # %% ../../nbs/80_rounders.ipynb #8fded7e4
 def _text_row(held_out, losses, base):
-    "Perplexity and bits per byte of each domain; over all windows, the difference to `base` in nats per token with its standard error."
+    """Perplexity and bits per byte of each domain; over all windows, the difference to `base` in
+    nats per token with its standard error."""
     found = {d: perplexity_of(s, losses[d]) for d, s in held_out.items()}
     texts = {d: dict(ppl=f.ppl, bits_per_byte=f.bits_per_byte) for d, f in found.items()}
     if base is None: return dict(rule='none', bits=16, seed=None, texts=texts)

@@ -58,7 +58,8 @@ def prime(
 
 # %% ../../nbs/86_scoreruns.ipynb #145d6c48
 def _stage(out, pieces):
-    "How far a killed run had come, how many pieces its journal holds, and whether its last line is torn."
+    """How far a killed run had come, how many pieces its journal holds, and whether its last line
+    is torn."""
     journal = out.with_name(f'{out.name}.partial')
     raw = journal.read_bytes() if journal.exists() else b''
     records, end = whole_lines(raw)
@@ -182,7 +183,8 @@ def loop(
     W,             # `[rows, cols]` weights
     side:int=256,  # of a tile
 )->float:          # alpha
-    "Alpha as the paper describes it: a singular value decomposition in float32 for each tile in turn."
+    """Alpha as the paper describes it: a singular value decomposition in float32 for each tile in
+    turn."""
     found = [torch.linalg.svdvals(W[i:i + side, j:j + side].float()).square()
              for i in range(0, W.shape[0], side) for j in range(0, W.shape[1], side)]
     return hill(torch.cat(found).numpy()).alpha

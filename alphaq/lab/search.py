@@ -78,7 +78,8 @@ def search(
     seed:int=0,
     most:int=3,        # exchanges in one candidate
 )->Found:              # a choice of the size of `start`, its loss not above that of `start`
-    "Keep exchanging what lowers the loss (after EvoPress, arXiv 2410.14649, with one parent and races)."
+    """Keep exchanging what lowers the loss (after EvoPress, arXiv 2410.14649, with one parent and
+    races)."""
     rng, choice = np.random.default_rng(seed), np.array(start)
     held = [loss(choice, part) for part in range(parts)]
     curve = [(0, float(np.concatenate(held).mean()))]
@@ -123,7 +124,8 @@ def by_trying(
     tries:int,       # candidates of each search
     starts=STARTS,   # methods whose plans are started from
 )->list:             # rows
-    "Searches at a budget: how the loss fell on the text searched, and on held-out text the difference to uniform and to rivals."
+    """Searches at a budget: how the loss fell on the text searched, and on held-out text the
+    difference to uniform and to rivals."""
     rows, stored = [], stored_bits(tables[None], bits)
     for seed, (text, read) in enumerate(windows.items()):
         plans = {m: allocated(Variant(m, m, text=text), tables[text], stored) for m in RIVALS}

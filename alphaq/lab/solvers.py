@@ -28,7 +28,7 @@ KINDS = {'one shape': 'equal sizes, paper\'s cost: default gamma, alpha with a s
          'a tenth, 4^-b', 'four shapes': 'four sizes, the same cost',
          'measured': 'four sizes, error of a searched grid with a spread of 5 %, '
          'weights over two orders of magnitude',
-         'min-max': 'four sizes, error of min-max rounding, not convex, the same ' 'weights',
+         'min-max': 'four sizes, error of min-max rounding, not convex, the same weights',
          'ties': 'four sizes, the same cost, alpha rounded to a tenth',
          'all different': 'every matrix has its own size, and sizes have no common divisor',}
 SOLVER_COUNTS = {3072: 'OLMoE: 16 layers of 64 experts', 18_432: '48 layers of 128',
@@ -61,7 +61,8 @@ def problem(
 def small_problem(
     rng,  # numpy generator
 ):        # `(costs, sizes, budget)`
-    "One to six matrices: convex and not, equal and unequal sizes, ties, costs over many orders of magnitude."
+    """One to six matrices: convex and not, equal and unequal sizes, ties, costs over many orders of
+    magnitude."""
     n, widths = rng.integers(1, 7), np.arange(1, 5)
     costs = np.sort(rng.uniform(0, 1, (n, 4)),
                     axis=1)[:, ::-1] if rng.random() < .5 else 4. ** -widths * np.ones((n, 1))
@@ -175,7 +176,8 @@ def speed_row(
 
 # %% ../../nbs/82_solvers.ipynb #fff368b5
 def _speed(args):
-    "Rows of the solvers asked for; those of others that lie in the file stay, with the commit and the date of their own."
+    """Rows of the solvers asked for; those of others that lie in the file stay, with the commit and
+    the date of their own."""
     path = results_dir()/'allocate'/'solvers.jsonl'
     asked = args.solver or [s for s in SOLVERS if s != 'pulp/cbc-default']
     wanted = [(n, kind, s, args.repeats if s == 'ours' else 1) for s in asked for n in SOLVER_COUNTS
@@ -193,6 +195,7 @@ def _speed(args):
     write_rows(path, header, [r | {k: header[k] for k in born} for r in rows] + kept)
     return rows
 
+# %% ../../nbs/82_solvers.ipynb #bf6c5e70
 def _agreement(args):
     rows = agreement_rows(args.count)
     write_rows(results_dir()/'allocate'/'agreement.jsonl',

@@ -16,45 +16,51 @@ _mla = dict(n_routed_experts=4, n_shared_experts=1, first_k_dense_replace=1, num
             q_lora_rank=24, kv_lora_rank=16, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=16)
 
 # %% ../../nbs/70_toys.ipynb #f0c41e4b
-_OWN = { # `model_type` -> what a tiny configuration of it says beyond the common sizes
-    'olmoe': dict(num_experts=4),
-    'mixtral': dict(num_local_experts=4),
-    'qwen2_moe': dict(num_experts=4, shared_expert_intermediate_size=48, mlp_only_layers=[0], tie_word_embeddings=True),
+# `model_type` -> what a tiny configuration of it says beyond the common sizes
+_OWN = {
+    'olmoe': dict(num_experts=4), 'mixtral': dict(num_local_experts=4),
+    'qwen2_moe': dict(num_experts=4, shared_expert_intermediate_size=48, mlp_only_layers=[0],
+                      tie_word_embeddings=True),
     'qwen3_moe': dict(num_experts=4, decoder_sparse_step=2),
-    'qwen3_next': dict(num_experts=4, shared_expert_intermediate_size=48, layer_types=['linear_attention', 'full_attention'],
-                       linear_key_head_dim=16, linear_value_head_dim=16, linear_num_key_heads=2, linear_num_value_heads=4),
-    'deepseek_v2': _mla,
-    'deepseek_v3': _mla,
-    'gpt_oss': dict(num_local_experts=4, intermediate_size=64, layer_types=['sliding_attention', 'full_attention'], sliding_window=8,
+    'qwen3_next': dict(num_experts=4, shared_expert_intermediate_size=48,
+                       layer_types=['linear_attention', 'full_attention'], linear_key_head_dim=16,
+                       linear_value_head_dim=16, linear_num_key_heads=2, linear_num_value_heads=4),
+    'deepseek_v2': _mla, 'deepseek_v3': _mla,
+    'gpt_oss': dict(num_local_experts=4, intermediate_size=64,
+                    layer_types=['sliding_attention', 'full_attention'], sliding_window=8,
                     rope_parameters=dict(rope_type='default', rope_theta=10000.)),
     'glm4_moe': dict(n_routed_experts=4, n_shared_experts=1, first_k_dense_replace=1),
-    'phimoe': dict(num_local_experts=4),
-    'granitemoe': dict(num_local_experts=4),
-    'jamba': dict(num_experts=4, expert_layer_period=2, expert_layer_offset=1, attn_layer_period=2, attn_layer_offset=1, mamba_d_state=8,
-                  mamba_dt_rank=4, use_mamba_kernels=False),
-    'llama4_text': dict(num_local_experts=4, intermediate_size=64, intermediate_size_mlp=48, interleave_moe_layer_step=2, no_rope_layers=[1, 0],
-                        attention_chunk_size=8),
-    'dbrx': dict(d_model=64, n_heads=4, n_layers=2, max_seq_len=128, attn_config=dict(kv_n_heads=2, rope_theta=1e4, clip_qkv=8.),
-                 ffn_config=dict(ffn_hidden_size=64, moe_num_experts=4, moe_top_k=2, ffn_act_fn={'name': 'silu'})),
-    'switch_transformers': dict(d_model=64, d_kv=16, d_ff=32, num_layers=2, num_decoder_layers=2, num_heads=4, num_experts=4,
-                                num_sparse_encoder_layers=1, num_sparse_decoder_layers=1, decoder_start_token_id=0),
-}
+    'phimoe': dict(num_local_experts=4), 'granitemoe': dict(num_local_experts=4),
+    'jamba': dict(num_experts=4, expert_layer_period=2, expert_layer_offset=1, attn_layer_period=2,
+                  attn_layer_offset=1, mamba_d_state=8, mamba_dt_rank=4, use_mamba_kernels=False),
+    'llama4_text': dict(num_local_experts=4, intermediate_size=64, intermediate_size_mlp=48,
+                        interleave_moe_layer_step=2, no_rope_layers=[1, 0], attention_chunk_size=8),
+    'dbrx': dict(d_model=64, n_heads=4, n_layers=2, max_seq_len=128,
+                 attn_config=dict(kv_n_heads=2, rope_theta=1e4, clip_qkv=8.), ffn_config=dict(
+    ffn_hidden_size=64, moe_num_experts=4, moe_top_k=2, ffn_act_fn={'name': 'silu'})),
+    'switch_transformers': dict(d_model=64, d_kv=16, d_ff=32, num_layers=2, num_decoder_layers=2,
+                                num_heads=4, num_experts=4, num_sparse_encoder_layers=1,
+                                num_sparse_decoder_layers=1, decoder_start_token_id=0),}
 
 # %% ../../nbs/70_toys.ipynb #032e9294
-SIZES = dict( # what a configuration calls its sizes -> a tiny one
-    vocab_size=64, hidden_size=64, intermediate_size=32, moe_intermediate_size=32, num_hidden_layers=2,
-    num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=128, initializer_range=.2,
-    num_experts=4, num_local_experts=4, n_routed_experts=4, moe_num_experts=4, num_routed_experts=4,
-    num_experts_per_tok=2, moe_topk=2, moe_k=2, top_k_experts=2, n_group=2, topk_group=1, num_expert_group=2,
-    n_shared_experts=1, num_shared_experts=1, moe_num_shared_experts=1, first_k_dense_replace=1, num_dense_layers=1,
-    shared_expert_intermediate_size=48, moe_shared_expert_intermediate_size=48, moe_shared_intermediate_size=48,
-    shared_intermediate_size=48, moe_layer_start_index=0, moe_layer_interval=1, decoder_sparse_step=1, mlp_only_layers=[],
-    q_lora_rank=24, kv_lora_rank=16, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=16,
-    index_n_heads=4, index_head_dim=16, index_topk=8, linear_key_head_dim=16, linear_value_head_dim=16,
-    linear_num_key_heads=2, linear_num_value_heads=4, sliding_window=8, enable_moe_block=True, global_head_dim=16,
-    num_global_key_value_heads=2, hidden_size_per_layer_input=0, vocab_size_per_layer_input=64, kv_channels=16,
-    bos_token_id=0, eos_token_id=0, pad_token_id=0, image_token_id=60, video_token_id=61,
-    vision_start_token_id=62, vision_end_token_id=63)
+# what a configuration calls its sizes -> a tiny one
+SIZES = dict(vocab_size=64, hidden_size=64, intermediate_size=32, moe_intermediate_size=32,
+             num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+             max_position_embeddings=128, initializer_range=.2, num_experts=4, num_local_experts=4,
+             n_routed_experts=4, moe_num_experts=4, num_routed_experts=4, num_experts_per_tok=2,
+             moe_topk=2, moe_k=2, top_k_experts=2, n_group=2, topk_group=1, num_expert_group=2,
+             n_shared_experts=1, num_shared_experts=1, moe_num_shared_experts=1,
+             first_k_dense_replace=1, num_dense_layers=1, shared_expert_intermediate_size=48,
+             moe_shared_expert_intermediate_size=48, moe_shared_intermediate_size=48,
+             shared_intermediate_size=48, moe_layer_start_index=0, moe_layer_interval=1,
+             decoder_sparse_step=1, mlp_only_layers=[], q_lora_rank=24, kv_lora_rank=16,
+             qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=16, index_n_heads=4,
+             index_head_dim=16, index_topk=8, linear_key_head_dim=16, linear_value_head_dim=16,
+             linear_num_key_heads=2, linear_num_value_heads=4, sliding_window=8,
+             enable_moe_block=True, global_head_dim=16, num_global_key_value_heads=2,
+             hidden_size_per_layer_input=0, vocab_size_per_layer_input=64, kv_channels=16,
+             bos_token_id=0, eos_token_id=0, pad_token_id=0, image_token_id=60, video_token_id=61,
+             vision_start_token_id=62, vision_end_token_id=63)
 _VISION = dict(depth=1, hidden_size=32, intermediate_size=48, num_heads=2, out_hidden_size=64,
                num_position_embeddings=16, deepstack_visual_indexes=[0])
 

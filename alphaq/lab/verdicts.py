@@ -25,10 +25,13 @@ from ..scores import score, score_matrix
 def _bounded(shape, g):
     return torch.nn.init.trunc_normal_(torch.empty(shape), std=.02, a=-.04, b=.04, generator=g)
 
-INITIALISERS = {  # how networks are initialised: shape and generator to matrix
+# how networks are initialised: shape and generator to matrix
+INITIALISERS = {
     'normal': lambda shape, g: .02 * torch.randn(shape, generator=g), 'truncated normal': _bounded,
-    'uniform': lambda shape, g: torch.nn.init.kaiming_uniform_(torch.empty(shape), a=5**.5, generator=g),
-    'uniform, bfloat16': lambda shape, g: torch.nn.init.kaiming_uniform_(torch.empty(shape), a=5**.5, generator=g).bfloat16(),
+    'uniform': lambda shape,
+    g: torch.nn.init.kaiming_uniform_(torch.empty(shape), a=5**.5, generator=g),
+    'uniform, bfloat16': lambda shape,
+    g: torch.nn.init.kaiming_uniform_(torch.empty(shape), a=5**.5, generator=g).bfloat16(),
     'orthogonal': lambda shape, g: torch.nn.init.orthogonal_(torch.empty(shape), generator=g)}
 
 def _row(z, **what):
@@ -37,6 +40,7 @@ def _row(z, **what):
                 median_z={r: round(float(np.median(v)), 3) for r, v in z.items()},
                 trained=[r for r, v in z.items() if not like_noise(v)])
 
+# %% ../../nbs/83_verdicts.ipynb #6b93ff88
 def _distances(checkpoint, rules):
     "Rule -> distance of every matrix from noise by that rule."
     found = {rule: [] for rule in rules}
@@ -104,7 +108,8 @@ def trained_network(
 def main(
     argv=None, # arguments, `None` takes the process's own
 ):
-    "`python -m alphaq.lab.verdicts [NAME=FOLDER ...]`: misses into results/score/untrained.jsonl, false alarms into trained.jsonl."
+    """`python -m alphaq.lab.verdicts [NAME=FOLDER ...]`: misses into results/score/untrained.jsonl,
+    false alarms into trained.jsonl."""
     from transformers.utils import logging
     logging.disable_progress_bar()
     given = [pair.partition('=') for pair in (sys.argv[1:] if argv is None else argv)]
