@@ -73,7 +73,7 @@ ROUTINGS = {'routed': 'the tokens routed to an expert',
 def recording(
     layer:nn.Module,      # one decoder layer of a transformers model
     routing:str='routed', # which tokens count for an expert, key of `ROUTINGS`
-): # yields a `LayerStatistics` that grows with every forward pass and is complete when the context closes
+): # yields a `LayerStatistics` that is complete when the context closes
     "Record the layer's statistics while the context is open; the layer itself is left as it was."
     check_known(routing, ROUTINGS, 'routings')
     experts = getattr(getattr(layer, 'mlp', None), 'experts', None)
@@ -154,7 +154,7 @@ def layer_calls(
     model:nn.Module,
     windows:Tensor,    # `[n, length]` token ids
     batch:int=16,      # windows at a time
-): # yields per batch `(hidden [batch, length, hidden] for the first layer, [keyword arguments of every layer])`
+): # yields per batch `(hidden [batch, length, hidden], [keyword arguments of every layer])`
     "What the decoder layers are called with."
     layers, device = model.model.layers, model.get_input_embeddings().weight.device
     for part in windows.split(batch):
@@ -242,7 +242,7 @@ def walk(
     routing:str='routed',        # which tokens count for an expert, key of `ROUTINGS`
     # `str | Path` folder for hidden states beyond `SPILL` bytes; `None` keeps them in memory
     spill=None,
-): # yields `(index, layer, LayerStatistics or None)`; change the layer's weights before asking for the next
+): # yields `(index, layer, LayerStatistics or None)`; change weights before asking for the next
     """Walk calibration windows through the decoder, one layer at a time, each fed by the layers as
     the caller left them."""
     if windows.ndim != 2 or not windows.numel():

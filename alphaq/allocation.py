@@ -158,7 +158,8 @@ def allocate(
 # %% ../nbs/31_allocation.ipynb #b2d2f2e5
 def _dealt(method, scores, settings, sizes, budget):
     "Widths of a method that hands out levels by count."
-    if settings.bounds or settings.scope != method.scope or settings.granularity != method.granularity:
+    own = (settings.scope, settings.granularity) == (method.scope, method.granularity)
+    if settings.bounds or not own:
         raise AlphaqError(f'{settings.method} hands out levels by count; bounds, scope and '
                           'granularity go with methods that have costs')
     ends = (settings.choices[0], settings.choices[-1])

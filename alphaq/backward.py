@@ -139,7 +139,7 @@ def walk_back(
     # `str | Path` folder for hidden states beyond `SPILL` bytes of a layer; `None` keeps them in
     # memory
     spill=None,
-): # yields `(index, layer, visits)` from the last layer with experts to the first; `visits` yields a `Visit` per batch
+): # yields `(index, layer, visits)` from the last layer with experts to the first
     """Walk windows forwards and their gradients backwards, one decoder layer at a time
     ({eq}`eq-chain`)."""
     if windows.ndim != 2 or windows.numel() <= len(windows):
@@ -168,7 +168,7 @@ def hessian_traces(
     windows:Tensor,   # `[n, length]` token ids, length at least 2
     probes:int=2,     # vectors of random signs for each window
     seed:int=0,       # of the vectors
-)->dict: # (layer, expert, role) -> trace of the Hessian of the mean loss, an estimate; may be negative
+)->dict: # (layer, expert, role) -> estimated trace of the Hessian of the mean loss
     """Hutchinson's estimate of the Hessian's trace for every expert matrix (HAWQ-v2;
     {eq}`eq-hutchinson`)."""
     layers, g = model.model.layers, torch.Generator(windows.device).manual_seed(seed)

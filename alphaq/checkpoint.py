@@ -68,7 +68,8 @@ LAYOUTS = (
            _stacked('input_linear', 'output_linear')),
     Layout('Switch', rf'{_prefix}block\.(?P<layer>{_number})\.layer\.[12]\.mlp\.experts\.expert_{_expert}\.(?P<token>wi|wo)\.weight',
            {'wi': ('up_proj',), 'wo': ('down_proj',)}),
-    Layout('DBRX', rf'{_dbrx}\.(?P<token>w1|v1|w2)', _named('w1', 'v1', 'w2'), turned=('w2',), flat=True),
+    Layout('DBRX', rf'{_dbrx}\.(?P<token>w1|v1|w2)', _named('w1', 'v1', 'w2'), turned=('w2',),
+           flat=True),
     Layout('LLaMA-MoE', rf'{_layer}\.mlp\.calculator\.experts\.weight_(?P<token>gate|up|down)\.{_expert}', _named('gate', 'up', 'down')),
 )
 

@@ -381,7 +381,8 @@ def track(
     "Iterate with a progress bar and the time left on stderr; silent when nobody watches."
     if os.environ.get('ALPHAQ_QUIET') or not sys.stderr.isatty(): yield from items; return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (BarColumn, MofNCompleteColumn, Progress, TextColumn,
+                               TimeElapsedColumn, TimeRemainingColumn)
     columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
                TimeElapsedColumn(), TextColumn('left'), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:

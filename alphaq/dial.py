@@ -69,7 +69,8 @@ canvas{image-rendering:pixelated}td{padding-right:1.5em}i{display:inline-block;w
 const one = q => document.querySelector(q), d = JSON.parse(one('script').textContent)
 const dial = one('input'), map = one('canvas'), pen = map.getContext('2d'), last = d.moves.length
 const top_ = d.cost[0], least = top_ / 1e6, span = d.bits[last] - d.bits[0] || 1
-const log = c => Math.log10(Math.max(c, least)), low = log(d.cost[last]), high = log(top_) - low || 1
+const log = c => Math.log10(Math.max(c, least))
+const low = log(d.cost[last]), high = log(top_) - low || 1
 const at = k => [10 + 580 * (d.bits[k] - d.bits[0]) / span, 170 - 160 * (log(d.cost[k]) - low) / high]
 const columns = Math.max(...d.cells.map(c => c[1])) + 1, cell = Math.max(1, Math.min(14, Math.floor(700 / columns)))
 map.width = columns; map.height = d.lines.length

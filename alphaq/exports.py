@@ -86,7 +86,7 @@ def priced(
     scores,            # `[n]` `Score`
     settings:Settings, # what was asked for
     target:str,        # key of `TARGETS`
-)->tuple: # `(Allocation, price)`: predicted cost over that of the free plan, `None` where no free plan or no cost is
+)->tuple: # `(Allocation, price)`: predicted cost over the free plan's, `None` where there is none
     "The best plan that a target can load, and what it costs beside the best plan."
     within = restricted(settings, target)
     if method_named(settings.method).widths and within.granularity != 'projection':

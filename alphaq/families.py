@@ -70,9 +70,10 @@ def place_of(
     model:nn.Module, # that transformers built
     there,           # names of its modules
 )->str|None:         # name of that module in the model, `None` when it has none
-    """Where the model has what the files call by another prefix: a bare backbone, or the language model of a larger one.
+    """Where the model has what the files call by another prefix.
 
-    The experts of a layer may also lie elsewhere in it than in `mlp`, where their canonical name puts them."""
+    That is a bare backbone, or the language model of a larger one. The experts of a layer may also
+    lie elsewhere in it than in `mlp`, where their canonical name puts them."""
     if name in there: return name
     if (short := name.removeprefix(model.base_model_prefix + '.')) in there: return short
     _, layers, tail = name.partition('layers.')

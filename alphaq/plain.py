@@ -105,7 +105,7 @@ def _prefix(name): return layer_of(name) or ''
 def folder_parts(
     folder:Folder, # quantized
     q:dict,        # its `quantization_config`
-)->dict: # prefix of a layer, or '' for the rest, to names of kept tensors, table of experts, table of other matrices
+)->dict: # prefix of a layer, or '', to names kept, table of experts, table of other matrices
     "What belongs together in a quantized folder."
     packed = {f'{m}.{r}' for m in q['layers'] for r in ROLES} | set(q['modules'])
     codes = {f'{key}.{part}' for key in packed

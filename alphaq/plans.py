@@ -88,7 +88,7 @@ def widths(
 # %% ../nbs/32_plans.ipynb #4aa809a1
 def grouped(
     table:dict, # name -> bits
-)->tuple: # experts module -> role -> one digit per expert; name -> bits of what does not fit that shape
+)->tuple: # experts module -> role -> digits; name -> bits of what does not fit that shape
     "A flat table as a plan writes it; `widths` reads it back."
     slots, modules = {}, {}
     for name, bits in table.items():

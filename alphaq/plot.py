@@ -18,13 +18,15 @@ from .core import AlphaqError
 # %% ../nbs/03_plot.ipynb #26ec8d00
 COLORS = ('#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7', '#56B4E9', '#000000', '#999999')
 MARKERS = 'os^vDPX*<>'  # of points that share a figure, one for each kind
-
 STYLE = {
-    'figure.figsize': (5., 3.), 'figure.dpi': 150., 'figure.constrained_layout.use': True, 'savefig.bbox': 'tight',
+    'figure.figsize': (5., 3.), 'figure.dpi': 150., 'figure.constrained_layout.use': True,
+    'savefig.bbox': 'tight',
     'font.size': 9., 'axes.labelsize': 9., 'legend.fontsize': 8., 'legend.frameon': False,
-    'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'grid.alpha': .3, 'grid.linewidth': .5,
+    'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'grid.alpha': .3,
+    'grid.linewidth': .5,
     # the salt makes equal figures equal files
-    'axes.prop_cycle': cycler(color=COLORS), 'lines.linewidth': 1.2, 'lines.markersize': 4., 'svg.hashsalt': 'alphaq',
+    'axes.prop_cycle': cycler(color=COLORS), 'lines.linewidth': 1.2, 'lines.markersize': 4.,
+    'svg.hashsalt': 'alphaq',
 }
 
 @contextmanager

@@ -22,7 +22,8 @@ from urllib.parse import quote, urlsplit
 
 import torch
 from huggingface_hub import HfApi, hf_hub_url
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (HfHubHTTPError, HTTPError, OfflineModeIsEnabled,
+                                    RepositoryNotFoundError, RevisionNotFoundError)
 from huggingface_hub.utils import build_hf_headers, get_session
 
 from .core import AlphaqError, UnreachableError, parse_json

@@ -141,7 +141,8 @@ def fused(
     stored = float(choice_sizes(scores, ours)[rows, held.bits - 1].sum() / numel)
     free = allocate(scores, replace(ours, bits=stored, choices=settings.choices))
     found, plain = (losses(a.bits, free.settings.group_size) for a in (held, free))
-    price = held.solution.cost / free.solution.cost if free.solution and free.solution.cost > 0 else None
+    priced_at = free.solution and free.solution.cost > 0
+    price = held.solution.cost / free.solution.cost if priced_at else None
     return dict(target=target, method=settings.method, bits=settings.bits, stored=stored,
                 differs=float((held.bits != free.bits).mean()), price=price,
                 **{k.replace('uniform', 'free'): v for k, v in over_uniform(found, plain).items()})

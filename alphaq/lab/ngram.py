@@ -100,7 +100,7 @@ def _find(keys, values, wanted, missing):
 def log2_probabilities(
     model:Ngram,
     data:bytes,  # the text to score, not empty
-)->np.ndarray: # `[len(data)]` float64, < 0: of each byte given the `order - 1` before it, or as many as there are
+)->np.ndarray: # `[len(data)]` float64, < 0: of each byte given those before it
     "Logarithm to base 2 of the chance that the model gave to each byte ({eq}`eq-kneser-ney`)."
     if not data: raise AlphaqError('no text to score; give at least one byte')
     p = np.full(len(data), 1 / 256)

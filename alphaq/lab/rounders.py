@@ -212,7 +212,8 @@ def model_errors(
     count:int=16,      # calibration windows of 256 tokens from each text
     held_out:int=16,   # windows from each for the error
     # keys of `RULES`
-    rules=tuple(n for n in ROUNDERS if n not in ('published, min-max', 'feedback, min-max', 'feedback, hqq')),
+    rules=tuple(n for n in ROUNDERS
+                if n not in ('published, min-max', 'feedback, min-max', 'feedback, hqq')),
 )->list:               # one row for each draw, role, rule and width
     """Relative output error of every rule on a model's experts, calibrated and measured on
     different text."""

@@ -64,7 +64,8 @@ def _stage(out, pieces):
     raw = journal.read_bytes() if journal.exists() else b''
     records, end = whole_lines(raw)
     done = max(0, len(records) - 1)
-    stage = 'finished' if out.exists() else 'not begun' if not records else 'closing' if done == pieces else 'scoring'
+    stage = ('finished' if out.exists() else 'not begun' if not records
+             else 'closing' if done == pieces else 'scoring')
     return dict(stage=stage, pieces=done, of=pieces, torn=end < len(raw))
 
 def score_kill_rows(

@@ -98,7 +98,8 @@ def tiny_model(
     **more,      # further entries of the configuration
 ):               # a language model of 4 experts, in float32, without gradients
     "A random model of a family, small enough for a test; nothing in it is zero or one."
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
+    from transformers import (CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText,
+                              AutoModelForSeq2SeqLM)
     common = dict(vocab_size=64, hidden_size=64, intermediate_size=32, moe_intermediate_size=32,
                   num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
                   num_experts_per_tok=2, max_position_embeddings=128, initializer_range=.2,

@@ -57,7 +57,7 @@ def tuning_rows(
     # average widths of the experts; at 16 bits nothing is rounded, and only tuning is left
     budgets=(1.5, 2., 2.5, 16),
     seeds=range(3),          # of the draws
-)->list: # per budget: rounded, on the plain model's routes, on its weights alone; each method and draw
+)->list: # per budget: rounded, on the plain model's routes, each method and draw
     "What tuning routers is worth on held-out text."
     plain = load_for_calibration(checkpoint)
     worn = RoundedModel(load_for_calibration(checkpoint).requires_grad_(False), checkpoint)

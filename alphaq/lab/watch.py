@@ -38,7 +38,7 @@ def loads(
     model:nn.Module, # a transformers causal language model with fused experts
     rows:Tensor,     # `[n, window]` token ids
     batch:int=20,    # windows at a time
-)->Tensor: # `[layers, experts]` int64, tokens sent to each expert; layers without experts are left out
+)->Tensor: # `[layers with experts, experts]` int64, tokens sent to each expert
     "Tokens that each expert of each layer receives."
     modules = [m for m in map(experts_of, model.model.layers) if m is not None]
     counts = [torch.zeros(len(m.down_proj), dtype=torch.int64) for m in modules]
