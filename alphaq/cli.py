@@ -340,7 +340,7 @@ Preset = Annotated[
                       'choice, which the options below change')]
 Method = Annotated[Optional[str],
                    typer.Option(help='allocator; from weights: measured, alphaq, direct, kurtosis, '
-                                'mopeq; from text: gemq, mxmoe, hessian, pmq; all in chapter 24')]
+                                'mopeq; from text: gemq, mxmoe, hessian, pmq; all in the chapter on methods')]
 Gamma = Annotated[Optional[str], typer.Option(
     help='exponent of alpha in the cost, or auto for the paper\'s formula')]
 Cap = Annotated[Optional[float],

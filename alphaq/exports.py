@@ -37,7 +37,7 @@ _k_quants = {2: 2.625, 3: 3.4375, 4: 4.5}  # blocks of 256 weights with scales o
 
 # %% ../nbs/33_exports.ipynb #a833d91e
 TARGETS = {
-    'native': Target('projection', WIDTHS, 'this package, chapter 41'),
+    'native': Target('projection', WIDTHS, 'this package'),
     'gptqmodel': Target('projection', (2, 3, 4), 'GPTQModel 7.7.0, QuantizeConfig.dynamic',
                         lambda b, g: b + (16 + b) / g),
     'autoround': Target('projection', (2, 3, 4),

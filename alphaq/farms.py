@@ -25,11 +25,11 @@ def tile_side(
     return next((s for s in (largest, *(s for s in SIDES if s < largest)) if 2 * s <= min(shape)),
                 None)
 
+# %% ../nbs/13_farms.ipynb #1b94f49e
 def _starts(length, side, stride):
     starts = list(range(0, length - side + 1, stride))
     return starts if starts[-1] + side == length else [*starts, length - side]
 
-# %% ../nbs/13_farms.ipynb #1b94f49e
 def tiles(
     W:Tensor,               # `[rows, cols]`
     side:int|None,          # of a tile; `None` takes the matrix whole
@@ -47,6 +47,7 @@ def tiles(
     rows, cols = (_starts(n, side, stride) for n in W.shape)
     return torch.stack([W[i:i + side, j:j + side] for i in rows for j in cols])
 
+# %% ../nbs/13_farms.ipynb #13000c5c
 def farms_tiles(
     W:Tensor,               # `[rows, cols]` weights
     largest:int=256,        # largest tile side
@@ -56,7 +57,6 @@ def farms_tiles(
     side = tile_side(W.shape, largest)
     return tiles(W, side, min(stride, side) if stride and side else stride)
 
-# %% ../nbs/13_farms.ipynb #8aee16e8
 def farms_eigenvalues(
     W:Tensor,               # `[rows, cols]` weights
     largest:int=256,        # largest tile side

@@ -52,7 +52,7 @@ def alpha_weight(
     alphas,      # `[n]` tail exponents
     gamma:float, # exponent, dimensionless
 )->np.ndarray:   # `[n]` factors, 1 at the median exponent
-    "The weight (alpha_ref / alpha)^gamma of each matrix, alpha_ref the median (AlphaQ, equation 4)."
+    "The weight (alpha_ref / alpha)^gamma, alpha_ref the median (AlphaQ, equation 4)."
     alphas = _checked(alphas)
     return np.exp(gamma * (np.log(np.median(alphas)) - np.log(alphas)))
 
@@ -66,4 +66,5 @@ def voice(
     line = f'alpha moves costs by {span:.1f} nats; one to four bits are worth {WIDTH_RANGE:.1f}'
     less = capped_gamma(alphas, gamma)
     if span <= WIDTH_RANGE * (1 + 1e-9): return line
-    return line + f', more than which --cap {WIDTH_RANGE:.1f} forbids: gamma {less:.3g} instead of {gamma:.3g}'
+    return (f'{line}, more than which --cap {WIDTH_RANGE:.1f} forbids: '
+            f'gamma {less:.3g} instead of {gamma:.3g}')

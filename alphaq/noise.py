@@ -66,6 +66,6 @@ def gaussian_distortion(
 def table_noise(
     variance,           # `[n]` variance of each matrix
     group_size:int=128, # weights per group
-)->np.ndarray:          # `[n, 4]` expected mean squared error at 1 .. 4 bits if the weights were Gaussian
+)->np.ndarray:          # `[n, 4]` mean squared error at 1 .. 4 bits, were the weights Gaussian
     "Variance times the measured distortion of a Gaussian."
     return np.asarray(variance, float)[:, None] * np.array(gaussian_distortion(group_size))
