@@ -83,7 +83,8 @@ def recording(
                                                                                              0)
     def zeros(*shape): return torch.zeros(*shape, dtype=torch.float64, device=device)
     tokens = torch.zeros(count, dtype=torch.int64, device=device)
-    counted, mass = torch.zeros_like(tokens) if routing == 'all' else tokens, zeros(count)
+    counted = torch.zeros_like(tokens) if routing == 'all' else tokens
+    mass = zeros(count)
     seen = LayerStatistics(zeros(count, hidden, hidden), zeros(count, width, width), tokens,
                            counted, {})
     def keep_input(name):
@@ -193,12 +194,14 @@ def run_layer(
 # %% ../nbs/40_activations.ipynb #1939f247
 SPILL = 2**30  # bytes of hidden states; more than that go to a file
 
+# %% ../nbs/40_activations.ipynb #0ff0bf1e
 class States:
     "Hidden states, batch by batch: in memory, or in a nameless file."
     def __init__(self,
         folder=None, # `str | Path` where to keep a file; `None` keeps them in memory
     ):
-        self.file, self.batches = tempfile.TemporaryFile(dir=folder) if folder else None, []
+        self.file = tempfile.TemporaryFile(dir=folder) if folder else None
+        self.batches = []
 
     def __len__(self): return len(self.batches)
 

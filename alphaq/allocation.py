@@ -47,7 +47,8 @@ def _completed(scores, settings):
     choices = checked_choices(settings.choices)
     scope = settings.scope or method.scope
     check_known(scope, SCOPES, 'scopes')
-    granularity, gamma = settings.granularity or method.granularity, None
+    granularity = settings.granularity or method.granularity
+    gamma = None
     check_known(granularity, GRANULARITIES, 'granularities')
     if settings.method in WITH_ALPHA:
         alphas = [s.alpha for s in scores]
@@ -177,7 +178,8 @@ def unit_name(
     names, # of its projections
 )->str:
     "What a unit is called: its projection's name, or a pattern."
-    start, end = commonprefix(names), commonprefix([n[::-1] for n in names])[::-1]
+    start = commonprefix(names)
+    end = commonprefix([n[::-1] for n in names])[::-1]
     return names[0] if len(names) == 1 else f'{start}*{end}'
 
 def smallest(

@@ -171,7 +171,8 @@ def hessian_traces(
 )->dict: # (layer, expert, role) -> estimated trace of the Hessian of the mean loss
     """Hutchinson's estimate of the Hessian's trace for every expert matrix (HAWQ-v2;
     {eq}`eq-hutchinson`)."""
-    layers, g = model.model.layers, torch.Generator(windows.device).manual_seed(seed)
+    layers = model.model.layers
+    g = torch.Generator(windows.device).manual_seed(seed)
     leaves = {i: found for i, layer in enumerate(layers) if (found := leaves_of(layer))}
     where = [(i, e, r) for i, roles in leaves.items() for r, stack in roles.items()
              for e in range(len(stack))]

@@ -69,6 +69,7 @@ def interval(d, e):
     radius = e.abs() + torch.nn.functional.pad(e.abs(), (0, 1))[:, 1:]
     return (d - radius).amin(1), (d + radius).amax(1)
 
+# %% ../nbs/05_batched.ipynb #a1feb72e
 def bisected(
     d:Tensor,     # `[b, n]` diagonal, magnitude about one
     e:Tensor,     # `[b, n]` couplings, entry i between i - 1 and i, entry 0 zero
@@ -76,7 +77,8 @@ def bisected(
     """Eigenvalues of tridiagonal matrices by counting ({eq}`eq-sturm`); the specification of the
     kernel."""
     low, high = (x[:, None].expand_as(d) for x in interval(d, e))
-    k, squares = torch.arange(d.shape[1], device=d.device), e.square()
+    k = torch.arange(d.shape[1], device=d.device)
+    squares = e.square()
     for _ in range(HALVINGS):
         x = (low + high) / 2
         q, below = torch.ones_like(d), torch.zeros_like(d)
@@ -113,7 +115,8 @@ if triton:
         right = tl.load(high + matrix) + tl.zeros([LANES], tl.float64)
         for _ in range(halvings):
             x = (left + right) / 2
-            q, below = tl.full([LANES], 1, tl.float64), tl.zeros([LANES], tl.int32)
+            q = tl.full([LANES], 1, tl.float64)
+            below = tl.zeros([LANES], tl.int32)
             for i in range(n):
                 q = tl.load(d + matrix * n + i) - x - tl.load(squares + matrix * n + i) / q
                 q = tl.where(tl.abs(q) < TINY, -TINY, q)
@@ -139,7 +142,9 @@ def bisected_on_gpu(
     e:Tensor,
 )->Tensor:
     "`bisected`, one program for a matrix."
-    (b, n), out, (low, high) = d.shape, torch.empty_like(d), interval(d, e)
+    b, n = d.shape
+    out = torch.empty_like(d)
+    low, high = interval(d, e)
     lanes = max(32, triton.next_power_of_2(n))
     _count_kernel[b,](d.contiguous(), e.square(), low, high, out, n, HALVINGS, LANES=lanes,
                       TINY=TINY, num_warps=max(1, min(8, lanes // 32)))

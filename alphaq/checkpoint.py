@@ -145,7 +145,8 @@ def _experts_in(layout, match, shape, count):
 def _expand(info, layout, match, tensors, count):
     "The projections inside one tensor; `count` experts by the config."
     dtype, scales, shape = _type(info, tensors, layout)
-    roles, turned = layout.roles[match['token']], match['token'] in layout.turned
+    roles = layout.roles[match['token']]
+    turned = match['token'] in layout.turned
     where = f'{info.file}: tensor {info.name} has shape {list(info.shape)}'
     if layout.flat and (not count or count < 1 or shape[:1] and shape[0] % count):
         raise AlphaqError(f'{where}, which {count} experts by config.json do not share')
@@ -232,7 +233,8 @@ def _oriented(fits, tensors, config):
     """The same layouts, those of stacks that lie `[in, out]` turned: the width of the model shows
     it where names do not."""
     def turned(name, layout, m):
-        hidden, shape = _section(config, m['prefix'], ('hidden_size',)), tensors[name].shape
+        hidden = _section(config, m['prefix'], ('hidden_size',))
+        shape = tensors[name].shape
         return len(shape) == 3 and m['token'] == 'gate_up_proj' and shape[1] == hidden != shape[2]
     plain = {n: fit for n, fit in fits.items() if fit[0].name == 'one tensor per layer'}
     if not plain or not any(turned(n, *fit) for n, fit in plain.items()): return fits
@@ -335,7 +337,8 @@ def _expected(folder, module, experts):
     router."""
     stem = module.removesuffix('.mlp.experts')
     prefix, _, number = stem.rpartition('layers.')
-    may, held = declared(folder.config, prefix, int(number)), max(experts) + 1
+    may = declared(folder.config, prefix, int(number))
+    held = max(experts) + 1
     if may: return min((n for n in may if n >= held), default=max(may))
     router = re.compile(rf'{re.escape(stem)}\.{_router}\.weight')
     found = (t.shape for n, t in folder.tensors.items() if router.fullmatch(n))
@@ -429,7 +432,8 @@ class Checkpoint(Folder):
     @cached_property
     # tensors of heads that predict further tokens, no part of the model
     def left_out(self)->tuple[str, ...]:
-        known, is_head = {p.key for p in self.projections}, _heads(self.config, self.decoders)
+        known = {p.key for p in self.projections}
+        is_head = _heads(self.config, self.decoders)
         return tuple(n for n in self.tensors if n not in known and is_head(n))
 
     @cached_property
@@ -498,7 +502,8 @@ class Checkpoint(Folder):
 
     def _integers(self, p):
         beside = {n.rpartition('weight_')[2]: self.stored(n) for n in self.beside(p.key)}
-        said, where = beside.get('shape'), f'{self.path/p.file}: tensor {p.key}'
+        said = beside.get('shape')
+        where = f'{self.path/p.file}: tensor {p.key}'
         if said is not None and said.tolist() != [*p.shape]:
             raise AlphaqError(f'{where}: not integers of four bits, or of another shape; convert '
                               'the checkpoint to bfloat16 first')
@@ -658,7 +663,8 @@ def agrees(
     read = {n: misread(p, named) for n, p in named.items()} if misread else named
     if misread and read == named: return None
     def equal(p, q):
-        value, wanted = checkpoint.read(q), stacks[p.module][p.role][p.expert]
+        value = checkpoint.read(q)
+        wanted = stacks[p.module][p.role][p.expert]
         return value.shape == wanted.shape and torch.equal(value.to(wanted.dtype).view(torch.uint8),
                                                            wanted.contiguous().view(torch.uint8))
     return all(equal(p, read[n]) for n, p in named.items())

@@ -105,7 +105,8 @@ def check_tensors(
             yield from _fits(folder, f'{name}.{role}', shape, [int(b) for b in roles[role]],
                              config.group_size, (len(roles[role]),))
     for name, bits in config.modules.items():
-        words, rows = folder.tensors.get(f'{name}.words'), outputs(folder, name)
+        words = folder.tensors.get(f'{name}.words')
+        rows = outputs(folder, name)
         if words is None or not rows:
             yield f'{name}: no words or scales; the matrix is not there'; continue
         # attention inputs are a multiple of any block, so nothing is padded

@@ -99,7 +99,8 @@ def _packed(folder):
     "What a quantized folder holds, by its configuration and headers."
     from collections import Counter
     from alphaq.runtime import AlphaqConfig
-    held, roles = AlphaqConfig(**dict(layers=None) | folder.packed), {}
+    held = AlphaqConfig(**dict(layers=None) | folder.packed)
+    roles = {}
     for layer in held.layers.values():
         for role, digits in layer.items(): roles[role] = roles.get(role, '') + digits
     counts = {role: dict(sorted(Counter(map(int, digits)).items()))

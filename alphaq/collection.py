@@ -131,7 +131,8 @@ def predicted_similarity(
     first, second = (torch.randn(shape, generator=g).div_(shape[1] ** .5).requires_grad_()
                      for shape in ((1024, x.shape[1]), (1, 1024)))
     def predict(x): return F.linear(F.linear(x, first).relu(), second).tanh()[:, 0]
-    step, held = torch.optim.AdamW([first, second], lr=1e-4, weight_decay=.01), max(1, len(x) // 10)
+    step = torch.optim.AdamW([first, second], lr=1e-4, weight_decay=.01)
+    held = max(1, len(x) // 10)
     best, patience, answer = float('inf'), 0, 0.
     for _ in range(epochs):
         for i in (held + torch.randperm(len(x) - held, generator=g)).split(batch):
@@ -147,9 +148,11 @@ def predicted_similarity(
 def _layer(layer, visits, texts, rounds, seed):
     "(expert, role) -> fields of `Score`."
     visits, slopes, fisher = _added(visits)
-    shares, experts = routing(layer, visits, texts), layer.mlp.experts
+    shares = routing(layer, visits, texts)
+    experts = layer.mlp.experts
     x, y = (torch.cat([v.block[i] for v in visits]) for i in (0, 1))
-    whole, found = dict(similarity=predicted_similarity(x, y, seed)), {}
+    whole = dict(similarity=predicted_similarity(x, y, seed))
+    found = {}
     for e in range(len(shares['frequency'])):
         own = whole | {k: v[e].item() for k, v in shares.items()}
         sums = ({r: stack[e] for r, stack in total.items()} for total in (slopes, fisher))
@@ -175,7 +178,8 @@ def collect(
         len(windows), dtype=torch.long) if texts is None else torch.as_tensor(texts)
     if len(texts) != len(windows):
         raise AlphaqError(f'{len(windows)} windows, but {len(texts)} say of which text they are')
-    names, found = {(p.layer, p.expert, p.role): p.name for p in checkpoint.projections}, {}
+    names = {(p.layer, p.expert, p.role): p.name for p in checkpoint.projections}
+    found = {}
     with torch.no_grad():
         for index, layer, visits in walk_back(skeleton(checkpoint, device), windows, 1,
                                               partial(stored, checkpoint)):

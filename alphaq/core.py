@@ -211,7 +211,8 @@ def alone(
     """Be the only run that writes a target, as long as the context is open; whoever comes second is
     refused."""
     target = Path(target).absolute()
-    path, owner = target.with_name(f'.{target.name}.lock'), os.getpid()
+    path = target.with_name(f'.{target.name}.lock')
+    owner = os.getpid()
     if path.is_symlink(): raise AlphaqError(f'{path} is a link; remove it')
     if not path.parent.exists(): path.parent.mkdir(parents=True, exist_ok=True)
     lock = _locked(path)

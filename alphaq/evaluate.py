@@ -163,7 +163,9 @@ def perplexity_of(
 )->Perplexity:
     """Perplexity per token and bits per byte that follow from the losses of a sample's windows
     ({eq}`eq-ppl`)."""
-    text, nll, count = sample.text, losses.mean().item(), sample.rows.numel() - len(sample.rows)
+    text = sample.text
+    nll = losses.mean().item()
+    count = sample.rows.numel() - len(sample.rows)
     if not nll < float('inf'):
         raise AlphaqError(
             f'{text.name}: the likelihood is not finite; the model or its activations are damaged')

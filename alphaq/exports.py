@@ -261,7 +261,8 @@ def to_llama_cpp(
     if plan.modules:
         raise AlphaqError(f'GGUF has another name for {next(iter(plan.modules))}; take it out '
                           'of `modules`, it is then kept as it is')
-    rules, stacks = [], sorted({p.rsplit('layers.', 1)[0] for p in plan.layers})
+    rules = []
+    stacks = sorted({p.rsplit('layers.', 1)[0] for p in plan.layers})
     if len(stacks) > 1:
         raise AlphaqError(
             f'GGUF numbers the layers of one decoder, the plan has {" and ".join(stacks)}; '

@@ -261,7 +261,9 @@ def hqq_grid(
     scale, zero = min_max_grid(groups, bits)
     size = groups.std(-1, correction=0, keepdim=True) if unit else torch.ones_like(groups[..., :1])
     size = torch.where(size > 0, size, 1.)
-    w, step, zero = groups / size, scale.float() / size, zero.float()
+    w = groups / size
+    step = scale.float() / size
+    zero = zero.float()
     best = zero
     least = torch.full_like(zero, torch.inf)
     falling = torch.ones_like(zero, dtype=torch.bool)

@@ -104,7 +104,8 @@ def spectra(
 )->list:                   # `[n]` eigenvalues of the tiles of each
     """Pooled eigenvalues of several matrices, equal tiles in one batch; `farms_eigenvalues` for
     many."""
-    blocks, found = [farms_tiles(W.double(), tile, stride) for W in matrices], {}
+    blocks = [farms_tiles(W.double(), tile, stride) for W in matrices]
+    found = {}
     for sides in {b.shape[1:] for b in blocks}:
         own = [i for i, b in enumerate(blocks) if b.shape[1:] == sides]
         values = eigenvalues(torch.cat([blocks[i] for i in own])).split([len(blocks[i])

@@ -213,7 +213,8 @@ def _missing_bytes(total, partial):
 def _check_room(total, partial):
     "Refuse to begin what the disk cannot hold."
     home = next(p for p in partial.parents if p.exists())
-    needed, free = _missing_bytes(total, partial), shutil.disk_usage(home).free
+    needed = _missing_bytes(total, partial)
+    free = shutil.disk_usage(home).free
     if needed > free:
         raise AlphaqError(f'{home}: {size(needed)} are needed and {size(free)} are free; make '
                           'room or choose another folder')

@@ -288,7 +288,8 @@ def router_variance(scores, settings, sizes, budget, signal='router_norm', level
     norms = _by_layer(scores, _signal(scores, signal))
     spread = _by_layer(scores, _signal(scores, 'row_variance'))
     for i, (layer, (norm, rows)) in enumerate(norms.items()):
-        order, n = _moved_ahead(np.argsort(norm, kind='stable'), spread[layer][0]), len(norm)
+        order = _moved_ahead(np.argsort(norm, kind='stable'), spread[layer][0])
+        n = len(norm)
         # a fraction is carried to the next layer
         highs = [int(layers * n * (settings.bits - low) / 2 + 1e-9) for layers in (i, i + 1)]
         high = highs[1] - highs[0]
@@ -338,7 +339,8 @@ def afg(scores, settings): # `[n, choices]` costs
 
 def autoscheme(scores, settings): # `[n, choices]` costs
     "Sum over weights of |gradient times change| (AutoRound, AutoScheme)."
-    costs, of = _wide(scores, settings, 'gradient'), units(scores, 'layer')
+    costs = _wide(scores, settings, 'gradient')
+    of = units(scores, 'layer')
     for layer in np.unique(of):
         idle = (of == layer) & (costs == 0).all(1)
         if idle.any() and not idle[of == layer].all():
@@ -359,9 +361,11 @@ def _block_table(costs, sizes):
     best, trail = np.full((4, span), np.inf), []
     best[0, 0] = 0.
     for c, s in zip(costs, sizes):
-        new, way = np.full((4, span), np.inf), np.zeros((4, span), np.int64)
+        new = np.full((4, span), np.inf)
+        way = np.zeros((4, span), np.int64)
         for j, f in np.ndindex(top + 1, 4):
-            moved, to = np.full(span, np.inf), f | (j == top) | 2 * (j == top - 1)
+            moved = np.full(span, np.inf)
+            to = f | (j == top) | 2 * (j == top - 1)
             moved[s[j]:] = best[f, :span - s[j]] + c[j]
             better = moved < new[to]
             new[to, better], way[to, better] = moved[better], 4 * j + f
@@ -401,7 +405,9 @@ def _expert_blocks(costs, scores, settings, sizes, budget):
             f'{settings.method} chooses among three widths, {settings.choices} are offered')
     first = next((k for k in range(len(settings.choices) - 3) if sizes[:, k + 2].sum() > budget),
                  len(settings.choices) - 3)
-    three, blocks, layer = slice(first, first + 3), [], units(scores, 'layer')
+    three = slice(first, first + 3)
+    blocks = []
+    layer = units(scores, 'layer')
     for l in np.unique(layer):
         rows = np.flatnonzero(layer == l)
         here, place = np.unique(units(scores, 'expert')[rows], return_inverse=True)
@@ -420,7 +426,8 @@ def pmq(scores, settings, sizes, budget): # `[n]` widths
     costs = (_signal(scores, 'frequency')
              * _signal(scores, 'routing') ** 1.5)[:, None] * _wide(scores, settings, 'expert_error')
     widths, blocks = _expert_blocks(costs, scores, settings, sizes, budget)
-    bits, whole = np.empty(len(scores), np.int64), int(sizes[:, -1].sum())
+    bits = np.empty(len(scores), np.int64)
+    whole = int(sizes[:, -1].sum())
     for b in blocks:
         room = (budget * int(sizes[b.rows, -1].sum()) // whole - b.least) // b.step
         within = b.table[0][:room + 1]

@@ -55,7 +55,9 @@ def spec_places(
     bits:int, # 1 .. 4
 )->list:      # for each bit of the code, lowest first: `(index of the word, bit of the word)`
     "Where the bits of one code lie in format v1, one element at a time."
-    fields, words, width = FIELDS[bits], BLOCK_WORDS[bits], slice_width(shape[1], bits)
+    fields = FIELDS[bits]
+    words = BLOCK_WORDS[bits]
+    width = slice_width(shape[1], bits)
     tile, r = divmod(row, TILE_ROWS)
     rows = min(TILE_ROWS, shape[0] - tile * TILE_ROWS)
     block, within = divmod(col, fields * width)
@@ -229,7 +231,8 @@ def unpacked_layer(
     for name in sorted(shapes, key=lambda n: [int(p) if p.isdigit() else -1 for p in n.split('.')]):
         module, expert, role = split_name(name) or (None, ..., None)
         key = f'{module}.{role}' if module else name
-        start, count = offset.get(key, 0), word_count(shapes[name], bits[name])
+        start = offset.get(key, 0)
+        count = word_count(shapes[name], bits[name])
         offset[key] = start + count
         codes = unpack_codes(tensors[f'{key}.words'][start:start + count], bits[name], shapes[name])
         scale, zero = tensors[f'{key}.scale'][expert], tensors[f'{key}.zero'][expert]

@@ -33,6 +33,8 @@ from .plans import Plan, lacking, make_plan, named_linears, read_plan, uniform_p
 from .remote import open_anywhere
 from .rounding import (QuantizeJob, Quantized, budget_for_size, check_groups, check_head,
                              check_quantizer, check_source, quantize as quantize_job)
+
+# %% ../nbs/60_pipeline.ipynb #0935cd1a
 from .scores import unscored
 from .signals import describer
 
@@ -118,7 +120,8 @@ def score_job(
     def describe(p, W): return signals(p, W) | dict(group=group_size)
     others = sorted({p.role for p in model.projections if p.expert < 0})
     options = dict(group_size=group_size, others=others)
-    return ScoreJob(model, tail, tile, stride, measure, describe, options, device=device, **more)
+    return ScoreJob(model, rule=tail, tile=tile, stride=stride, measure=measure, describe=describe,
+                    options=options, device=device, **more)
 
 # %% ../nbs/60_pipeline.ipynb #42e37898
 @told
@@ -393,7 +396,8 @@ class Budget:
 
 def _planned(c, budget, settings, modules, tokens, texts, work, device):
     "From weights, and text where a method reads it, to a plan."
-    p, reads = preset_named(budget.preset), method_named(settings.method).data
+    p = preset_named(budget.preset)
+    reads = method_named(settings.method).data
     scores = score_all(score_job(c, p.tail, p.tile, None, settings.group_size, device), work)
     if reads:
         scores = informed(c, scores, tokens, texts, settings.group_size,
@@ -463,7 +467,8 @@ def quantize(
     elif not isinstance(plan, Plan): plan = read_plan(plan)
     if plan.model == UNNAMED: plan = replace(plan, model=c.name)
     windows = tokens if quantizer == 'gptq' else None
-    job = QuantizeJob(c, plan, quantizer, windows, described, routing, device, head_bits, unopened)
+    job = QuantizeJob(c, plan, quantizer, windows=windows, calibration=described, routing=routing,
+                      device=device, head_bits=head_bits, unopened=unopened)
     return quantize_job(job, Path(out), overwrite, work if engine != 'local' else None)
 
 # %% ../nbs/60_pipeline.ipynb #0e4711d9

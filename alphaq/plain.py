@@ -68,7 +68,8 @@ def stored_experts(
         return {f'{module}.gate_up_proj': gate_up,
                 f'{module}.down_proj': turned['down_proj'].contiguous()}
     if family == 'mixtral':
-        module, names = module.replace('.mlp.', '.block_sparse_moe.'), MIXTRAL
+        module = module.replace('.mlp.', '.block_sparse_moe.')
+        names = MIXTRAL
     else: names = dict(zip(ROLES, ROLES))
     return {f'{module}.{e}.{names[role]}.weight': W for role, all_ in experts.items()
             for e, W in enumerate(all_)}
@@ -132,7 +133,8 @@ def _shard(folder, part, family, dtype):
 
 def _foretold(part, family):
     "Names of the tensors of one shard."
-    (kept, layers, modules), blank = part, torch.empty(1, 1, device='meta')
+    kept, layers, modules = part
+    blank = torch.empty(1, 1, device='meta')
     names = {*kept, *(f'{n}.weight' for n in modules)}
     for module, roles in layers.items():
         names |= stored_experts(module, {r: [blank] * len(line) for r, line in roles.items()},
@@ -164,7 +166,8 @@ def dequantize(
     check_known(dtype, DTYPES, 'types')
     source, out = open_folder(folder), Path(out).absolute()
     q = _quantization(source)
-    parts, family = folder_parts(source, q), source.config['model_type']
+    parts = folder_parts(source, q)
+    family = source.config['model_type']
     shards = [f'model-{i:05d}-of-{len(parts):05d}.safetensors' for i in range(1, len(parts) + 1)]
     manifest = dict(alphaq=alphaq.__version__, dequantized=source.fingerprint(), dtype=dtype)
     with making(out, source.path, manifest, _weighs(source, parts, DTYPES[dtype]),

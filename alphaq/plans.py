@@ -143,7 +143,8 @@ def make_plan(
     if other_bits not in (*WIDTHS, 16):
         raise AlphaqError(f'attention can have {WIDTHS} or 16 bits, got {other_bits}')
     layers, modules = grouped({s.name: int(b) for s, b in zip(scores, allocation.bits)})
-    numel, rows = np.array([s.numel for s in scores]), np.arange(len(scores))
+    numel = np.array([s.numel for s in scores])
+    rows = np.arange(len(scores))
     average = dict(modules=float(allocation.bits.mean()), params=None, stored=None)
     if numel.all():
         stored = choice_sizes(scores, replace(settings, count='stored'))[

@@ -274,7 +274,9 @@ def _factors(grams, total, tokens, some, pooled):
 # %% ../nbs/46_rounding.ipynb #94440297
 def _feed_back_experts(job, read, seen, key, roles, grams):
     "Experts of roles that share their inputs."
-    (count, inputs), pooled, total = grams.shape[:2], 'down_proj' not in roles, grams.sum(0)
+    count, inputs = grams.shape[:2]
+    pooled = 'down_proj' not in roles
+    total = grams.sum(0)
     once = AT_ONCE if grams.device.type == 'cpu' else 32 * AT_ONCE
     used = torch.zeros(count, dtype=torch.float64)
     for some in map(Tensor.tolist, torch.arange(count).split(max(1, once // (8 * inputs**2)))):
@@ -306,7 +308,8 @@ def feed_back_layer(
         if len(grams): yield from _feed_back_experts(job, read, statistics, key, roles, grams)
     for name in shard.matrices:
         if name.startswith(f'{key}.'): continue
-        W, gram = read(name), statistics.linears.get(name.removeprefix(f'{shard.prefix}.'))
+        W = read(name)
+        gram = statistics.linears.get(name.removeprefix(f'{shard.prefix}.'))
         U, damping = factor(gram[None]) if gram is not None else (None, None)
         if U is None or damping.isinf():
             yield _without_data(job, name, W, job.bits[name], 'mse'); continue
@@ -399,7 +402,8 @@ def _made(job, folder, missing):
     """Yields each shard when it is there: first those of the decoder, in the order of its layers,
     if text is read."""
     def layer(shard): return shard.prefix.rpartition('.')[0] == f'{job.checkpoint.decoder}layers'
-    done, fed = set(), job.quantizer == 'gptq' and any(map(layer, missing))
+    done = set()
+    fed = job.quantizer == 'gptq' and any(map(layer, missing))
     for shard in _fed(job, folder) if fed else ():
         done.add(shard.file)
         yield shard
@@ -439,11 +443,13 @@ def probe_places(
     "Eight places of the vocabulary, evenly spaced."
     return torch.linspace(0, vocabulary - 1, 8).long()
 
+# %% ../nbs/46_rounding.ipynb #13813ce9
 def _said(job, folder):
     "Logits of the written shards, or why there are none."
     model = skeleton(job.checkpoint)
     vocabulary = model.config.get_text_config().vocab_size
-    tokens, places = probe_tokens(vocabulary), probe_places(vocabulary)
+    tokens = probe_tokens(vocabulary)
+    places = probe_places(vocabulary)
     shard_of = _decoder(job)
     logits = streamed_logits(model, lambda index: _from_shard(job, folder, shard_of(index)),
                              tokens)[..., places]
@@ -581,7 +587,8 @@ def budget_for_size(
     narrow:int=1,  # the narrowest choice
 )->float: # stored bits per weight of the routed experts, for `Settings(bits, count='stored')`
     "The budget that fills a size; out of reach is a `BudgetError` that names the range in bytes."
-    shapes, bits = [p.shape for p in widest.checkpoint.projections], widths(widest.plan)
+    shapes = [p.shape for p in widest.checkpoint.projections]
+    bits = widths(widest.plan)
     most = sum(predicted_files(widest).values())
     experts = sum(stored_bytes(p.shape, bits[p.name], widest.plan.group_size)
                   for p in widest.checkpoint.projections)

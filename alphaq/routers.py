@@ -60,7 +60,8 @@ def by_choices(
     batch:int=1024,    # tokens in a step
 )->Tensor:             # `[E, d]`
     "The router taught the plain router's largest logits (after EAC-MoE; {eq}`eq-router-choices`)."
-    g, top = torch.Generator().manual_seed(seed), wanted.topk(few).indices
+    g = torch.Generator().manual_seed(seed)
+    top = wanted.topk(few).indices
     with torch.enable_grad():
         Q = R.float().clone().requires_grad_()
         adam = torch.optim.Adam([Q], lr=rate)
@@ -360,7 +361,9 @@ def _compared(model, folder, original, back, routers):
 # %% ../nbs/56_routers.ipynb #633cf445
 def _card(tuned, calibration):
     "What the model card says of it."
-    (mean, stderr), (before, after), text = tuned.gained, tuned.changed, calibration or 'some text'
+    mean, stderr = tuned.gained
+    before, after = tuned.changed
+    text = calibration or 'some text'
     return f"""
 The routers were tuned after rounding (`{tuned.method}`: {TUNERS[tuned.method].source}) on three quarters of {text}.
 On the quarter kept back the model loses {mean:+.4f} ± {stderr:.4f} nats per token against untuned routers ({tuned.verdict} by three

@@ -158,7 +158,8 @@ class AlphaqExperts(nn.Module):
         slots = top_k_index.flatten().argsort(stable=True)
         counts = torch.bincount(top_k_index.flatten(),
                                 minlength=self.num_experts).tolist()[:self.num_experts]
-        out, weights = torch.zeros_like(hidden_states), top_k_weights.reshape(-1, 1)
+        out = torch.zeros_like(hidden_states)
+        weights = top_k_weights.reshape(-1, 1)
         for index, mine in enumerate(slots[:sum(counts)].split(counts)):
             if not len(mine): continue
             tokens = mine // top_k_index.shape[-1]

@@ -82,7 +82,8 @@ NULL_TILES = 1024  # Gaussian tiles behind one null at most, unless eight matric
 @lru_cache(maxsize=1)
 def _null_spectra(shape, tile, stride, draws):
     "Pooled spectra of Gaussian matrices of a shape."
-    g, side = torch.Generator().manual_seed(0), tile_side(shape, tile)
+    g = torch.Generator().manual_seed(0)
+    side = tile_side(shape, tile)
     step = min(stride or side, side) if side else None
     count = len(tiles(torch.empty(shape, device='meta'), side, step))
     # the tiles share entries, or there are none

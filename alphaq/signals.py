@@ -21,7 +21,9 @@ def matrix_signals(
     "Data-free signals of one matrix."
     W = W.double()
     size, squares = W.abs(), (W - W.mean()).square_().flatten()
-    rows, means, variance = W.norm(dim=1), size.mean(0), squares.mean()
+    rows = W.norm(dim=1)
+    means = size.mean(0)
+    variance = squares.mean()
     ratio = torch.where(means > 0, size.amax(0) / means, 1.)  # a column of zeros has no outlier
     kurtosis = squares @ squares / len(
         squares) / variance.square() if variance > 0 else torch.tensor(3.)

@@ -85,7 +85,8 @@ def cloze(
     cut:Cut=WORDS,
 )->tuple:            # of `Question`
     "Four pieces of a text, of which one continues the context."
-    r, found = random.Random(seed), list(places(text.text, cut).items())
+    r = random.Random(seed)
+    found = list(places(text.text, cut).items())
     if len(found) < max(n, 4):
         raise AlphaqError(f'{text.name}: {len(found)} places to ask about are too few for {n} '
                           'questions; use a longer text or ask fewer')
@@ -227,7 +228,8 @@ def _task_score(task, samples):
 def _calm():
     "No warnings from lm-eval, and no progress bars unless someone watches."
     logger = logging.getLogger('lm_eval')
-    before, watched = logger.level, sys.stderr.isatty() and not os.environ.get('ALPHAQ_QUIET')
+    before = logger.level
+    watched = sys.stderr.isatty() and not os.environ.get('ALPHAQ_QUIET')
     logger.setLevel(logging.ERROR)
     try:
         with contextlib.nullcontext() if watched else contextlib.redirect_stderr(io.StringIO()):

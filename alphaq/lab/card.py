@@ -97,7 +97,8 @@ def quality(
     checkpoint = open_checkpoint(name)
     model, tokenizer = load_model(checkpoint.path)
     samples = {d: sample(tokenizer, t, tokens=tokens) for d, t in held_out.items()}
-    by_width, yard = felt(model, checkpoint, samples), yardsticks(texts, samples, tokenizer)
+    by_width = felt(model, checkpoint, samples)
+    yard = yardsticks(texts, samples, tokenizer)
     header = provenance(f'python -m alphaq.lab.card quality --model {checkpoint.path.name}', seed=0,
                         **checkpoint.identity(), tokens=tokens, window=256, held_out={
         d: dict(source=s.text.source, name=s.text.name, sha256=s.text.sha256, bytes=s.bytes)

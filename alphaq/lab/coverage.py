@@ -32,7 +32,8 @@ def plain_twin(
     plan,        # its widths
 ):               # the model in float32, with every named weight rounded
     "What a quantized folder must say, made without the folder."
-    bits, linears = widths(plan), QuantizeJob(checkpoint, plan).linears
+    bits = widths(plan)
+    linears = QuantizeJob(checkpoint, plan).linears
     def nearest(W, b): return to_grid(W, b, plan.group_size).dequantize()
     if not {*checkpoint.stored_types} <= {*PLAIN}:
         return _decoded_twin(checkpoint, bits, linears, nearest)
@@ -47,6 +48,7 @@ def plain_twin(
         write_json(f'{d}/config.json', checkpoint.config, strict=False)
         return load_weights(d).requires_grad_(False)
 
+# %% ../../nbs/87_coverage.ipynb #34039d39
 def _place(tensor, p):
     "The part of a tensor that a projection is, as `[out, in]`."
     part = tensor[tuple(i if isinstance(i, int) else slice(*i)

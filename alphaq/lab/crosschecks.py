@@ -86,7 +86,9 @@ def read_llama2c(
     if len(data) != 28 + 4 * sum(map(prod, shapes.values())):
         raise AlphaqError(f'{path}: {len(data)} bytes, but its header says '
                           f'{28 + 4 * sum(map(prod, shapes.values()))}; download it again')
-    flat, start, found = np.frombuffer(data, '<f4', offset=28), 0, {}
+    flat = np.frombuffer(data, '<f4', offset=28)
+    start = 0
+    found = {}
     for name, shape in shapes.items():
         found[name] = torch.from_numpy(flat[start:start + prod(shape)].reshape(shape).copy())
         start += prod(shape)

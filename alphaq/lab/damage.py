@@ -78,7 +78,8 @@ def _tail_nll(model, layers, states, rows):
     out, done = [], 0
     for x, kwargs in states:
         for layer in layers: x = run_layer(layer, x, kwargs)
-        logits, part = model.lm_head(model.model.norm(x[:, :-1])), rows[done:done + len(x)]
+        logits = model.lm_head(model.model.norm(x[:, :-1]))
+        part = rows[done:done + len(x)]
         out.append(F.cross_entropy(logits.flatten(0, 1).float(), part[:, 1:].flatten(),
                                    reduction='none').view(len(x), -1).double().mean(1))
         done += len(x)
@@ -112,7 +113,9 @@ def damages(
     batch:int=20,              # windows at a time
 )->list:                       # `Damage` of every projection at every width
     "Damage of rounding each projection of a model alone, paired on the same windows."
-    states, found, layers = first_inputs(model, rows, batch), [], model.model.layers
+    states = first_inputs(model, rows, batch)
+    found = []
+    layers = model.model.layers
     for l, layer in enumerate(track(layers, 'damage')):
         states, calls = _layer_pass(layer, states)
         experts = experts_of(layer)

@@ -61,7 +61,9 @@ def synthetic_checkpoint(
 )->int:                   # bytes of its tensors
     "Write a random OLMoE shard by shard, one layer in memory."
     import numpy as np
-    rng, folder, weight_map = np.random.default_rng(seed), Path(folder), {}
+    rng = np.random.default_rng(seed)
+    folder = Path(folder)
+    weight_map = {}
     def weights(shape):
         if len(shape) == 1: return torch.ones(shape, dtype=torch.bfloat16)
         return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)).mul_(.02).bfloat16()
@@ -265,7 +267,10 @@ def killed_runs(
     seed:int,    # of the moments
 )->list:         # one row per kill
     "Kill a run at random moments, resume it, compare every byte with a run that nobody disturbed."
-    rows, moments, whole, out = [], random.Random(seed), home/'whole', home/'killed'
+    rows = []
+    moments = random.Random(seed)
+    whole = home/'whole'
+    out = home/'killed'
     run(whole)
     usual = max(in_child(lambda: run(home/f'again{i}'))['seconds'] for i in range(3))
     for i in track(range(count), 'killing'):

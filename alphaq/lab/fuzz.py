@@ -183,7 +183,8 @@ def _damaged(draw, files, damage):
     "One file with bytes changed, put in or taken away."
     from hypothesis import strategies as st
     name = draw(st.sampled_from(sorted(files)))
-    content, pieces = bytearray(files[name]), [b'"', b'{', b'[' * 2000, b'9' * 5000, b'\xff\xff']
+    content = bytearray(files[name])
+    pieces = [b'"', b'{', b'[' * 2000, b'9' * 5000, b'\xff\xff']
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, len(content)))
         if damage == 'cut': content = content[:at]

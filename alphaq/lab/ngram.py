@@ -82,7 +82,8 @@ def train_ngram(
     if len(data) < order:
         raise AlphaqError(f'{len(data)} bytes of training text hold no gram of {order}; give '
                           'a longer text or a lower order')
-    levels, (found, counts) = [], np.unique(grams(data, order), return_counts=True)
+    levels = []
+    found, counts = np.unique(grams(data, order), return_counts=True)
     for k in range(order, 0, -1):
         levels.append(_level(found, counts))
         # the first gram has no byte before it and so no count

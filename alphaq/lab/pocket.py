@@ -127,7 +127,8 @@ def padded_experts(
     multiple:int=64,  # groups are padded to multiples of this
 )->Tensor:            # `[tokens, hidden]`
     "Experts over sorted and padded groups of tokens, for training on a CPU."
-    order, out = index.flatten().argsort(stable=True), torch.zeros_like(hidden)
+    order = index.flatten().argsort(stable=True)
+    out = torch.zeros_like(hidden)
     counts = index.flatten().bincount(minlength=len(self.gate_up_proj)).tolist()
     for rows, gate_up, down in zip(order.split(counts), self.gate_up_proj.unbind(),
                                    self.down_proj.unbind()):
@@ -327,7 +328,8 @@ class Run:
         """Bring `seconds` up to date; a gap longer than `longest` was a pause of the process or the
         machine, and counts as that."""
         now = time.monotonic()
-        self.seconds, self.clock = self.seconds + min(now - self.clock, longest), now
+        self.seconds = self.seconds + min(now - self.clock, longest)
+        self.clock = now
         if dist.is_initialized():
             clock = torch.tensor(self.seconds, dtype=torch.float64)
             dist.broadcast(clock, 0); self.seconds = clock.item()
@@ -365,7 +367,9 @@ def open_run(
     run = Run(recipe, folder, model, tokenizer, optimizer_for(model, recipe), compiled=compiled)
     if (folder/'state.safetensors').exists():
         meta = load_state(folder/'state.safetensors', model, run.optimizer)
-        run.step, run.seconds, run.rows = meta['step'], meta['seconds'], tuple(meta['rows'])
+        run.step = meta['step']
+        run.seconds = meta['seconds']
+        run.rows = tuple(meta['rows'])
     run.clock = time.monotonic()
     return run, streams
 

@@ -153,7 +153,8 @@ def compare(
     """Every variant at every budget: its widths, its bits per byte, and how it differs from uniform
     on the same windows."""
     scores, samples, rows = tables[None], losses.samples, []
-    windows, numel = sum(len(x.rows) for x in samples.values()), [s.numel for s in scores]
+    windows = sum(len(x.rows) for x in samples.values())
+    numel = [s.numel for s in scores]
     def in_bytes(found):
         return {t: float(found[t].sum() * (x.rows.shape[1] - 1) / np.log(2) / x.bytes)
                 for t, x in samples.items()}
@@ -191,7 +192,8 @@ def _three_levels(losses, scores, row):
     "QMoE's rounding at its own size, and uniform widths of that size."
     a = allocate(scores, Settings(ternary_bits(scores), 'uniform', count='stored'))
     found = losses(['ternary'] * len(scores), PER_CHANNEL)
-    plain, average = losses(a.bits), float(np.average(a.bits, weights=[s.numel for s in scores]))
+    plain = losses(a.bits)
+    average = float(np.average(a.bits, weights=[s.numel for s in scores]))
     return [row(name, own, bits='ternary', average=w, stored=ternary_bits(scores),
                 **over_uniform(own, plain)) for name, own, w
             in (('uniform', plain, average), ('ternary', found, float(np.log2(3))))]
@@ -287,8 +289,10 @@ def main(
     "Entry point of `python -m alphaq.lab.rivals`."
     args = _arguments(argv)
     logging.disable_progress_bar()
-    checkpoint, (texts, held_out) = open_checkpoint(args.model), corpus()
-    (model, tokenizer), name = load_model(checkpoint.path), checkpoint.name
+    checkpoint = open_checkpoint(args.model)
+    texts, held_out = corpus()
+    model, tokenizer = load_model(checkpoint.path)
+    name = checkpoint.name
     samples = {d: sample(tokenizer, t, tokens=args.tokens) for d, t in held_out.items()}
     start = first_routers(results_dir()/name/'routers-0.jsonl')
     scores = score(checkpoint, measure=measured_noise, describe=describer(checkpoint, start))

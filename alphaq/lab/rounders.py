@@ -63,7 +63,8 @@ def reference(
     tick('factor')
     codes, grids = torch.empty(W.shape, dtype=torch.uint8), []
     for start in range(0, len(H), block):
-        part, rows = W[:, start:start + block].clone(), V[start:start + block, start:start + block]
+        part = W[:, start:start + block].clone()
+        rows = V[start:start + block, start:start + block]
         errors = torch.zeros_like(part)
         for k in range(part.shape[1]):
             if (start + k) % group_size == 0:
@@ -131,7 +132,9 @@ def time_batched(
 )->list:                 # rows: one for each way, one that compares them
     "Time the batch against the reference algorithm one by one, and compare the results."
     W, H = correlated(experts, rows, columns)
-    ways, runs, found = {'one by one': _one_by_one, 'batch': _batched}, defaultdict(list), {}
+    ways = {'one by one': _one_by_one, 'batch': _batched}
+    runs = defaultdict(list)
+    found = {}
     for way in track(list(ways) * repeats, f'{experts} experts, {grid}'):
         found[way], parts = ways[way](W, H, bits, grid)
         runs[way].append(dict(parts))
@@ -217,7 +220,8 @@ def model_errors(
 )->list:               # one row for each draw, role, rule and width
     """Relative output error of every rule on a model's experts, calibrated and measured on
     different text."""
-    model, tokenizer = load_for_calibration(checkpoint), load_tokenizer(checkpoint.path)
+    model = load_for_calibration(checkpoint)
+    tokenizer = load_tokenizer(checkpoint.path)
     truth = _seen(model, tokenizer, 'test', held_out, 0)
     matrices = defaultdict(list)
     for p in checkpoint.projections: matrices[p.layer, p.role].append(checkpoint.read(p).float())
@@ -225,7 +229,8 @@ def model_errors(
     for seed in track(seeds, 'draws'):
         calibration = _seen(model, tokenizer, 'train', count, seed)
         for (layer, role), part in matrices.items():
-            W, kind = torch.stack(part), 'between' if role == 'down_proj' else 'inputs'
+            W = torch.stack(part)
+            kind = 'between' if role == 'down_proj' else 'inputs'
             H = shrunk(getattr(calibration[layer], kind), calibration[layer].tokens,
                        kind == 'inputs')
             H_true = getattr(truth[layer], kind)
@@ -361,7 +366,8 @@ def _errors_file(args):
 # %% ../../nbs/80_rounders.ipynb #3056bcf2
 def _texts_file(args, count=10, tokens=5120):
     "Rows that predict held-out text of every domain."
-    checkpoint, (texts, held_out) = open_checkpoint(args.model or 'pocket'), corpus()
+    checkpoint = open_checkpoint(args.model or 'pocket')
+    texts, held_out = corpus()
     tokenizer = load_tokenizer(checkpoint.path)
     def draw(seed): return drawn_windows(tokenizer, texts.values(), count, seed)
     samples = {d: sample(tokenizer, t, tokens=tokens) for d, t in held_out.items()}

@@ -137,7 +137,9 @@ def fused_checkpoint(
     seed:int=0,
 ):
     "Random experts as two tensors of a layer; what scoring reads of a checkpoint, and no more."
-    rng, folder, where = np.random.default_rng(seed), Path(folder), {}
+    rng = np.random.default_rng(seed)
+    folder = Path(folder)
+    where = {}
     shapes = dict(gate_up_proj=(2 * width, hidden), down_proj=(hidden, width))
     def weights(shape):
         return torch.stack([torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)).mul_(
@@ -164,7 +166,8 @@ def memory_row(
         if layout == 'layer': fused_checkpoint(d, layers, **SHAPE)
         else: synthetic_checkpoint(d, layers, vocabulary=256, **SHAPE)
         c = open_checkpoint(d)
-        job, largest = whole_job(c), max(t.nbytes for t in c.tensors.values())
+        job = whole_job(c)
+        largest = max(t.nbytes for t in c.tensors.values())
         prime(c)
         found = in_child(lambda: score_to(f'{d}/s.csv', job))
     return dict(tensor=layout, layers=layers, **SHAPE, projections=len(c.projections),
@@ -202,7 +205,8 @@ def _watched(matrices):
 # %% ../../nbs/86_scoreruns.ipynb #545bf521
 def _ways(checkpoint, matrices, pool, processes, few):
     "Name -> what to time and how many matrices it covers."
-    blocks, n = [tiles(W.double(), tile_side(W.shape)).numpy() for W in matrices], len(matrices)
+    blocks = [tiles(W.double(), tile_side(W.shape)).numpy() for W in matrices]
+    n = len(matrices)
     job = ScoreJob(checkpoint)
     def forked(function, items): return zip(items, processes.map(function, items))
     ways = {'alphaq': (lambda: score_all(job), n),
@@ -233,7 +237,8 @@ def time_scoring(
         c = open_checkpoint(d)
         prime(c)
         matrices = [c.read(p).clone() for p in c.projections]
-        ways, seconds = _ways(c, matrices, pool, processes, min(few, len(matrices))), {}
+        ways = _ways(c, matrices, pool, processes, min(few, len(matrices)))
+        seconds = {}
         for repeat in track(range(repeats + 1), 'timing'):
             for name, (way, n) in ways.items():
                 torch.set_num_threads(cores())

@@ -179,8 +179,10 @@ def main(
     "Entry point of `python -m alphaq.lab.search`."
     args = _arguments(argv)
     logging.disable_progress_bar()
-    checkpoint, (texts, held_out) = open_checkpoint(args.model), corpus()
-    (model, tokenizer), name = load_model(checkpoint.path), checkpoint.name
+    checkpoint = open_checkpoint(args.model)
+    texts, held_out = corpus()
+    model, tokenizer = load_model(checkpoint.path)
+    name = checkpoint.name
     samples = {d: sample(tokenizer, t, tokens=args.tokens) for d, t in held_out.items()}
     names = [f'text {s}' for s in range(args.samples)]
     tables = informed(checkpoint, model, tokenizer, score(checkpoint, measure=measured_noise),

@@ -100,8 +100,10 @@ def main(
         description='Tune routers after rounding; writes rows in results.')
     parser.add_argument('--model', default='pocket', help='pocket or a local checkpoint folder')
     args = parser.parse_args(argv)
-    checkpoint, (texts, held_out) = open_checkpoint(args.model), corpus()
-    tokenizer, name = load_tokenizer(checkpoint.path), checkpoint.name
+    checkpoint = open_checkpoint(args.model)
+    texts, held_out = corpus()
+    tokenizer = load_tokenizer(checkpoint.path)
+    name = checkpoint.name
     samples = {d: sample(tokenizer, t, tokens=tokens) for d, t in held_out.items()}
     def draw(seed): return drawn_windows(tokenizer, texts.values(), count, seed)
     header = provenance(
