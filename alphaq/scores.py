@@ -209,8 +209,10 @@ def score_projection(
         alpha, stderr, k, n, variance, z = score_matrix(W, rule, tile, stride, lam, own)
         z = z if rule == JUDGE or not variance else null_distance(lam, judging)
         mse = tuple(measure(W)) if measure else ()
-    return Score(p.name, p.layer, p.expert, p.role, *p.shape, p.numel, alpha, stderr, k, n,
-                 variance, mse, z, **(describe(p, W) if describe else {}))
+    more = describe(p, W) if describe else {}
+    return Score(name=p.name, layer=p.layer, expert=p.expert, role=p.role, rows=p.shape[0],
+                 cols=p.shape[1], numel=p.numel, alpha=alpha, alpha_stderr=stderr, tail_k=k,
+                 n_eigs=n, variance=variance, mse=mse, null_z=z, **more)
 
 # %% ../nbs/25_scores.ipynb #41744b3b
 def score(
@@ -332,7 +334,9 @@ def _parsed(row, name, where):
     n = number('n_eigs', int, 0, 0)
     # a table that names no rule went by the rule of its alphas, which cannot tell
     null_z = number('null_z') if row.get('null_rule') == JUDGE else None
-    return Score(name, layer, number('expert', int, -1), row.get('role') or '', *shape, alpha,
-                 stderr, k, n, number('variance', low=0), four('mse') or (),
-                 null_z, *(number(c, low=-inf if c in SIGNED else 0) for c in SIGNALS),
-                 *map(four, WIDE), number('group', int, low=1))
+    signals = {c: number(c, low=-inf if c in SIGNED else 0) for c in SIGNALS}
+    return Score(name=name, layer=layer, expert=number('expert', int, -1), role=row.get('role') or '',
+                 rows=shape[0], cols=shape[1], numel=shape[2], alpha=alpha, alpha_stderr=stderr,
+                 tail_k=k, n_eigs=n, variance=number('variance', low=0), mse=four('mse') or (),
+                 null_z=null_z, group=number('group', int, low=1),
+                 **signals, **{w: four(w) for w in WIDE})
