@@ -86,7 +86,7 @@ def factor(
     tries:int=4,            # dampings tried
     columns:Tensor|None=None, # `[..., in]` order of visits, from `column_order`; None: as stored
     dtype:torch.dtype=torch.float32, # of the result; the factorisation is float64
-):                          # `[..., in, in]` unit upper factors, `[...]` float64 damping used (inf: identity, no feedback)
+): # `[..., in, in]` unit upper factors, `[...]` float64 damping used (inf: identity, no feedback)
     "Unit upper factor of each Hessian ({eq}`eq-feedback`); the identity, reported as inf, for one without inputs or beyond mending."
     n, lead = H.shape[-1], H.shape[:-2]
     H = H.reshape(-1, n, n)

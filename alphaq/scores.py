@@ -335,7 +335,8 @@ def _parsed(row, name, where):
     # a table that names no rule went by the rule of its alphas, which cannot tell
     null_z = number('null_z') if row.get('null_rule') == JUDGE else None
     signals = {c: number(c, low=-inf if c in SIGNED else 0) for c in SIGNALS}
-    return Score(name=name, layer=layer, expert=number('expert', int, -1), role=row.get('role') or '',
+    return Score(name=name, layer=layer, expert=number('expert', int, -1),
+                 role=row.get('role') or '',
                  rows=shape[0], cols=shape[1], numel=shape[2], alpha=alpha, alpha_stderr=stderr,
                  tail_k=k, n_eigs=n, variance=number('variance', low=0), mse=four('mse') or (),
                  null_z=null_z, group=number('group', int, low=1),
