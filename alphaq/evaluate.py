@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOGIT_BYTES', 'load_tokenizer', 'load_model', 'windows', 'Sample', 'sample', 'calibration_windows', 'Perplexity',
-           'spec_nll', 'window_nll', 'perplexity_of', 'sample_nll', 'perplexity', 'paired', 'verdict']
+           'spec_nll', 'window_nll', 'log_probabilities', 'window_kl', 'perplexity_of', 'sample_nll', 'perplexity',
+           'paired', 'verdict']
 
 # %% ../nbs/54_evaluate.ipynb #c64a2d7d
 from dataclasses import dataclass
@@ -155,6 +156,30 @@ def window_nll(
     with third_party('the model does not run',
                      'see that it loads and runs in transformers by itself'):
         return torch.cat([nll(part) for part in rows.split(max(1, min(batch, LOGIT_BYTES // row)))])
+
+@torch.no_grad()
+def log_probabilities(
+    model:nn.Module, # causal language model in evaluation mode
+    rows:Tensor,     # `[n, window]` token ids
+)->Tensor:           # `[n, window - 1, vocabulary]` float32, on the CPU
+    "What a model says of the next token, wherever there is one."
+    def said(row):
+        logits = model(row[None].to(model.device), use_cache=False).logits[0, :-1]
+        return logits.float().log_softmax(-1).cpu()
+    return torch.stack([said(row) for row in rows])
+
+def window_kl(
+    model:nn.Module, # causal language model in evaluation mode
+    rows:Tensor,     # `[n, window]` token ids
+    plain:Tensor,    # `log_probabilities` of the model that it is held against
+)->Tensor:           # `[n]` float64, nats per token, >= 0
+    """Kullback-Leibler divergence of a model from another on each window, mean over its tokens.
+
+    It looks at the whole distribution, so it needs far less text than a difference of losses."""
+    def kl(row, truth):
+        found = log_probabilities(model, row[None])[0]
+        return (truth.exp() * (truth - found)).sum(-1).double().mean()
+    return torch.stack([kl(row, truth) for row, truth in zip(rows, plain)])
 
 # %% ../nbs/54_evaluate.ipynb #9b0956ce
 def perplexity_of(

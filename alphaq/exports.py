@@ -51,7 +51,8 @@ TARGETS = {
     'mlx': Target('role', (2, 3, 4), 'MLX-LM 0.32.2, SwitchLinear, affine mode', lambda b,
                   g: b + 32 / g, (32, 64, 128)),
     'exl3': Target('role', WIDTHS, 'ExLlamaV3 1.6.5, MultiLinear: equal K across experts', lambda b,
-                   g: b),}
+                   g: b),
+}
 
 def target_named(
     name:str, # key of `TARGETS`
@@ -304,7 +305,8 @@ EXPORTERS = {'gptqmodel': Exporter(to_gptqmodel, 'gptqmodel'),
              'autoround': Exporter(to_autoround, 'autoround'),
              'llm-compressor': Exporter(to_llm_compressor, 'vllm'),
              'hqq': Exporter(to_hqq, 'native'), 'llama.cpp': Exporter(to_llama_cpp, 'gguf'),
-             'mlx': Exporter(to_mlx, 'mlx', named=True),}
+             'mlx': Exporter(to_mlx, 'mlx', named=True),
+}
 
 # %% ../nbs/33_exports.ipynb #4eabeef5
 def export(

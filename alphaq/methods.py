@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['COUNTS', 'NOISES', 'SCOPES', 'GRANULARITIES', 'DATA', 'PER_CHANNEL', 'METHODS', 'WITH_ALPHA', 'Settings', 'visits',
-           'choice_sizes', 'noise_table', 'noise_only', 'alphaq', 'alpha_only', 'direct', 'random', 'kurtosis', 'units',
-           'mopeq', 'uniform', 'outlier', 'ratio', 'router_variance', 'frequency', 'dynamo', 'dynaexq', 'bsp',
-           'hessian', 'afg', 'autoscheme', 'mxmoe', 'pmq', 'gemq', 'Method', 'method_named']
+           'choice_sizes', 'noise_table', 'noise_only', 'alphaq', 'alpha_only', 'direct', 'relative', 'relative_alpha',
+           'random', 'kurtosis', 'units', 'mopeq', 'uniform', 'outlier', 'ratio', 'router_variance', 'frequency',
+           'dynamo', 'dynaexq', 'bsp', 'hessian', 'afg', 'autoscheme', 'mxmoe', 'pmq', 'gemq', 'Method', 'method_named']
 
 # %% ../nbs/30_methods.ipynb #85bc0920
 from collections.abc import Callable
@@ -154,6 +154,16 @@ def _signal(scores, name):
 DATA = ('frequency', 'routing', 'corpora', 'similarity', 'trace', 'expert_error', 'expert_loss',
         'layer_error', 'gradient', 'fisher')
 
+def relative(scores, settings): # `[n, choices]` costs
+    "Rounding error by the variance of its matrix; unchanged when a matrix is scaled."
+    variance = np.array([s.variance for s in scores])[:, None]
+    return noise_table(scores, settings) / np.where(variance > 0, variance, np.inf)
+
+def relative_alpha(scores, settings): # `[n, choices]` costs
+    """Relative error times alpha: the matrices with the *lighter* tails are dear, against the
+    paper's sign."""
+    return _alphas(scores)[:, None] * relative(scores, settings)
+
 def random(scores, settings): # `[n, choices]` costs
     "Weights that mean nothing, from a seed."
     weight = 64. ** np.random.default_rng(settings.seed).uniform(size=len(scores))
@@ -196,14 +206,17 @@ def mopeq(scores, settings): # `[n, choices]` costs
         np.ones(len(scores)), settings.choices)
 
 # %% ../nbs/30_methods.ipynb #8146160c
-def uniform(scores, settings, sizes, budget): # `[n]` widths
-    """One width for all, the next one up for the first projections as far as the budget reaches
-    (AlphaQ, section 4.1)."""
+def uniform(scores, settings, sizes, budget, end='first'): # `[n]` widths
+    """One width for all, the next one up for some as far as the budget reaches.
+
+    AlphaQ, section 4.1, does not say for which; here the first, the last, or a draw."""
     total = sizes.sum(0)
     low = int(np.flatnonzero(total <= budget)[-1])
     if low == len(total) - 1: return np.full(len(scores), settings.choices[-1])
     order = sorted(range(len(scores)),
                    key=lambda i: (scores[i].layer, scores[i].expert, scores[i].name))
+    if end == 'last': order = order[::-1]
+    if end == 'random': order = np.random.default_rng(settings.seed).permutation(order)
     return _promoted(np.array(order), low, low + 1, settings, sizes, budget)
 
 def _promoted(order, low, high, settings, sizes, budget):
@@ -472,6 +485,10 @@ PER_CHANNEL = 2**16                 # a group longer than any row: one scale for
 # %% ../nbs/30_methods.ipynb #e9719b2e
 METHODS = {
     'uniform': Method('AlphaQ (arXiv 2606.04980), section 4.1', 'exact', widths=uniform),
+    'uniform-last': Method('the same, wider at the end', 'ours',
+                           widths=partial(uniform, end='last')),
+    'uniform-random': Method('the same, wider where a draw falls', 'ours',
+                             widths=partial(uniform, end='random')),
     'random': Method('control: weights that mean nothing', 'ours', costs=random),
     'noise-only': Method('AlphaQ, table 3', 'exact', costs=noise_only),
     'alpha-only': Method('AlphaQ, table 3', 'faithful', costs=alpha_only),
@@ -487,6 +504,10 @@ METHODS = {
                               noise='measured'),
     'ratio': Method('AlphaQ, released code, mixed_with_alpha', 'faithful', widths=ratio),
     'measured': Method('measured rounding error alone', 'ours', costs=noise_only, noise='measured'),
+    'relative': Method('measured error by the variance of its matrix', 'ours', costs=relative,
+                       noise='measured'),
+    'relative-alpha': Method('the same, times alpha: a large alpha is dear', 'ours',
+                             costs=relative_alpha, noise='measured'),
     'kurtosis': Method('kurtosis times noise', 'inferred', costs=kurtosis),
     'mopeq': Method('MoPEQ, ICCV-W 2025', 'inferred', costs=mopeq, granularity='expert'),
     'outlier': Method('QuantMoE-Bench, linear outlier score', 'faithful', widths=outlier),

@@ -250,7 +250,8 @@ TUNERS = {
                      by_choices),
     'gemq': Tuner('GEMQ (arXiv 2605.23078), router fine-tuning of the released code', 'faithful',
                   rate=1e-4),
-    'loss': Tuner('as GEMQ does, in steps of the size of the router', 'ours'),}
+    'loss': Tuner('as GEMQ does, in steps of the size of the router', 'ours'),
+}
 
 # %% ../nbs/56_routers.ipynb #1e60b04a
 def aligned(

@@ -176,7 +176,8 @@ FILES = {
     'zh': Files(('zh/valid.txt',), ('zh/cmrc2018_wikipedia_train.txt', 'zh/d2l_zh_train.txt',
                                     'zh/hongloumeng_train.txt', 'zh/paddle_docs_zh_train.txt',
                                     'zh/songci_poetry_train.txt'),
-                'CC BY-SA 4.0, Apache-2.0, MIT, public domain'),}
+                'CC BY-SA 4.0, Apache-2.0, MIT, public domain'),
+}
 BUILTIN = tuple(_builtin)
 TEXTS = (*BUILTIN, *FILES)
 

@@ -90,10 +90,14 @@ class Losses:
         model:RoundedModel,
         samples:dict,        # text to `Sample`
         path,                # `str | Path` of the file of losses
+        measure=None,        # `(model, text's name, rows)` -> `[windows]`; `None`: `window_nll`
+        what:str='nll',      # what it measures and against what: losses are remembered under it
     ):
         self.model, self.samples, self.path, self.known = model, samples, Path(path), {}
+        self.measure = measure or (lambda model, name, rows: window_nll(model, rows))
         read = {t: [x.text.sha256, *x.rows.shape] for t, x in samples.items()}
         about = [model.checkpoint.fingerprint(), model.rule, rounding_code(), read]
+        if measure: about.append(what)
         self.about = json.dumps(about, sort_keys=True)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         for line in self.path.read_text().splitlines() if self.path.exists() else ():
@@ -108,7 +112,7 @@ class Losses:
         key = hashlib.sha256(json.dumps([self.about, widths, group]).encode()).hexdigest()
         if key not in self.known:
             self.model.wear(widths, group)
-            self.known[key] = {t: window_nll(self.model.model, x.rows).tolist()
+            self.known[key] = {t: self.measure(self.model.model, t, x.rows).tolist()
                                for t, x in self.samples.items()}
             line = json.dumps({key: self.known[key]})
             # a new line first: the last one may have been cut short

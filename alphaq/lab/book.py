@@ -42,7 +42,8 @@ def cell_tags(
               'skip-execution': says('eval', 'false') or exports or set(skip) & directives.keys(),
               'remove-input': says('echo', 'false') or body.lstrip().startswith('show_doc('),
               'remove-output': says('output', 'false'),
-              'hide-input': says('code-fold', 'true') and not says('echo', 'false'),}
+              'hide-input': says('code-fold', 'true') and not says('echo', 'false'),
+    }
     return {tag for tag, yes in wanted.items() if yes}
 
 # %% ../../nbs/95_book.ipynb #1fb03542

@@ -20,7 +20,8 @@ DOMAINS = {'encyclopedia': (('wikitext2/train.txt',), ('wikitext2/test.txt',)),
            'code': (('code/cpython_stdlib_train.txt', 'code/thealgorithms_python.txt'),
                     ('code/cpython_stdlib_valid.txt',)), 'chinese': (
     tuple(f'zh/{n}_train.txt' for n in ('cmrc2018_wikipedia', 'd2l_zh', 'hongloumeng',
-                                        'paddle_docs_zh', 'songci_poetry')), ('zh/valid.txt',)),}
+                                        'paddle_docs_zh', 'songci_poetry')), ('zh/valid.txt',)),
+}
 
 def _join(folder, files):
     "The texts of `files`, one after the other."

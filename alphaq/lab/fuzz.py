@@ -59,7 +59,8 @@ FUZZ_SEEDS = {
     'unknown, recognised by shape': ('toy', _tensors('net.h.{l}.moe.experts.n{e}.{t}',
                                                      {'a': (6, 4), 'b': (6, 4), 'c': (4, 6)})),
     'dense': ('llama',
-              _tensors(_M + 'self_attn.{t}.weight', {'q_proj': (4, 4), 'o_proj': (4, 4)})),}
+              _tensors(_M + 'self_attn.{t}.weight', {'q_proj': (4, 4), 'o_proj': (4, 4)})),
+}
 
 # %% ../../nbs/88_fuzz.ipynb #5c6c2963
 BYTES = dict(F64=8, F32=4, I32=4, F16=2, BF16=2, U8=1, I8=1, BOOL=1, F8_E4M3=1, F8_E5M2=1,

@@ -414,7 +414,8 @@ def _report(run, domains, window_losses, balance, norm, speed):
     batch_tokens = len(domains) * run.recipe.windows * run.recipe.window
     run.rows += (dict(kind='loss', step=run.step, tokens=run.step * batch_tokens,
                       seconds=run.seconds, rate=rate(run.progress(), run.recipe), loss=sum(mean)
-                      / len(mean), balance=balance, norm=norm, domains=dict(zip(domains, mean))),)
+                      / len(mean), balance=balance, norm=norm, domains=dict(zip(domains, mean))),
+    )
     p = max(run.progress(), 1e-9)
     print(f'step {run.step:6}  {run.step * batch_tokens / 1e6:7.2f} M tokens  '
           f'{speed * batch_tokens:6.0f} tokens/s  loss {sum(mean) / len(mean):.4f}  '

@@ -30,7 +30,8 @@ KINDS = {'one shape': 'equal sizes, paper\'s cost: default gamma, alpha with a s
          'weights over two orders of magnitude',
          'min-max': 'four sizes, error of min-max rounding, not convex, the same weights',
          'ties': 'four sizes, the same cost, alpha rounded to a tenth',
-         'all different': 'every matrix has its own size, and sizes have no common divisor',}
+         'all different': 'every matrix has its own size, and sizes have no common divisor',
+}
 SOLVER_COUNTS = {3072: 'OLMoE: 16 layers of 64 experts', 18_432: '48 layers of 128',
                  44_544: '58 layers of 256', 69_120: '60 layers of 384', 1_000_000: 'a million'}
 SOLVER_SHAPES = np.array([768 * 2048, 1024 * 2048, 1408 * 2048, 2048 * 2880])

@@ -40,7 +40,8 @@ _OWN = {
     ffn_hidden_size=64, moe_num_experts=4, moe_top_k=2, ffn_act_fn={'name': 'silu'})),
     'switch_transformers': dict(d_model=64, d_kv=16, d_ff=32, num_layers=2, num_decoder_layers=2,
                                 num_heads=4, num_experts=4, num_sparse_encoder_layers=1,
-                                num_sparse_decoder_layers=1, decoder_start_token_id=0),}
+                                num_sparse_decoder_layers=1, decoder_start_token_id=0),
+}
 
 # %% ../../nbs/70_toys.ipynb #032e9294
 # what a configuration calls its sizes -> a tiny one
