@@ -79,8 +79,9 @@ def verb(function):
                        epilog=example and f'Example: alphaq {function.__name__} {example}')(guarded)
 
 @app.callback(invoke_without_command=True)
-def _top(version:Annotated[bool,
-                           typer.Option('--version', help='Print the version and leave.')]=False):
+def _top(
+    version:Annotated[bool, typer.Option('--version', help='Print the version and leave.')]=False,
+):
     if version: print(__version__); raise typer.Exit()
 
 # %% ../nbs/61_cli.ipynb #438a8f70
@@ -204,20 +205,23 @@ Device = Annotated[str, typer.Option(
 def score(
     model:Anywhere='pocket',
     out:Annotated[Path, typer.Option('-o', '--out', help='table to write')]=Path('scores.csv'),
-    tail:Annotated[str, typer.Option(help='where the tail begins: peak, peak_linear, peak_ks, '
-                                     'peak_ks_compat, median or top_frac')]='peak',
+    tail:Annotated[str, typer.Option(
+        help='where the tail begins: peak, peak_linear, peak_ks, peak_ks_compat, median'
+             ' or top_frac')]='peak',
     tile:Annotated[int, typer.Option(help='largest side of a tile, weights', min=2)]=256,
-    stride:Annotated[Optional[int], typer.Option(help='step between tiles; the side unless said',
-                                                 min=1)]=None, group_size:Annotated[
-    int, typer.Option(help='weights that share a scale when errors are measured', min=1)]=128,
+    stride:Annotated[Optional[int], typer.Option(
+        help='step between tiles; the side unless said', min=1)]=None,
+    group_size:Annotated[int, typer.Option(
+        help='weights that share a scale when errors are measured', min=1)]=128,
     include:Annotated[Optional[str], typer.Option(
-    help='score these too: attention, shared, router; joined by commas')]=None,
+        help='score these too: attention, shared, router; joined by commas')]=None,
     dense:Annotated[bool, typer.Option(
-    '--dense', help='a model without experts: score every matrix of its layers')]=False,
-    shard:Annotated[str,
-                    typer.Option(help='i/n: only the i-th of n parts, for `alphaq merge`')]='1/1',
+        '--dense', help='a model without experts: score every matrix of its layers')]=False,
+    shard:Annotated[str, typer.Option(
+        help='i/n: only the i-th of n parts, for `alphaq merge`')]='1/1',
     engine:Engine='local', device:Device='auto', overwrite:Overwrite=False, json_:Json=False,
-    quiet:Quiet=False,):
+    quiet:Quiet=False,
+):
     """Alpha, variance and rounding error of every expert matrix. From the weights alone; run again
     after a crash, it continues."""
     import re
@@ -268,9 +272,11 @@ def _alphas(scores):
 
 # %% ../nbs/61_cli.ipynb #3535e4fa
 @verb
-def doctor(what:Annotated[str, typer.Argument(
-    help='a model wherever it lies, a quantized folder or scores.csv')]='pocket',
-           json_:Json=False, quiet:Quiet=False,):
+def doctor(
+    what:Annotated[str, typer.Argument(
+        help='a model wherever it lies, a quantized folder or scores.csv')]='pocket',
+    json_:Json=False, quiet:Quiet=False,
+):
     "What looks wrong: damage, untrained spectra, the environment."
     from alphaq.checkpoint import open_either
     from alphaq.remote import open_anywhere
@@ -400,15 +406,17 @@ def _summary(plan):
 # %% ../nbs/61_cli.ipynb #3788effe
 @verb
 def allocate(
-    scores:Annotated[Path, typer.Argument(help='table from `alphaq score`, or the authors\' own')],
+    scores:Annotated[Path, typer.Argument(help="table from `alphaq score`, or the authors' own")],
     bits:Bits=None, size_:Size=None,
     out:Annotated[Path, typer.Option('-o', '--out', help='plan to write')]=Path('plan.json'),
     preset:Preset='best', method:Method=None, gamma:Gamma=None, cap:Cap=None, noise:Noise=None,
     choices:Choices=None, count:Count=None, group_size:Group=None, scope:Scope=None,
     granularity:Granularity=None, bound:Bound=None, target:Target=None, measure:Measure=None,
-    other_bits:Other=None, also:Also=None, model:Annotated[
-    Optional[str], typer.Option(help='the checkpoint the scores came from, or just its name')]=None,
-    overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,):
+    other_bits:Other=None, also:Also=None,
+    model:Annotated[Optional[str], typer.Option(
+        help='the checkpoint the scores came from, or just its name')]=None,
+    overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,
+):
     """Choose a width for every projection under a budget. Says in how many it differs from uniform,
     and what a target costs."""
     from dataclasses import replace
@@ -459,13 +467,15 @@ def _priced(row, name):
 # %% ../nbs/61_cli.ipynb #f3e2b7e7
 @verb
 def frontier(
-    scores:Annotated[Path, typer.Argument(help='table from `alphaq score`, or the authors\' own')],
+    scores:Annotated[Path, typer.Argument(help="table from `alphaq score`, or the authors' own")],
     out:Annotated[Path, typer.Option(
-    '-o', '--out', help='table to write, or a page with a slider if it ends in .html')]=Path(
-    'frontier.csv'), preset:Preset='best', method:Method=None, gamma:Gamma=None, cap:Cap=None,
-    noise:Noise=None, choices:Choices=None, count:Count=None, group_size:Group=None,
-    scope:Scope=None, granularity:Granularity=None, bound:Bound=None,
-    overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,):
+        '-o', '--out',
+        help='table to write, or a page with a slider if it ends in .html')]=Path('frontier.csv'),
+    preset:Preset='best', method:Method=None, gamma:Gamma=None, cap:Cap=None, noise:Noise=None,
+    choices:Choices=None, count:Count=None, group_size:Group=None, scope:Scope=None,
+    granularity:Granularity=None, bound:Bound=None, overwrite:Overwrite=False, json_:Json=False,
+    quiet:Quiet=False,
+):
     """Every budget at once: what it costs, and what moves next. A row for each projection that
     moves."""
     import csv, io
@@ -512,12 +522,15 @@ def diff(
 
 # %% ../nbs/61_cli.ipynb #3dea1824
 @verb
-def export(plan:Annotated[Path, typer.Argument(help='plan from `alphaq allocate`')], to:Annotated[
-    str, typer.Option(help='gptqmodel, autoround, llm-compressor, hqq, llama.cpp or mlx')],
-           out:Annotated[Path, typer.Option('-o', '--out', help='file to write')],
-           model:Annotated[Optional[str], typer.Option(
-    help='the checkpoint of the plan; mlx has names of its own for some families')]=None,
-           overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,):
+def export(
+    plan:Annotated[Path, typer.Argument(help='plan from `alphaq allocate`')],
+    to:Annotated[str, typer.Option(
+        help='gptqmodel, autoround, llm-compressor, hqq, llama.cpp or mlx')],
+    out:Annotated[Path, typer.Option('-o', '--out', help='file to write')],
+    model:Annotated[Optional[str], typer.Option(
+        help='the checkpoint of the plan; mlx has names of its own for some families')]=None,
+    overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,
+):
     "The plan in another tool's words. Refuses what the tool cannot load."
     from alphaq.core import write_text
     from alphaq.exports import EXPORTERS, export as written
@@ -541,17 +554,21 @@ Quantized = Annotated[Path, typer.Argument(help='folder that `alphaq quantize` m
 
 # %% ../nbs/61_cli.ipynb #cfb2b379
 @verb
-def collect(scores:Annotated[Path, typer.Argument(help='table from `alphaq score`')],
-            model:Model='pocket', calibration:Annotated[
-    str, typer.Option(help='texts to read: names joined by +, a file, or balanced: written by '
-                      'the model itself')]='pydoc+pycode+arithmetic', out:Annotated[
-    Path, typer.Option('-o', '--out', help='table to write')]=Path('informed.csv'),
-            samples:Samples=32, window:Window=256, probes:Annotated[int, typer.Option(
-    help='random vectors for the curvature, which needs the whole model in memory', min=0)]=0,
-            group_size:Annotated[
-    Optional[int], typer.Option(help='weights that share a scale when rounding is measured; unless '
-                                'said, as in the table', min=1)]=None, device:Device='auto',
-            overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,):
+def collect(
+    scores:Annotated[Path, typer.Argument(help='table from `alphaq score`')],
+    model:Model='pocket',
+    calibration:Annotated[str, typer.Option(
+        help='texts to read: names joined by +, a file, or balanced: written by the '
+             'model itself')]='pydoc+pycode+arithmetic',
+    out:Annotated[Path, typer.Option('-o', '--out', help='table to write')]=Path('informed.csv'),
+    samples:Samples=32, window:Window=256,
+    probes:Annotated[int, typer.Option(
+        help='random vectors for the curvature, which needs the whole model in memory', min=0)]=0,
+    group_size:Annotated[Optional[int], typer.Option(
+        help='weights that share a scale when rounding is measured; unless said, as in the table',
+        min=1)]=None,
+    device:Device='auto', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,
+):
     "Add what calibration text says to a table of scores. For the methods that read text."
     from alphaq.checkpoint import open_checkpoint
     from alphaq.evaluate import calibration_windows
@@ -572,25 +589,32 @@ def collect(scores:Annotated[Path, typer.Argument(help='table from `alphaq score
 # %% ../nbs/61_cli.ipynb #9af73e12
 @verb
 def quantize(
-    model:Model='pocket', bits:Bits=None, size_:Size=None, out:Annotated[
-    Optional[Path], typer.Option('-o', '--out', help='folder to make; must be given')]=None,
-    plan:Annotated[Optional[Path],
-                   typer.Option(help='instead of a budget: the plan of `alphaq allocate`')]=None,
+    model:Model='pocket', bits:Bits=None, size_:Size=None,
+    out:Annotated[Optional[Path], typer.Option(
+        '-o', '--out', help='folder to make; must be given')]=None,
+    plan:Annotated[Optional[Path], typer.Option(
+        help='instead of a budget: the plan of `alphaq allocate`')]=None,
     preset:Preset='best', method:Method=None, gamma:Gamma=None, cap:Cap=None, noise:Noise=None,
     choices:Choices=None, count:Count=None, group_size:Group=None, scope:Scope=None,
-    granularity:Granularity=None, bound:Bound=None, quantizer:Annotated[str, typer.Option(
-    help='rounding: mse (searched), rtn (nearest), hqq, or gptq, which reads text')]='mse',
+    granularity:Granularity=None, bound:Bound=None,
+    quantizer:Annotated[str, typer.Option(
+        help='rounding: mse (searched), rtn (nearest), hqq, or gptq, which reads text')]='mse',
     calibration:Annotated[Optional[str], typer.Option(
-    help='text for gptq and for methods that read it: a file, names joined '
-    'by + (pydoc+pycode+arithmetic), or balanced: written by the model itself')]=None,
-    samples:Samples=128, window:Window=256, routing:Annotated[
-    str, typer.Option(help='which calibration tokens count for an expert: routed, weighted '
-                      '(by the router) or all')]='routed', other_bits:Other=None, also:Also=None,
+        help='text for gptq and for methods that read it: a file, names joined by + '
+             '(pydoc+pycode+arithmetic), or balanced: written by the model itself')]=None,
+    samples:Samples=128, window:Window=256,
+    routing:Annotated[str, typer.Option(
+        help='which calibration tokens count for an expert: routed, weighted (by the '
+             'router) or all')]='routed',
+    other_bits:Other=None, also:Also=None,
     head_bits:Annotated[int, typer.Option(help='bits of the output head; 16 leaves it alone')]=16,
     unopened:Annotated[bool, typer.Option(
-    '--unopened', help='also a family that transformers does not know: only a reader of '
-    'the format can then open the folder')]=False, device:Device='auto', engine:Engine='local',
-    overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,):
+        '--unopened',
+        help='also a family that transformers does not know: only a reader of the '
+             'format can then open the folder')]=False,
+    device:Device='auto', engine:Engine='local', overwrite:Overwrite=False, json_:Json=False,
+    quiet:Quiet=False,
+):
     """Score, allocate, round and pack a checkpoint. Or take a plan; the folder opens in
     transformers."""
     from alphaq.pipeline import Budget, check_budget, label, settings_for
@@ -619,16 +643,20 @@ def quantize(
 
 # %% ../nbs/61_cli.ipynb #20d60086
 @verb
-def tune(folder:Quantized, model:Annotated[str, typer.Argument(help='the model it was made from')],
-         out:Annotated[Path, typer.Option('-o', '--out', help='folder to make')], method:Annotated[
-    str, typer.Option(help='gemq: by the loss, in small steps; loss: in larger ones, for '
-                      'below two bits; ridge or choices: to choose as the original does')]='gemq',
-         calibration:Annotated[
-    str, typer.Option(help='texts to learn from: names joined by +, a file, or balanced: '
-                      'written by the model itself')]='pydoc+pycode+arithmetic',
-         samples:Samples=128, window:Window=256,
-         seed:Annotated[int, typer.Option(help='of the tokens that choices draws')]=0,
-         device:Device='auto', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,):
+def tune(
+    folder:Quantized,
+    model:Annotated[str, typer.Argument(help='the model it was made from')],
+    out:Annotated[Path, typer.Option('-o', '--out', help='folder to make')],
+    method:Annotated[str, typer.Option(
+        help='gemq: by the loss, in small steps; loss: in larger ones, for below two '
+             'bits; ridge or choices: to choose as the original does')]='gemq',
+    calibration:Annotated[str, typer.Option(
+        help='texts to learn from: names joined by +, a file, or balanced: written by '
+             'the model itself')]='pydoc+pycode+arithmetic',
+    samples:Samples=128, window:Window=256,
+    seed:Annotated[int, typer.Option(help='of the tokens that choices draws')]=0,
+    device:Device='auto', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,
+):
     """Tune the routers of a quantized folder on text. Into another folder; says what it gained on
     text kept back."""
     from alphaq.checkpoint import open_checkpoint
@@ -657,9 +685,12 @@ def tune(folder:Quantized, model:Annotated[str, typer.Argument(help='the model i
 
 # %% ../nbs/61_cli.ipynb #985794a5
 @verb
-def verify(folder:Quantized, against:Annotated[Optional[str], typer.Option(
-    help='the model it was made from: every error is computed again')]=None,
-           json_:Json=False, quiet:Quiet=False,):
+def verify(
+    folder:Quantized,
+    against:Annotated[Optional[str], typer.Option(
+        help='the model it was made from: every error is computed again')]=None,
+    json_:Json=False, quiet:Quiet=False,
+):
     "Is this folder what it says it is? Exit code 4 when not."
     _still()
     report = alphaq.verify(folder, against)
@@ -706,18 +737,22 @@ def _beside(against, device, samples, losses):
 
 # %% ../nbs/61_cli.ipynb #9321d458
 @verb
-def eval(model:Loadable='pocket', text:Annotated[Optional[list[str]], typer.Option(
-    help='a file, or a named text: pydoc, pycode, arithmetic, more with '
-    'ALPHAQ_DATA; may be repeated; unless said these three')]=None,
-         tasks:Annotated[Optional[list[str]], typer.Option(
-    help='questions with four answers, by name or all; may be repeated; needs lm-eval')]=None,
-         tokens:Annotated[int, typer.Option(help='tokens of each text at most', min=2)]=20_000,
-         window:Annotated[int, typer.Option(help='tokens in a window', min=2)]=256,
-         questions:Annotated[Optional[int], typer.Option(
-    help='questions of each task at most, all unless said', min=1)]=None,
-         against:Annotated[Optional[str], typer.Option(
-    help='another model, read on the same windows, such as the unquantized one',
-    metavar='MODEL')]=None, device:Device='auto', json_:Json=False, quiet:Quiet=False,):
+def eval(
+    model:Loadable='pocket',
+    text:Annotated[Optional[list[str]], typer.Option(
+        help='a file, or a named text: pydoc, pycode, arithmetic, more with '
+             'ALPHAQ_DATA; may be repeated; unless said these three')]=None,
+    tasks:Annotated[Optional[list[str]], typer.Option(
+        help='questions with four answers, by name or all; may be repeated; needs lm-eval')]=None,
+    tokens:Annotated[int, typer.Option(help='tokens of each text at most', min=2)]=20_000,
+    window:Annotated[int, typer.Option(help='tokens in a window', min=2)]=256,
+    questions:Annotated[Optional[int], typer.Option(
+        help='questions of each task at most, all unless said', min=1)]=None,
+    against:Annotated[Optional[str], typer.Option(
+        help='another model, read on the same windows, such as the unquantized one',
+        metavar='MODEL')]=None,
+    device:Device='auto', json_:Json=False, quiet:Quiet=False,
+):
     """Perplexity and bits per byte on texts, accuracy on tasks. Of tasks alone when only tasks are
     named."""
     from alphaq.evaluate import perplexity_of, sample, sample_nll
@@ -756,14 +791,15 @@ def eval(model:Loadable='pocket', text:Annotated[Optional[list[str]], typer.Opti
 @verb
 def generate(
     model:Annotated[str, typer.Argument(
-    help='pocket, a local checkpoint folder, or one that `alphaq quantize` made; may be left out',
-    metavar='MODEL')],
+        help='pocket, a local checkpoint folder, or one that `alphaq quantize` made; '
+             'may be left out', metavar='MODEL')],
     prompt:Annotated[Optional[str], typer.Argument(help='text to continue', metavar='PROMPT')]=None,
     tokens:Annotated[int, typer.Option(help='tokens to write', min=1)]=64,
-    temperature:Annotated[float,
-                          typer.Option(help='of the draws; 0 takes the likeliest token', min=0)]=0.,
+    temperature:Annotated[float, typer.Option(
+        help='of the draws; 0 takes the likeliest token', min=0)]=0.,
     seed:Annotated[int, typer.Option(help='of the draws, when --temperature is above 0')]=0,
-    device:Device='auto', json_:Json=False, quiet:Quiet=False,):
+    device:Device='auto', json_:Json=False, quiet:Quiet=False,
+):
     "Continue a prompt. With one argument, that is the prompt and the model is pocket."
     import torch
     _still()

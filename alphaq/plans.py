@@ -415,7 +415,7 @@ def _lines(plan):
 # %% ../nbs/32_plans.ipynb #2b1fcf1a
 # counts, the moves `from -> to`, the projections changed per layer, settings that differ, and the
 # differing lines
-def diff(a:Plan, b:Plan,)->dict:
+def diff(a:Plan, b:Plan)->dict:
     "Compare two plans of one model."
     wa, wb = widths(a), widths(b)
     if strange := sorted(set(wa) ^ set(wb)

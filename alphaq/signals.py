@@ -33,7 +33,7 @@ def matrix_signals(
 # %% ../nbs/26_signals.ipynb #5e8111df
 # layer such as 'model.layers.3' to `[experts, hidden]` float32; layers whose router is not found
 # are left out
-def router_rows(checkpoint:Checkpoint,)->dict:
+def router_rows(checkpoint:Checkpoint)->dict:
     "The router's rows of every layer: row e, times a hidden state, is the logit of expert e."
     experts, hidden = {}, {}
     for p in checkpoint.projections:
