@@ -345,9 +345,9 @@ def _asked(method, gamma, cap, noise, choices, count, group_size, scope, granula
 Preset = Annotated[
     str, typer.Option(help='best, paper, released-code, noise-only or uniform: a complete '
                       'choice, which the options below change')]
-Method = Annotated[Optional[str],
-                   typer.Option(help='allocator; from weights: measured, alphaq, direct, kurtosis, '
-                                'mopeq; from text: gemq, mxmoe, hessian, pmq; all in the chapter on methods')]
+Method = Annotated[Optional[str], typer.Option(
+    help='allocator; from weights: measured, alphaq, direct, kurtosis, '
+    'mopeq; from text: gemq, mxmoe, hessian, pmq; all in the chapter on methods')]
 Gamma = Annotated[Optional[str], typer.Option(
     help='exponent of alpha in the cost, or auto for the paper\'s formula')]
 Cap = Annotated[Optional[float],
@@ -612,6 +612,10 @@ def quantize(
         '--unopened',
         help='also a family that transformers does not know: only a reader of the '
              'format can then open the folder')]=False,
+    gate:Annotated[Optional[str], typer.Option(
+        help='a text: measure the plan there beside uniform widths of its size, in memory; '
+             'exit 3 if it is not better')]=None,
+    anyway:Annotated[bool, typer.Option('--anyway', help='with --gate: say so, and go on')]=False,
     device:Device='auto', engine:Engine='local', overwrite:Overwrite=False, json_:Json=False,
     quiet:Quiet=False,
 ):
@@ -633,7 +637,7 @@ def quantize(
         plan = Budget(settings_for(preset, bits, **asked), preset, changed, size_, others,
                       _also(also))
     made = alphaq.quantize(model, plan, out, quantizer, calibration, samples, window, routing,
-                           head_bits, unopened, device, engine, overwrite)
+                           head_bits, unopened, device, engine, overwrite, gate, anyway)
     data = _summary(made.plan) | dict(
         out=str(made.path), source_bytes=made.source_bytes, file_bytes=made.file_bytes,
         tensor_bytes=made.tensor_bytes, predicted_bytes=made.predicted,
@@ -716,10 +720,11 @@ def dequantize(
     _show(data, json_)
 
 # %% ../nbs/61_cli.ipynb #1c4aa9a7
-def _beside(against, device, samples, losses):
+def _beside(model, against, device, samples, losses):
     """How losses on samples differ from those of another model on the same windows: a row for each
     text and one for all."""
-    from alphaq.evaluate import paired, sample, sample_nll, verdict
+    import torch
+    from alphaq.evaluate import divergence, paired, sample, sample_nll, verdict
     other, tokenizer = alphaq.load(against, device)
     for name, s in samples.items():
         if len(s.rows) < 2:
@@ -732,7 +737,14 @@ def _beside(against, device, samples, losses):
     plain = {name: sample_nll(other, s) for name, s in samples.items()}
     pairs = {name: paired({name: losses[name]}, {name: plain[name]})
              for name in samples} | {'all of them': paired(losses, plain)}
-    return [dict(text=name, difference=m, stderr=s, verdict=verdict((m, s)))
+    rows = {name: s.rows for name, s in samples.items()}
+    if len({r.shape[1] for r in rows.values()}) == 1:
+        rows['all of them'] = torch.cat([*rows.values()])
+    def apart(name):
+        if name not in rows: return {}
+        d = divergence(model, other, rows[name])
+        return dict(kl=d.kl, kl_stderr=d.stderr, agreement=d.agreement, kl_worst=d.worst)
+    return [dict(text=name, difference=m, stderr=s, verdict=verdict((m, s)), **apart(name))
             for name, (m, s) in pairs.items()]
 
 # %% ../nbs/61_cli.ipynb #9321d458
@@ -779,10 +791,13 @@ def eval(
                      [[s['task'], f'{s["acc"]:.3f}', f'{s["stderr"]:.3f}', s['chance'],
                        f'{s["z"]:+.1f}', f'{s["acc_bytes"]:.3f}', s['questions']] for s in scores],
                      model)
-    beside = _beside(against, device, samples, losses) if against else []
-    apart = table(['text', f'>nats per token above {against}', '>s.e.', 'verdict'],
-                  [[b['text'], f'{b["difference"]:+.4f}', f'{b["stderr"]:.4f}', b['verdict']]
-                   for b in beside])
+    beside = _beside(loaded, against, device, samples, losses) if against else []
+    def of(b, key, form): return format(b[key], form) if key in b else ''
+    apart = table(['text', f'>nats above {against}', '>s.e.', 'verdict', '>KL', '>s.e.',
+                   '>same first choice', '>KL, 1 in 100 above'],
+                  [[b['text'], f'{b["difference"]:+.4f}', f'{b["stderr"]:.4f}', b['verdict'],
+                    of(b, 'kl', '.4f'), of(b, 'kl_stderr', '.4f'), of(b, 'agreement', '.1%'),
+                    of(b, 'kl_worst', '.3f')] for b in beside])
     emit(dict(model=model, rows=rows, tasks=scores)
          | (dict(against=against, differences=beside) if against else {}), json_,
          *([shown] if rows else []), *([apart] if beside else []), *([answered] if scores else []))

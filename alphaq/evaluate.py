@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOGIT_BYTES', 'load_tokenizer', 'load_model', 'windows', 'Sample', 'sample', 'calibration_windows', 'Perplexity',
-           'spec_nll', 'window_nll', 'log_probabilities', 'window_kl', 'perplexity_of', 'sample_nll', 'perplexity',
-           'paired', 'verdict']
+           'spec_nll', 'window_nll', 'log_probabilities', 'window_kl', 'Divergence', 'divergence', 'perplexity_of',
+           'sample_nll', 'perplexity', 'paired', 'verdict']
 
 # %% ../nbs/54_evaluate.ipynb #c64a2d7d
 from dataclasses import dataclass
@@ -157,6 +157,7 @@ def window_nll(
                      'see that it loads and runs in transformers by itself'):
         return torch.cat([nll(part) for part in rows.split(max(1, min(batch, LOGIT_BYTES // row)))])
 
+# %% ../nbs/54_evaluate.ipynb #3c283a3e
 @torch.no_grad()
 def log_probabilities(
     model:nn.Module, # causal language model in evaluation mode
@@ -180,6 +181,31 @@ def window_kl(
         found = log_probabilities(model, row[None])[0]
         return (truth.exp() * (truth - found)).sum(-1).double().mean()
     return torch.stack([kl(row, truth) for row, truth in zip(rows, plain)])
+
+# %% ../nbs/54_evaluate.ipynb #e7798aa7
+@dataclass(frozen=True)
+class Divergence:
+    "How far one model's next-token distributions lie from another's."
+    kl:float         # nats per token, mean over windows
+    stderr:float     # of it, over windows
+    agreement:float  # share of tokens for which both find the same next token likeliest
+    worst:float      # nats that one token in a hundred exceeds
+
+def divergence(
+    model:nn.Module, # causal language model in evaluation mode
+    other:nn.Module, # that it is held against
+    rows:Tensor,     # `[n, window]` token ids, two windows or more
+)->Divergence:
+    "Two models on the same windows, one window at a time."
+    tokens, same = [], []
+    for row in rows.split(1):
+        truth, found = log_probabilities(other, row)[0], log_probabilities(model, row)[0]
+        tokens.append((truth.exp() * (truth - found)).sum(-1).double())
+        same.append(truth.argmax(-1) == found.argmax(-1))
+    each = torch.stack(tokens).mean(1)
+    return Divergence(each.mean().item(), (each.std() / len(each)**.5).item(),
+                      torch.cat(same).double().mean().item(),
+                      torch.cat(tokens).quantile(.99).item())
 
 # %% ../nbs/54_evaluate.ipynb #9b0956ce
 def perplexity_of(
