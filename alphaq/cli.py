@@ -78,6 +78,7 @@ def verb(function):
     return app.command(function.__name__,
                        epilog=example and f'Example: alphaq {function.__name__} {example}')(guarded)
 
+# %% ../nbs/61_cli.ipynb #6def7731
 @app.callback(invoke_without_command=True)
 def _top(
     version:Annotated[bool, typer.Option('--version', help='Print the version and leave.')]=False,

@@ -164,6 +164,7 @@ def relative_alpha(scores, settings): # `[n, choices]` costs
     paper's sign."""
     return _alphas(scores)[:, None] * relative(scores, settings)
 
+# %% ../nbs/30_methods.ipynb #27a8d5b0
 def random(scores, settings): # `[n, choices]` costs
     "Weights that mean nothing, from a seed."
     weight = 64. ** np.random.default_rng(settings.seed).uniform(size=len(scores))

