@@ -122,7 +122,8 @@ EVIDENCE_TEXTS = {'wikitext': 'wikitext2/test_raw.txt', 'code': 'code/cpython_st
 def _texts():
     folder = data_dir()
     if folder is None: raise AlphaqError('set ALPHAQ_DATA to the folder that holds the texts')
-    return {name: (folder/file).read_text(encoding='utf-8') for name, file in EVIDENCE_TEXTS.items()}
+    return {name: (folder/file).read_text(encoding='utf-8')
+            for name, file in EVIDENCE_TEXTS.items()}
 
 # %% ../../nbs/89_evidence.ipynb #0e9948da
 @one_line('alphaq.lab.evidence')
@@ -156,8 +157,8 @@ def main(
             rows += [dict(half=half, **r) for r in divergences(losses, scores, plans, bits)]
     command = f'python -m alphaq.lab.evidence FOLDER --name {args.name} --windows {args.windows}'
     header = provenance(command, seed=0, network=args.name, sha256=checkpoint.fingerprint(),
-                        window=256, windows_of_each_text_and_half=args.windows, texts=EVIDENCE_TEXTS,
-                        rounding='mse, group 128')
+                        window=256, windows_of_each_text_and_half=args.windows,
+                        texts=EVIDENCE_TEXTS, rounding='mse, group 128')
     write_rows(results_dir()/'trained'/f'{args.name}.jsonl', header, rows)
 
 # %% ../../nbs/89_evidence.ipynb #beddbaf3
