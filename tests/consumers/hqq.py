@@ -10,7 +10,7 @@ def inside(folder):
     from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
     table, model, got, levels = json.loads(Path(folder, 'export').read_text()), linears(), {}, {}
     for name, linear in [(n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)]:
-        cell = next((c for n, c in table.items() if n == name or re.fullmatch(n, name)), None)
+        cell = table[name] if name in table else next((c for n, c in table.items() if re.fullmatch(n, name)), None)
         if cell is None: got[name] = levels[name] = None; continue
         layer = HQQLinear(linear, BaseQuantizeConfig(**cell), compute_dtype=torch.float32, device='cpu')
         groups = layer.dequantize().unflatten(1, (-1, cell['group_size'])).flatten(0, 1)
