@@ -19,7 +19,7 @@ from . import checkpoint
 from .activations import check_device
 from .allocation import allocate, checked_choices, preset_named
 from .checkpoint import Checkpoint, including, open_checkpoint
-from .checks import verify as check_folder
+from .checks import Report, verify as check_folder
 from .collection import collected
 from .console import say
 from .core import (ROLES, AlphaqError, GateError, UsageError, cache_dir, check_known)
@@ -538,7 +538,7 @@ def quantize(
 def verify(
     folder,
     against=None,
-):
+)->Report:
     """Whether a folder is what it says it is.
 
     folder:  `str | Path` that `quantize` made
@@ -554,7 +554,7 @@ def verify(
 def load(
     folder='pocket',
     device:str='auto',
-):
+)->tuple:
     """A model to run.
 
     folder: `str | Path` that `quantize` made, or any checkpoint folder
