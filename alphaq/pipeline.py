@@ -15,6 +15,7 @@ from functools import partial, wraps
 from inspect import signature
 from math import isfinite
 from pathlib import Path
+
 from . import checkpoint
 from .activations import check_device
 from .allocation import allocate, checked_choices, preset_named
@@ -34,16 +35,10 @@ from .noise import measured_noise
 from .plans import (Plan, lacking, make_plan, named_linears, read_plan, uniform_plan,
                           widths)
 from .remote import open_anywhere
-
-# %% ../nbs/60_pipeline.ipynb #ad150471
 from .rounding import (QuantizeJob, Quantized, budget_for_size, check_groups, check_head,
                              check_quantizer, check_source, quantize as quantize_job)
-
-# %% ../nbs/60_pipeline.ipynb #0935cd1a
 from .scores import unscored
 from .signals import describer
-
-# %% ../nbs/60_pipeline.ipynb #d5c7273b
 from .texts import load_text
 from .trial import Losses, RoundedModel, fused, rounding_code
 

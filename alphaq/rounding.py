@@ -17,10 +17,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil, floor, isfinite
 from pathlib import Path
+
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
 import alphaq
 from .activations import (ROUTINGS, check_device, model_name, put, skeleton, stored,
                                 streamed_logits, walk)
@@ -34,8 +36,6 @@ from .hook import guarded, poison_tensors
 from .making import copy_companions, holds, making, shard_bytes, write_index
 from .methods import METHODS
 from .pack import PackedWeight, layer_tensors, pack, unpacked_layer, word_count
-
-# %% ../nbs/46_rounding.ipynb #c98d8e12
 from .plans import (Plan, check_linear, check_plan, grouped, other_linears, predicted_bytes,
                           to_json, widths)
 from .rehearsal import rehearse

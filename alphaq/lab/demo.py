@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 from math import exp
 from pathlib import Path
 from statistics import median
+
 import torch
+
 from ..allocation import PRESETS, allocate
 from ..checkpoint import open_checkpoint
 from ..console import emit, table
@@ -32,8 +34,6 @@ from ..plans import make_plan, widths
 from ..rounding import QuantizeJob, quantize
 from ..scores import score
 from ..signals import describer
-
-# %% ../../nbs/77_demo.ipynb #79b89fd2
 from ..texts import BUILTIN, load_text, texts_at_hand
 
 # %% ../../nbs/77_demo.ipynb #d6282326

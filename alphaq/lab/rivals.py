@@ -11,10 +11,12 @@ import argparse, hashlib
 from dataclasses import dataclass, replace
 from inspect import getsource
 from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
 from transformers.utils import logging
+
 from ..activations import walk
 from ..allocation import allocate
 from ..checkpoint import open_checkpoint

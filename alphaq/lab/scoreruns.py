@@ -18,10 +18,12 @@ from functools import partial
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
+
 import numpy as np
 import torch
 from safetensors.torch import save_file
 from threadpoolctl import threadpool_limits
+
 from ..checkpoint import open_checkpoint
 from ..core import (AlphaqError, atomic, one_line, provenance, results_dir, track, write_json,
                          write_rows)
@@ -31,8 +33,6 @@ from ..hill import hill
 from ..jobs import (ScoreJob, cores, on_ray, on_threads, one_thread_each, score_all, score_to,
                          whole_lines)
 from .demo import spread
-
-# %% ../../nbs/86_scoreruns.ipynb #443dd6ab
 from .endurance import (in_child, killed_runs, mixed_plan, same_files, synthetic_bytes,
                                   synthetic_checkpoint, warm)
 from ..noise import measured_noise
