@@ -326,11 +326,13 @@ def _check_depth(folder, prefix):
     said = _depth(folder.config, prefix)
     places = filter(None, map(_STACK.match, folder.tensors))
     held = {int(m['layer']) for m in places if m['prefix'] == prefix}
-    missing = [n for n in range(said or 0) if n not in held] if held else []
+    if not held or not said: return
+    missing = said - sum(n < said for n in held)  # by number: a damaged config may say billions
     if missing:
-        raise AlphaqError(f'{folder.path}: config.json says {said} layers, but nothing of '
-                          f'layer {missing[0]} is here '
-                          f'({len(missing)} missing); download the checkpoint again')
+        first = next(n for n in range(said) if n not in held)
+        raise AlphaqError(
+            f'{folder.path}: config.json says {said} layers, but nothing of layer {first} '
+            f'is here ({missing} missing); download the checkpoint again')
 
 def _expected(folder, module, experts):
     """How many experts a layer should have: what the config says, else one for each row of its
