@@ -117,7 +117,8 @@ def divergences(
     rows, numel = [], [s.numel for s in scores]
     for name, plan in track(plans.items(), f'{bits:g} bits', len(plans)):
         found = losses(plan.bits, plan.settings.group_size)
-        size = choice_sizes(scores, plan.settings)[np.arange(len(scores)), plan.bits - 1].sum()
+        column = np.searchsorted(plan.settings.choices, plan.bits)
+        size = choice_sizes(scores, plan.settings)[np.arange(len(scores)), column].sum()
         rows.append(dict(
             name=name, bits=bits, kl=float(torch.cat([*found.values()]).mean()),
             stored=float(size / sum(numel)), average=float(np.average(plan.bits, weights=numel)),
