@@ -334,6 +334,7 @@ def _check_depth(folder, prefix):
             f'{folder.path}: config.json says {said} layers, but nothing of layer {first} '
             f'is here ({missing} missing); download the checkpoint again')
 
+# %% ../nbs/22_checkpoint.ipynb #849ab3c8
 def _expected(folder, module, experts):
     """How many experts a layer should have: what the config says, else one for each row of its
     router."""
