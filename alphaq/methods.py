@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['COUNTS', 'NOISES', 'SCOPES', 'GRANULARITIES', 'DATA', 'PER_CHANNEL', 'METHODS', 'WITH_ALPHA', 'Settings', 'visits',
            'choice_sizes', 'noise_table', 'noise_only', 'alphaq', 'alpha_only', 'direct', 'relative', 'relative_alpha',
-           'random', 'kurtosis', 'units', 'mopeq', 'uniform', 'outlier', 'ratio', 'router_variance', 'frequency',
-           'dynamo', 'dynaexq', 'bsp', 'hessian', 'afg', 'autoscheme', 'mxmoe', 'pmq', 'gemq', 'Method', 'method_named']
+           'random', 'kurtosis', 'relative_kurtosis', 'relative_outlier', 'units', 'mopeq', 'uniform', 'outlier',
+           'ratio', 'router_variance', 'frequency', 'dynamo', 'dynaexq', 'bsp', 'hessian', 'afg', 'autoscheme', 'mxmoe',
+           'pmq', 'gemq', 'Method', 'method_named']
 
 # %% ../nbs/30_methods.ipynb #85bc0920
 from collections.abc import Callable
@@ -173,6 +174,14 @@ def random(scores, settings): # `[n, choices]` costs
 def kurtosis(scores, settings): # `[n, choices]` costs
     "Kurtosis times noise, every matrix by its number of weights."
     return _signal(scores, 'kurtosis')[:, None] * noise_only(scores, settings)
+
+def relative_kurtosis(scores, settings): # `[n, choices]` costs
+    "Relative error times kurtosis: a matrix with a few huge weights is dear."
+    return _signal(scores, 'kurtosis')[:, None] * relative(scores, settings)
+
+def relative_outlier(scores, settings): # `[n, choices]` costs
+    "Relative error times the linear outlier score: a matrix with one huge column is dear."
+    return _signal(scores, 'outlier')[:, None] * relative(scores, settings)
 
 def _layer(s): return layer_of(s.name) or s.layer  # a table of a stranger knows only the number
 
@@ -509,6 +518,10 @@ METHODS = {
                        noise='measured'),
     'relative-alpha': Method('the same, times alpha: a large alpha is dear', 'ours',
                              costs=relative_alpha, noise='measured'),
+    'relative-kurtosis': Method('relative error times kurtosis', 'ours', costs=relative_kurtosis,
+                                noise='measured'),
+    'relative-outlier': Method('relative error times the linear outlier score', 'ours',
+                               costs=relative_outlier, noise='measured'),
     'kurtosis': Method('kurtosis times noise', 'inferred', costs=kurtosis),
     'mopeq': Method('MoPEQ, ICCV-W 2025', 'inferred', costs=mopeq, granularity='expert'),
     'outlier': Method('QuantMoE-Bench, linear outlier score', 'faithful', widths=outlier),

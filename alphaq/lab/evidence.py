@@ -35,13 +35,14 @@ GAMMAS = (-4., -2., -1., 1., 2., 4.)
 CONTROLLED = (-2., -1., 1.)  # gammas that are tried with alphas dealt at random too
 DRAWS = range(3)
 ALONE = ('noise-only', 'alpha-only', 'direct', 'alphaq', 'alphaq-measured', 'measured', 'relative',
-         'relative-alpha', 'kurtosis', 'mopeq', 'outlier')
+         'relative-alpha', 'kurtosis', 'mopeq', 'outlier', 'relative-kurtosis', 'relative-outlier')
 # from 2 bits, too
 FLOORED = ('noise-only', 'alphaq', 'measured', 'relative', 'relative-alpha', 'kurtosis')
 # on the second half
 CONFIRMED = ('uniform', 'uniform-last', 'uniform-random, seed 0', 'uniform-random, seed 1',
              'uniform-random, seed 2', 'alphaq', 'measured', 'relative', 'relative-alpha',
              'relative-alpha, permuted 0', 'gamma -2', 'gamma 1', 'kurtosis', 'outlier',
+             'relative-kurtosis', 'relative-outlier',
              *(f'{m}, from 2 bits' for m in FLOORED), 'relative-alpha, from 2 bits, permuted')
 
 def variants(
@@ -146,13 +147,14 @@ def main(
     parser.add_argument('folder', help='checkpoint of a mixture, for example of alphaq.lab.trained')
     parser.add_argument('--name', required=True, help='what to call it')
     parser.add_argument('--bits', type=float, nargs='+', default=[2.5, 3.], help='(%(default)s)')
+    parser.add_argument('--seed', type=int, default=0, help='of the windows (%(default)s)')
     parser.add_argument('--windows', type=int, default=6,
                         help='of each text in each half (%(default)s)')
     args = parser.parse_args(argv)
     logging.disable_progress_bar()
     checkpoint, texts = open_checkpoint(args.folder), _texts()
     model, tokenizer = load_model(args.folder)
-    halves = scattered(tokenizer, texts, args.windows)
+    halves = scattered(tokenizer, texts, args.windows, seed=args.seed)
     scores = score(checkpoint, measure=measured_noise, describe=describer(checkpoint))
     worn, work = RoundedModel(model, checkpoint), results_dir().parent/'.work'/'evidence'
     truth = {(half, n): log_probabilities(model, s.rows) for half in halves
@@ -164,11 +166,13 @@ def main(
         for bits in args.bits:
             plans = planned(scores, stored_bits(scores, bits), CONFIRMED if half else None)
             rows += [dict(half=half, **r) for r in divergences(losses, scores, plans, bits)]
-    command = f'python -m alphaq.lab.evidence FOLDER --name {args.name} --windows {args.windows}'
-    header = provenance(command, seed=0, network=args.name, sha256=checkpoint.fingerprint(),
+    bits = ' '.join(f'{b:g}' for b in args.bits)
+    command = f'python -m alphaq.lab.evidence FOLDER --name {args.name} --bits {bits} --windows {args.windows} --seed {args.seed}'
+    header = provenance(command, seed=args.seed, network=args.name, sha256=checkpoint.fingerprint(),
                         window=256, windows_of_each_text_and_half=args.windows,
                         texts=EVIDENCE_TEXTS, rounding='mse, group 128')
-    write_rows(results_dir()/'trained'/f'{args.name}.jsonl', header, rows)
+    file = f'{args.name}{f"-windows{args.seed}" * bool(args.seed)}.jsonl'
+    write_rows(results_dir()/'trained'/file, header, rows)
 
 # %% ../../nbs/89_evidence.ipynb #beddbaf3
 #| eval: false
