@@ -147,6 +147,8 @@ def main(
     parser.add_argument('folder', help='checkpoint of a mixture, for example of alphaq.lab.trained')
     parser.add_argument('--name', required=True, help='what to call it')
     parser.add_argument('--bits', type=float, nargs='+', default=[2.5, 3.], help='(%(default)s)')
+    parser.add_argument('--confirm', action='store_true',
+                        help='only what a verdict needs, on both halves')
     parser.add_argument('--seed', type=int, default=0, help='of the windows (%(default)s)')
     parser.add_argument('--windows', type=int, default=6,
                         help='of each text in each half (%(default)s)')
@@ -164,7 +166,8 @@ def main(
         def kl(model, name, rows, half=half): return window_kl(model, rows, truth[half, name])
         losses = Losses(worn, halves[half], Path(work, f'{args.name}.jsonl'), kl, 'kl')
         for bits in args.bits:
-            plans = planned(scores, stored_bits(scores, bits), CONFIRMED if half else None)
+            plans = planned(scores, stored_bits(scores, bits),
+                            CONFIRMED if half or args.confirm else None)
             rows += [dict(half=half, **r) for r in divergences(losses, scores, plans, bits)]
     bits = ' '.join(f'{b:g}' for b in args.bits)
     command = f'python -m alphaq.lab.evidence FOLDER --name {args.name} --bits {bits} --windows {args.windows} --seed {args.seed}'
