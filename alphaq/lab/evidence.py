@@ -170,7 +170,8 @@ def main(
                             CONFIRMED if half or args.confirm else None)
             rows += [dict(half=half, **r) for r in divergences(losses, scores, plans, bits)]
     bits = ' '.join(f'{b:g}' for b in args.bits)
-    command = f'python -m alphaq.lab.evidence FOLDER --name {args.name} --bits {bits} --windows {args.windows} --seed {args.seed}'
+    command = f'python -m alphaq.lab.evidence FOLDER --name {args.name} --bits {bits}'
+    command += f' --windows {args.windows} --seed {args.seed}' + ' --confirm' * args.confirm
     header = provenance(command, seed=args.seed, network=args.name, sha256=checkpoint.fingerprint(),
                         window=256, windows_of_each_text_and_half=args.windows,
                         texts=EVIDENCE_TEXTS, rounding='mse, group 128')
