@@ -32,8 +32,8 @@ from .jobs import ENGINES, ScoreJob, score_all
 from .making import companions
 from .methods import WITH_ALPHA, Settings, choice_sizes, method_named
 from .noise import measured_noise
-from .plans import (Plan, lacking, make_plan, named_linears, read_plan, uniform_plan,
-                          widths)
+from .plans import (Plan, check_plan, lacking, make_plan, named_linears, read_plan,
+                          uniform_plan, widths)
 from .remote import open_anywhere
 from .rounding import (QuantizeJob, Quantized, budget_for_size, check_groups, check_head,
                              check_quantizer, check_source, quantize as quantize_job)
@@ -327,18 +327,16 @@ def plan(
     scores = experts_only(scores, [])
     lost = [n for n in lacking(s.name for s in scores) if n not in left_out]
     if lost:
-        raise AlphaqError(
-            f'the row of {lost[0]} is missing ({len(lost)} in all); score the checkpoint again')
-    group_size = group_measured(scores, group_size)
-    choices = tuple(choices) if choices else None
-    changes = (method, gamma, cap, noise, choices, count, group_size, scope, granularity,
-               tuple(bounds or ()) or None)
-    names = ('method', 'gamma', 'cap', 'noise', 'choices', 'count', 'group_size', 'scope',
-             'granularity', 'bounds')
-    settings = settings_for(preset, bits, **dict(zip(names, changes)))
+        raise AlphaqError(f'{name}: the row of {lost[0]} is missing ({len(lost)} in all); '
+                          'score the checkpoint again')
+    asked = dict(method=method, gamma=gamma, cap=cap, noise=noise, count=count, scope=scope,
+                 granularity=granularity, choices=tuple(choices) if choices else None,
+                 group_size=group_measured(scores, group_size),
+                 bounds=tuple(bounds) if bounds else None)
+    settings = settings_for(preset, bits, **asked)
     modules = named_linears(c, list(also)) if also else {}
     if size is not None: settings = sized(settings, c, size, other_bits, modules)
-    called = label(preset, *changes, target)
+    called = label(preset, *asked.values(), target)
     return plan_for(scores, settings, c.name if c else name, called, other_bits, target, modules)
 
 # %% ../nbs/60_pipeline.ipynb #55dff0de
@@ -426,7 +424,7 @@ def check_gate(
     raise GateError(f'on {text} the plan is {word} uniform widths of its size: '
                     f'divergence {found["kl"]:.4f} '
                     f'against {found["uniform_kl"]:.4f}, {found["difference"]:+.4f} ± '
-                    f'{found["stderr"]:.4f} nats ' 'per token; use --preset uniform, or --anyway')
+                    f'{found["stderr"]:.4f} nats per token; use --preset uniform, or --anyway')
 
 # %% ../nbs/60_pipeline.ipynb #f672699a
 @dataclass(frozen=True)
@@ -518,6 +516,7 @@ def quantize(
     elif not isinstance(plan, Plan): plan = read_plan(plan)
     if plan.model == UNNAMED: plan = replace(plan, model=c.name)
     if gate:
+        check_plan(plan, c)
         found = gated(c, plan, gate)
         try: check_gate(found, gate)
         except GateError as e:

@@ -62,7 +62,8 @@ def planned(
     stored:float,         # budget: stored bits per weight
     chosen=None,          # names to keep; `None` keeps all
 )->dict:                  # name -> `Allocation`
-    "The plan of every variant, and of AlphaQ's measured costs at every gamma with its control."
+    """The plan of every variant, of rules without one bit, and of relative error with alpha at
+    every gamma."""
     found = {}
     for v in variants():
         if chosen and v.name not in chosen: continue
@@ -87,7 +88,8 @@ def at_gamma(scores, stored, gamma):
     "Relative error with AlphaQ's weight at a gamma."
     alpha = np.array([s.alpha for s in scores])
     weight = (alpha.max() / alpha) ** gamma
-    weighted = [replace(s, mse=tuple(w / s.variance * m for m in s.mse), numel=s.numel)
+    # `measured` counts a matrix by its number of weights; here all have the same
+    weighted = [replace(s, mse=tuple(w / s.variance * m for m in s.mse))
                 for s, w in zip(scores, weight)]
     return allocate(weighted, Settings(stored, 'measured', count='stored'))
 

@@ -4,19 +4,17 @@
 
 # %% auto #0
 __all__ = ['SEEDS', 'FREE', 'INFORMED', 'VARIANTS', 'Variant', 'stored_bits', 'allocated', 'calibration', 'rounds', 'informed',
-           'ternary', 'ternary_bits', 'compare', 'fed_back', 'fusion', 'first_routers', 'main']
+           'ternary', 'ternary_bits', 'compare', 'fed_back', 'fusion', 'first_routers', 'at_hand', 'main']
 
 # %% ../../nbs/78_rivals.ipynb #6930cf22
 import argparse, hashlib
 from dataclasses import dataclass, replace
 from inspect import getsource
 from pathlib import Path
-
 import numpy as np
 import torch
 from torch import Tensor
 from transformers.utils import logging
-
 from ..activations import walk
 from ..allocation import allocate
 from ..checkpoint import open_checkpoint
@@ -242,6 +240,19 @@ def first_routers(
     for r in read_rows(path)[1]: layers.setdefault(r['layer'], []).append(r['step0'])
     return {f'model.layers.{layer}': torch.tensor(rows) for layer, rows in layers.items()}
 
+def at_hand(
+    model,       # pocket, or `str | Path` of a checkpoint folder
+    tokens:int,  # held out of each domain
+):               # `(checkpoint, model, tokenizer, domain -> training text, domain -> `Sample`)`
+    "What a comparison on held-out text begins with."
+    logging.disable_progress_bar()
+    checkpoint = open_checkpoint(model)
+    texts, held_out = corpus()
+    loaded, tokenizer = load_model(checkpoint.path)
+    samples = {d: sample(tokenizer, t, tokens=tokens) for d, t in held_out.items()}
+    return checkpoint, loaded, tokenizer, texts, samples
+
+# %% ../../nbs/78_rivals.ipynb #b0f7c3cc
 def _arguments(argv):
     parser = argparse.ArgumentParser(
         prog='python -m alphaq.lab.rivals',
@@ -290,12 +301,8 @@ def main(
 ):
     "Entry point of `python -m alphaq.lab.rivals`."
     args = _arguments(argv)
-    logging.disable_progress_bar()
-    checkpoint = open_checkpoint(args.model)
-    texts, held_out = corpus()
-    model, tokenizer = load_model(checkpoint.path)
+    checkpoint, model, tokenizer, texts, samples = at_hand(args.model, args.tokens)
     name = checkpoint.name
-    samples = {d: sample(tokenizer, t, tokens=args.tokens) for d, t in held_out.items()}
     start = first_routers(results_dir()/name/'routers-0.jsonl')
     scores = score(checkpoint, measure=measured_noise, describe=describer(checkpoint, start))
     variants = [v for v in VARIANTS if start or 'change' not in v.method]

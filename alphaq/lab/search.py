@@ -13,14 +13,11 @@ from pathlib import Path
 
 import numpy as np
 from torch import Tensor
-from transformers.utils import logging
 
-from ..checkpoint import open_checkpoint
 from ..core import AlphaqError, one_line, provenance, results_dir, track, write_rows
-from ..evaluate import Sample, load_model, sample
+from ..evaluate import Sample
 from ..grid import WIDTHS
-from .corpus import corpus
-from .rivals import Variant, allocated, calibration, informed, stored_bits
+from .rivals import (Variant, allocated, at_hand, calibration, informed, stored_bits)
 from ..methods import choice_sizes
 from ..noise import measured_noise
 from ..scores import score
@@ -178,12 +175,8 @@ def main(
 ):
     "Entry point of `python -m alphaq.lab.search`."
     args = _arguments(argv)
-    logging.disable_progress_bar()
-    checkpoint = open_checkpoint(args.model)
-    texts, held_out = corpus()
-    model, tokenizer = load_model(checkpoint.path)
+    checkpoint, model, tokenizer, texts, samples = at_hand(args.model, args.tokens)
     name = checkpoint.name
-    samples = {d: sample(tokenizer, t, tokens=args.tokens) for d, t in held_out.items()}
     names = [f'text {s}' for s in range(args.samples)]
     tables = informed(checkpoint, model, tokenizer, score(checkpoint, measure=measured_noise),
                       texts, names, args.work/'signals')
