@@ -21,7 +21,8 @@ def damped(
     H:Tensor,
     damping:float=.01,      # share of the mean diagonal added to it
 )->Tensor:                  # `[..., in, in]` float64, positive definite up to rounding
-    "Hessian with damping; the identity where no input was seen, so that rounding falls back to nearest."
+    """Hessian with damping; the identity where no input was seen, so that rounding falls back to
+    nearest."""
     H = H.to(torch.float64, copy=True)
     diagonal = H.diagonal(dim1=-2, dim2=-1)
     mean = diagonal.mean(-1, True)
@@ -36,7 +37,8 @@ def column_order(
     order:str='none',       # one of `ORDERS`
     group_size:int=128,     # as for `grid.group_of`
 )->Tensor:                  # `[..., in]` int64, the columns in the order they are visited
-    "Order of the columns: as stored, loudest input first, or loudest group first and loudest input first inside it."
+    """Order of the columns: as stored, loudest input first, or loudest group first and loudest
+    input first inside it."""
     check_known(order, ORDERS, 'column orders')
     loud = torch.nan_to_num(H.diagonal(dim1=-2, dim2=-1).double(), nan=0., posinf=0., neginf=0.)
     if order == 'none': return torch.arange(loud.shape[-1], device=H.device).expand(loud.shape)
@@ -58,7 +60,8 @@ def gptq_spec(
     order:str='none',        # one of `ORDERS`
     static_groups:bool=False, # grids from the original weights; `act` needs it
 )->QuantizedWeight:
-    "GPTQ as a plain loop over columns with the full inverse Hessian ({eq}`eq-obs`; Frantar et al. 2022)."
+    """GPTQ as a plain loop over columns with the full inverse Hessian ({eq}`eq-obs`; Frantar et al.
+    2022)."""
     W = W.double().clone()
     G = torch.linalg.inv(damped(H, damping))
     visited = column_order(H, order, group_size)
@@ -87,7 +90,8 @@ def factor(
     columns:Tensor|None=None, # `[..., in]` order of visits, from `column_order`; None: as stored
     dtype:torch.dtype=torch.float32, # of the result; the factorisation is float64
 ): # `[..., in, in]` unit upper factors, `[...]` float64 damping used (inf: identity, no feedback)
-    "Unit upper factor of each Hessian ({eq}`eq-feedback`); the identity, reported as inf, for one without inputs or beyond mending."
+    """Unit upper factor of each Hessian ({eq}`eq-feedback`); the identity, reported as inf, for one
+    without inputs or beyond mending."""
     n, lead = H.shape[-1], H.shape[:-2]
     H = H.reshape(-1, n, n)
     backward = None if columns is None else columns.expand(*lead, n).reshape(-1, n).flip(-1)
@@ -105,7 +109,8 @@ def factor(
 
 # %% ../nbs/17_gptq.ipynb #972826a7
 def _factored(flipped, U, damping, tries):
-    "Fill `U` with the unit upper factors of Hessians given with rows and columns in reverse; which damping each took."
+    """Fill `U` with the unit upper factors of Hessians given with rows and columns in reverse;
+    which damping each took."""
     diagonal = flipped.diagonal(dim1=-2, dim2=-1)
     bare = diagonal.clone()
     mean = diagonal.mean(-1, True)
@@ -140,7 +145,8 @@ def gptq(
     # called as each part ends, with 'update', 'grid' or 'columns', for timing
     tick=lambda part: None,
 )->QuantizedWeight:
-    "GPTQ with feedback inside groups at every width, batched over leading dimensions ({eq}`eq-feedback`; Frantar et al. 2022)."
+    """GPTQ with feedback inside groups at every width, batched over leading dimensions
+    ({eq}`eq-feedback`; Frantar et al. 2022)."""
     lead, (out, n) = W.shape[:-2], W.shape[-2:]
     group_size = group_of(n, group_size)
     _check(bits, group_size, grid, columns, static_groups)
@@ -199,7 +205,8 @@ def _as_stored(codes, fixed, grids, order, group_size):
 
 # %% ../nbs/17_gptq.ipynb #126f9b8b
 def _columns(D, U, target, scale, zero, start, bits, block):
-    "Round columns from `start` on, one by one; `D` turns from weights into deviations; codes in the dtype of `D`."
+    """Round columns from `start` on, one by one; `D` turns from weights into deviations; codes in
+    the dtype of `D`."""
     scale, zero = scale.to(D.dtype), zero.to(D.dtype) / ZERO_STEPS
     scale, zero, inverse = (g.expand(target.shape)
                             for g in (scale, zero, torch.where(scale > 0, 1 / scale, 0.)))
