@@ -252,7 +252,8 @@ def walk(
         raise AlphaqError('calibration needs windows [n, length], got shape '
                           f'{tuple(windows.shape)}; use a longer text')
     def weights(index): return lent(model, index, source, windows.device)
-    states, calls = None, []
+    states = None
+    calls = []
     with weights(None):
         for x, called in layer_calls(model, windows, batch):
             if states is None:
@@ -445,7 +446,8 @@ def _tie(model, left):
 # %% ../nbs/40_activations.ipynb #ed22eacc
 def _split(pairs):
     "What comes before the first expert, and the experts."
-    pairs, early = iter(pairs), []
+    pairs = iter(pairs)
+    early = []
     for name, value in pairs:
         if split_name(name): return early, chain([(name, value)], pairs)
         early.append((name, value))
@@ -453,7 +455,9 @@ def _split(pairs):
 
 def _streamed_experts(experts, pairs, x, index, weight):
     "The experts' forward pass, each read when its turn comes and forgotten."
-    out, b, W = torch.zeros_like(x), biases(experts), {}
+    out = torch.zeros_like(x)
+    b = biases(experts)
+    W = {}
     for name, value in pairs:
         _, e, role = name.rsplit('.', 2)
         W[role] = value.to(x)

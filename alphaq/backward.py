@@ -49,10 +49,12 @@ def leafed(
     leaves:dict,     # from `leaves_of`
 ): # yields a list that receives `(inputs, index, weight)` of each call of its experts
     "The layer computing with those variables, as long as the context is open."
-    experts, calls = _experts(layer), []
+    experts = _experts(layer)
+    calls = []
     def forward(x, index, weight):
         calls.append((x.detach(), index, weight.detach()))
-        out, b = torch.zeros_like(x), biases(experts)
+        out = torch.zeros_like(x)
+        b = biases(experts)
         for e in index.unique().tolist():
             if e == len(leaves['up_proj']): continue  # the index that means no expert
             token, slot = torch.where(index == e)
@@ -72,7 +74,8 @@ def _forwards(model, windows, batch, source, spill):
     def empty():
         return States(spill if windows.numel() * model.config.get_text_config().hidden_size * 4
                       > SPILL else None)
-    states, calls = [empty()], []
+    states = [empty()]
+    calls = []
     with lent(model, None, source, windows.device):
         for x, called in layer_calls(model, windows, batch):
             states[0].append(x); calls.append(called)
@@ -110,7 +113,8 @@ def _top(model, states, windows, batch, source):
 # %% ../nbs/41_backward.ipynb #db0c0b41
 def _visits(layer, states, gradients, calls):
     "Pull the gradients through one layer; each visit of a batch is handed out on the way."
-    leaves, block = leaves_of(layer), []
+    leaves = leaves_of(layer)
+    block = []
     flat = [W for stack in leaves.values() for W in stack]
     def seen_by(module, args, out):
         block.append([t.detach().flatten(0, -2)
@@ -148,7 +152,8 @@ def walk_back(
     states, calls = _forwards(model, windows, batch, source, spill)
     gradients = _top(model, states.pop(), windows, batch, source)
     for index in track(range(len(model.model.layers) - 1, -1, -1), 'gradients'):
-        layer, before = model.model.layers[index], states.pop()
+        layer = model.model.layers[index]
+        before = states.pop()
         with lent(model, index, source, windows.device):
             visits = _visits(layer, before, gradients, [c[index] for c in calls])
             if _experts(layer) is not None: yield index, layer, visits

@@ -21,7 +21,8 @@ def reflection(
 ):            # v `[b, m]` of squared length two, or zero for a zero vector; beta `[b]`
     """The reflection that turns each vector into a multiple of the first unit vector (Householder
     1958)."""
-    length, first = torch.linalg.vector_norm(x, dim=1), x[:, 0]
+    length = torch.linalg.vector_norm(x, dim=1)
+    first = x[:, 0]
     beta = -torch.copysign(length, first)
     size = length * (length + first.abs())
     v = x.clone()
@@ -36,7 +37,8 @@ def tridiagonal(
 ):                      # diagonal `[b, n]`; couplings `[b, n]`, entry i between i - 1 and i
     "Diagonal and couplings of a tridiagonal matrix with the same eigenvalues ({eq}`eq-rank-two`)."
     (b, n), start = A.shape[:2], 0
-    d, e = A.new_empty(b, n), A.new_zeros(b, n)
+    d = A.new_empty(b, n)
+    e = A.new_zeros(b, n)
     while start < n:
         p = min(panel, n - start)
         X = A.new_zeros(b, len(A[0]), 2, p)
@@ -81,7 +83,8 @@ def bisected(
     squares = e.square()
     for _ in range(HALVINGS):
         x = (low + high) / 2
-        q, below = torch.ones_like(d), torch.zeros_like(d)
+        q = torch.ones_like(d)
+        below = torch.zeros_like(d)
         for i in range(d.shape[1]):
             q = d[:, i, None] - x - squares[:, i, None] / q
             q = torch.where(q.abs() < TINY, -TINY, q)
@@ -110,7 +113,8 @@ if triton:
     def _count_kernel(d, squares, low, high, out, n, halvings, LANES: tl.constexpr,
                       TINY: tl.constexpr):
         "Bisection for all eigenvalues of one tridiagonal matrix."
-        matrix, k = tl.program_id(0).to(tl.int64), tl.arange(0, LANES)
+        matrix = tl.program_id(0).to(tl.int64)
+        k = tl.arange(0, LANES)
         left = tl.load(low + matrix) + tl.zeros([LANES], tl.float64)
         right = tl.load(high + matrix) + tl.zeros([LANES], tl.float64)
         for _ in range(halvings):

@@ -281,7 +281,8 @@ def guess_layouts(
     config:dict={},                # its config.json
 )->list[Layout]:
     "Layouts of tensors with `expert` in their name, as far as their shapes leave one possibility."
-    kinds, layouts = defaultdict(dict), []
+    kinds = defaultdict(dict)
+    layouts = []
     for t in tensors.values():
         m = re.fullmatch(_UNKNOWN, t.name)
         if not m or 'shared' in m['place'] or len(t.shape) != (2 if m['expert'] else 3): continue
@@ -412,7 +413,8 @@ def _is_code(info, beside, foreign):
 # %% ../nbs/22_checkpoint.ipynb #1ac15e56
 def _codes(tensors, config):
     "Names of the tensors that hold codes of some tool."
-    modules, foreign = defaultdict(dict), _foreign(config)
+    modules = defaultdict(dict)
+    foreign = _foreign(config)
     for name, info in tensors.items(): modules[name.rpartition('.')[0]][name] = info
     return tuple(n for near in modules.values()
                  for n, t in near.items() if _is_code(t, near, foreign))
@@ -517,14 +519,16 @@ class Checkpoint(Folder):
         names, # of matrices that were treated
     )->str:    # '18,432 of 18,432 expert projections, 0 skipped'
         "How many of the matrices are among the names, and what of the files is not counted."
-        names, counts = {*names}, []
+        names = {*names}
+        counts = []
         for kind, of_experts in (('expert projections', True), ('other matrices', False)):
             mine = [p.name in names for p in self.projections if (p.expert >= 0) == of_experts]
             if mine: counts.append(f'{sum(mine):,} of {len(mine):,} {kind}')
         skipped = sum(p.name not in names for p in self.projections)
         skipped += sum(prod(self.tensors[n].shape[:-2]) for n in self.unclaimed)
         said = ', '.join([*counts, f'{skipped:,} skipped'])
-        strange, s = self.unclaimed, 's' * (len(self.unclaimed) > 1)
+        strange = self.unclaimed
+        s = 's' * (len(self.unclaimed) > 1)
         if strange: said += f'; not understood: {len(strange)} tensor{s} like {strange[0]}'
         if self.left_out:
             said += f'; left out: {len(self.left_out)} tensors of a head for further tokens'
@@ -645,7 +649,8 @@ def _exchanged(p, others):
 
 def _one_above_other(p, others):
     if p.role == 'down_proj' or not p.part or p.part[-1][2] == 1: return p
-    first, size = (p.role == 'up_proj') * p.shape[0], p.shape[0]
+    first = (p.role == 'up_proj') * p.shape[0]
+    size = p.shape[0]
     return replace(p, part=(*p.part[:-1], (first, first + size, 1)))
 
 # ways to misread a checkpoint: projection, all of them by name -> what would be read instead

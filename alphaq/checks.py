@@ -277,7 +277,8 @@ def examine(
     original=None,
 )->Report:
     "Look for everything that can be wrong with a quantized folder."
-    folder, findings = Path(folder), []
+    folder = Path(folder)
+    findings = []
     if not folder.is_dir(): raise AlphaqError(f'{folder}: no such folder')
     if not any((folder/n).exists() for n in ('SHA256SUMS', 'plan.json', 'UNFINISHED')):
         raise AlphaqError(f'{folder}: not a folder that `alphaq quantize` made')

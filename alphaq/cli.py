@@ -293,7 +293,8 @@ def doctor(
     elif (folder := open_anywhere(what)).packed:
         from alphaq.checks import verify as check
         check(what)
-        scores, findings = [], [*findings, ('ok', f'{what} is what it says it is')]
+        scores = []
+        findings = [*findings, ('ok', f'{what} is what it says it is')]
     else:
         c = open_either(folder)
         scores = score(c, JUDGE)  # alpha itself is not used here
@@ -577,7 +578,8 @@ def collect(
     from alphaq.scores import read_scores, write_scores
     _still()
     check_free(out, overwrite)
-    given, c = read_scores(scores), open_checkpoint(model)
+    given = read_scores(scores)
+    c = open_checkpoint(model)
     if lacking := {p.name for p in c.projections} - {s.name for s in given}:
         raise AlphaqError(f'{scores}: a table of another model, it lacks {min(lacking)}')
     windows, described, texts = calibration_windows(c.path, calibration.split('+'), window, samples)

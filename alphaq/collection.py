@@ -133,7 +133,9 @@ def predicted_similarity(
     def predict(x): return F.linear(F.linear(x, first).relu(), second).tanh()[:, 0]
     step = torch.optim.AdamW([first, second], lr=1e-4, weight_decay=.01)
     held = max(1, len(x) // 10)
-    best, patience, answer = float('inf'), 0, 0.
+    best = float('inf')
+    patience = 0
+    answer = 0.
     for _ in range(epochs):
         for i in (held + torch.randperm(len(x) - held, generator=g)).split(batch):
             step.zero_grad(); F.mse_loss(predict(x[i]), cosine[i]).backward(); step.step()

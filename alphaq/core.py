@@ -260,7 +260,8 @@ def check_sums(
 ):               # yields findings
     "Every byte of every file, against `SHA256SUMS`."
     if not (folder/SUMS).is_file(): return
-    raw, sums = (folder/SUMS).read_bytes(), {}
+    raw = (folder/SUMS).read_bytes()
+    sums = {}
     for line in raw.decode('utf-8', 'replace').split('\n')[:-1]:
         if not (m := re.fullmatch(r'([0-9a-f]{64})  ([^\0\r\\]+)', line)) or m[2] in sums:
             yield f'{SUMS}: bad line {line[:80]!r}'

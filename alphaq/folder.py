@@ -155,7 +155,8 @@ def _headers(place):
         pickled = [n for n in place.names() if n.endswith(('.bin', '.pt', '.pth', '.ckpt'))]
         why = f'only {pickled[0]}, and pickle is never read: convert it to safetensors' if pickled else f'neither {_SINGLE} nor {_INDEX}'
         raise AlphaqError(f'{place.path}: no safetensors weights ({why})')
-    index, found = place.path/_INDEX, {}
+    index = place.path/_INDEX
+    found = {}
     weights = _weight_map(place.json(_INDEX), index)
     shards = [_plain(shard, index) for shard in dict.fromkeys(weights.values())]
     for shard, header in zip(shards, place.headers(shards)):
@@ -234,7 +235,8 @@ class Folder:
     ): # the whole tensor in its stored type; float32 where codes and scales are stored
         "Read one tensor."
         if name not in self.tensors: raise AlphaqError(f'{self.path}: no tensor {name}')
-        file, scale = self.tensors[name].file, self.scale_of(name)
+        file = self.tensors[name].file
+        scale = self.scale_of(name)
         value = self.stored(name)
         if scale:
             try: value = fp8_blocks(value, self.stored(scale), self.block)

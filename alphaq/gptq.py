@@ -65,7 +65,8 @@ def gptq_spec(
     W = W.double().clone()
     G = torch.linalg.inv(damped(H, damping))
     visited = column_order(H, order, group_size)
-    codes, grids = torch.zeros_like(W, dtype=torch.uint8), {}
+    codes = torch.zeros_like(W, dtype=torch.uint8)
+    grids = {}
     def choose(group, members): grids[group] = GRIDS[grid](W[:, members].float(), bits)
     if static_groups:
         for group, members in enumerate(torch.arange(W.shape[1]).split(group_size)):
@@ -155,7 +156,8 @@ def gptq(
     D = W.mT.to(U.dtype, copy=True, memory_format=torch.contiguous_format)
     if order is not None: D = D.take_along_dim(order[..., None], 1)
     fixed = GRIDS[grid](W.float().unflatten(-1, (-1, group_size)), bits) if static_groups else None
-    codes, grids = torch.empty(D.shape, dtype=torch.uint8, device=D.device), []
+    codes = torch.empty(D.shape, dtype=torch.uint8, device=D.device)
+    grids = []
     for start in range(0, n, group_size):
         group = slice(start, start + group_size)
         fed = U[:, :start, group].mT @ D[:, :start]
@@ -207,7 +209,8 @@ def _as_stored(codes, fixed, grids, order, group_size):
 def _columns(D, U, target, scale, zero, start, bits, block):
     """Round columns from `start` on, one by one; `D` turns from weights into deviations; codes in
     the dtype of `D`."""
-    scale, zero = scale.to(D.dtype), zero.to(D.dtype) / ZERO_STEPS
+    scale = scale.to(D.dtype)
+    zero = zero.to(D.dtype) / ZERO_STEPS
     scale, zero, inverse = (g.expand(target.shape)
                             for g in (scale, zero, torch.where(scale > 0, 1 / scale, 0.)))
     codes = torch.empty_like(target)
@@ -216,7 +219,8 @@ def _columns(D, U, target, scale, zero, start, bits, block):
         t = target[:, first:end - start]
         if first: t = torch.baddbmm(t, U[:, start:begin, begin:end].mT, D[:, start:begin])
         for j in range(begin, end):
-            now, k = t[:, j - begin], j - start
+            now = t[:, j - begin]
+            k = j - start
             if j > begin:
                 now = torch.baddbmm(now[:, None], U[:, begin:j, j][:, None], D[:, begin:j])[:, 0]
             # as `round_to_grid`
@@ -233,8 +237,10 @@ def shrunk(
     pooled:bool,
 )->Tensor:                      # `[experts, in, in]` float64 mean outer products
     "Hessians of a layer's experts, shrunk where tokens are fewer than inputs ({eq}`eq-shrink`)."
-    grams, tokens = grams.double(), tokens.double()[:, None, None]
-    mean, width = grams / tokens.clamp(min=1), grams.shape[-1]
+    grams = grams.double()
+    tokens = tokens.double()[:, None, None]
+    mean = grams / tokens.clamp(min=1)
+    width = grams.shape[-1]
     layer = grams.sum(0) / tokens.sum().clamp(min=1)
     eye = torch.eye(width, dtype=torch.float64, device=grams.device)
     own = mean.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]

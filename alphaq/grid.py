@@ -108,7 +108,8 @@ def _refined(mean, grid, bits, room):
     """Least-squares grid for the codes of `grid` ({eq}`eq-refine`); the same grid where they do not
     vary."""
     product, codes, centred = room
-    total, n = codes.sum(-1, True), codes.shape[-1]
+    total = codes.sum(-1, True)
+    n = codes.shape[-1]
     spread = torch.mul(codes, codes, out=product).sum(-1, True) - total * (total / n)
     slope = torch.mul(codes, centred, out=product).sum(-1, True) / spread
     scale = torch.where(slope.isfinite() & (slope > 0), slope, grid[0].float())
@@ -148,7 +149,8 @@ def _searched(groups, bits, starts, refinements, room):
     if bits == 1: grids = [torch.cat([g, s[None]]) for g, s in zip(grids, sign_grid(groups))]
     best = _errors(groups, *grids, bits, room).argmin(0, keepdim=True)
     grid = last = [g.take_along_dim(best, 0)[0] for g in grids]
-    mean, better = groups.mean(-1, True), True
+    mean = groups.mean(-1, True)
+    better = True
     torch.sub(groups, mean, out=room[2])
     def error(grid): return _errors(groups, grid[0][None], grid[1][None], bits, room)[0]
     least = error(grid)

@@ -58,7 +58,9 @@ class ScoreJob:
 
     @cached_property
     def pieces(self)->tuple:       # of tuples of projections
-        count, found, size = len(self.projections), [[]], 0
+        count = len(self.projections)
+        found = [[]]
+        size = 0
         most, limit = (-(-count // 64), PIECE) if self.device == 'cpu' else (count, BATCH)
         for p in self.projections:
             if found[-1] and (len(found[-1]) == most or size + 2 * p.numel > limit):
@@ -88,7 +90,8 @@ def score_piece(
     i:int,   # of `job.pieces`
 )->list:     # `Score` of each of its projections
     "Score one piece, through files of its own."
-    files, piece = replace(job.checkpoint), job.pieces[i]
+    files = replace(job.checkpoint)
+    piece = job.pieces[i]
     def one(p, W=None, lam=None):
         return score_projection(files, p, job.rule, job.tile, job.stride, job.measure, job.describe,
                                 W, lam, job.nulls[p.shape])
@@ -131,7 +134,8 @@ def whole_lines(
     raw:bytes, # content of a journal
 ):             # `(records, bytes they take)`
     "What a journal holds up to the first line that is torn or damaged."
-    records, end = [], 0
+    records = []
+    end = 0
     for line in raw.split(b'\n')[:-1]:
         crc, _, text = line.partition(b' ')
         if crc != b'%08x' % zlib.crc32(text): break
@@ -170,7 +174,8 @@ class Journal:
                 raise AlphaqError(
                     f'{self.path} is left from another run (other: {other}); remove it '
                     'or pass --overwrite')
-            records, end = [], 0
+            records = []
+            end = 0
         self.file.truncate(end)
         if not records: self._append(manifest)
         self.done = {i: [Score(**{k: tuple(v) if isinstance(v, list) else v for k, v
@@ -285,7 +290,8 @@ def merge(
     overwrite:bool=False,
 )->int:                    # rows
     "Join all parts of a table into the bytes that a run without parts would have written."
-    out, found = Path(out), {}
+    out = Path(out)
+    found = {}
     check_free(out, overwrite)
     for path in map(Path, paths):
         i, n, job, lines = _part(path)

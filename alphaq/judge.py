@@ -52,7 +52,8 @@ def sizes_of_noise(
 )->list:        # `(rows, cols)` with rows <= cols, at most 2^24 entries
     """Shapes of matrices whose variances would scatter as these do if they were Gaussian of one
     true variance ({eq}`eq-implied-size`)."""
-    size, slack = _size(variances), _slack(variances)
+    size = _size(variances)
+    slack = _slack(variances)
     return [(r, c) for r in _KNOWN
             for c in _KNOWN if r <= c <= 8 * r and r * c <= 2**24 and abs(r * c / size - 1) < slack]
 

@@ -44,7 +44,8 @@ def ridge_tokens(
     group_size:int=128, # as for `group_of`
 )->float:               # tokens; inf where inputs and outputs alone keep the memory busy
     "Tokens at which memory and arithmetic take equally long ({eq}`eq-kernel-ridge`)."
-    (rows, cols), balance = shape, operations / bandwidth
+    rows, cols = shape
+    balance = operations / bandwidth
     left = 2 * rows * cols - 2 * (rows + cols) * balance
     if left <= 0: return float('inf')
     return balance * bytes_per_token(shape, bits, group_size) / left
@@ -61,7 +62,8 @@ def fused_product(
         raise AlphaqError(f'a matrix {rows} x {cols} takes inputs [tokens, {cols}], '
                           f'got shape {tuple(x.shape)}')
     codes = unpack_codes(packed.words, packed.bits, packed.shape)
-    scale, zero = packed.scale.to(dtype), packed.zero.to(dtype) / ZERO_STEPS
+    scale = packed.scale.to(dtype)
+    zero = packed.zero.to(dtype) / ZERO_STEPS
     y = torch.zeros(len(x), rows, dtype=dtype, device=x.device)
     parts = x.to(dtype).split(packed.group_size, 1), codes.split(packed.group_size, 1)
     for g, (part, q) in enumerate(zip(*parts)):

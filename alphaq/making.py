@@ -30,7 +30,8 @@ def shard_bytes(
     entries:dict, # tensor name -> `(type, shape, bytes)`
 )->int:
     "Size of a safetensors file with one entry of metadata, its format."
-    header, end = {'__metadata__': {'format': 'pt'}}, 0
+    header = {'__metadata__': {'format': 'pt'}}
+    end = 0
     for name in sorted(entries, key=lambda n: (-_WIDEST_LAST.index(entries[n][0]), n)):
         dtype, shape, nbytes = entries[name]
         header[name] = dict(dtype=dtype, shape=list(shape), data_offsets=[end, end := end + nbytes])
@@ -45,7 +46,8 @@ def write_index(
 )->int:           # bytes of all tensors
     """Write which shard holds which tensor; one that stands twice, is missing or came uninvited is
     refused."""
-    weight_map, total = {}, 0
+    weight_map = {}
+    total = 0
     for shard in shards:
         for name, info in read_header(folder/shard).items():
             if name in weight_map:
@@ -74,7 +76,9 @@ def holds(
 # %% ../nbs/44_making.ipynb #d7d2ed3a
 UNFINISHED = 'UNFINISHED'
 # bytes of a companion and of all of them, folders above one, at most
-SMALL, SMALL_IN_ALL, DEEP = 2**26, 2**29, 3
+SMALL = 2**26
+SMALL_IN_ALL = 2**29
+DEEP = 3
 _WEIGHTS = ('.safetensors', '.bin', '.pt', '.pth', '.ckpt', '.gguf', '.ggml', '.onnx', '.h5',
             '.msgpack', '.npy', '.npz', '.pkl', '.pickle', '.tflite', '.mlmodel', '.index.json')
 _REWRITTEN = ('config.json', SUMS)
@@ -111,7 +115,10 @@ def companions(
     source:Path, # a model's folder
 ):               # `(files to copy, what stays behind)`, names relative to the folder
     "What belongs to a model besides its weights; a link that leads out of the folder is refused."
-    taken, left, total, made = [], [], 0, _made_here(source)
+    taken = []
+    left = []
+    total = 0
+    made = _made_here(source)
     for path in _files(source):
         name = path.relative_to(source).as_posix()
         if path.name.lower().endswith(_WEIGHTS) or name in _REWRITTEN: continue

@@ -98,7 +98,9 @@ class Frontier:
 # %% ../nbs/16_mckp.ipynb #eb136a2a
 def _hull_steps(costs, sizes, at):
     "Row, column, rate, size and saving of each hull step beyond columns `at`; the last columns."
-    rows, steps, last = np.arange(len(costs)), [], np.full(len(costs), np.inf)
+    rows = np.arange(len(costs))
+    steps = []
+    last = np.full(len(costs), np.inf)
     for _ in range(max(1, costs.shape[1] - 1)):
         more, saved = sizes - sizes[rows, at][:, None], costs[rows, at][:, None] - costs
         rate = np.where((more > 0) & (saved > 0), saved / np.maximum(more, 1), -np.inf)
@@ -106,7 +108,8 @@ def _hull_steps(costs, sizes, at):
         # the farthest point in the steepest direction
         to = np.where(rate == best[:, None], sizes, -1).argmax(1)
         # rounding must not turn two steps of a row around
-        last, live = np.minimum(last, best), np.flatnonzero(best > 0)
+        last = np.minimum(last, best)
+        live = np.flatnonzero(best > 0)
         steps.append((live, to[live], last[live], more[live, to[live]], saved[live, to[live]]))
         at = np.where(best > 0, to, at)
     return [np.concatenate(column) for column in zip(*steps)], at
@@ -166,7 +169,8 @@ LIBRARIES = {'highs': ('HiGHS', {}), 'cbc': ('PULP_CBC_CMD', dict(options=['prep
 def _program(costs, sizes, budget):
     "The integer program ({eq}`eq-mckp`) for PuLP, in units of `cost_unit`, and its variables."
     import pulp
-    model, unit = pulp.LpProblem('widths', pulp.LpMinimize), cost_unit(costs)
+    model = pulp.LpProblem('widths', pulp.LpMinimize)
+    unit = cost_unit(costs)
     x = [[model.add_variable(f'x_{i}_{j}', cat='Binary') for j in range(costs.shape[1])]
          for i in range(len(costs))]
     def total(table, kind):
@@ -276,7 +280,8 @@ def solve(
 )->Solution:                 # raises `BudgetError` when no choice fits
     "Solve the knapsack: frontier, then an expanding core ({eq}`eq-excess`; after Pisinger 1995)."
     costs, sizes = _checked(costs, sizes, budget)
-    rows, least = np.arange(len(costs)), sizes.min(1)
+    rows = np.arange(len(costs))
+    least = sizes.min(1)
     unit = max(1, int(np.gcd.reduce((sizes - least[:, None]).ravel())))
     small = (sizes - least[:, None]) // unit + 1
     room = (int(budget) - int(least.sum())) // unit + len(costs)

@@ -203,7 +203,8 @@ def units(
 # %% ../nbs/30_methods.ipynb #0a120309
 def mopeq(scores, settings): # `[n, choices]` costs
     "Inverse norms summed over an expert, in three clusters worth a bit each (MoPEQ, ICCV-W 2025)."
-    of, norm = units(scores, 'expert'), _signal(scores, 'norm')
+    of = units(scores, 'expert')
+    norm = _signal(scores, 'norm')
     norm = np.where(norm > 0, norm, np.inf)
     inverse = np.bincount(of, (_numel(scores)[:, 0] - 1) / norm)
     # an expert of zeros loses nothing
@@ -276,7 +277,8 @@ def ratio(scores, settings, sizes, budget): # `[n]` widths
         base, up, down = max(base, 1), settings.bits - base, 0.
     bits = np.full(len(scores), base)
     for values, rows in _by_layer(scores, _alphas(scores)).values():
-        order, n = np.argsort(values, kind='stable'), len(values)
+        order = np.argsort(values, kind='stable')
+        n = len(values)
         for e in order[:int(up * n + 1e-9)]: bits[rows[e]] = base + 1
         for e in order[n - int(down * n + 1e-9):]: bits[rows[e]] = base - 1
     return bits
@@ -381,7 +383,8 @@ def _block_table(costs, sizes):
     """Least cost `[sizes]` of a block at each total of integer sizes, with one row or more at each
     of the two highest choices, and the way back."""
     top, span = sizes.shape[1] - 1, int(sizes[:, -1].sum()) + 1
-    best, trail = np.full((4, span), np.inf), []
+    best = np.full((4, span), np.inf)
+    trail = []
     best[0, 0] = 0.
     for c, s in zip(costs, sizes):
         new = np.full((4, span), np.inf)
@@ -397,7 +400,8 @@ def _block_table(costs, sizes):
 
 def _way_back(trail, sizes, total):
     "Choices that lead to a total."
-    state, choice = 3, np.empty(len(trail), np.int64)
+    state = 3
+    choice = np.empty(len(trail), np.int64)
     for i in range(len(trail) - 1, -1, -1):
         choice[i], state = divmod(int(trail[i][state, total]), 4)
         total -= int(sizes[i, choice[i]])

@@ -122,7 +122,8 @@ def folder_parts(
 def _shard(folder, part, family, dtype):
     "The tensors of one shard."
     kept, layers, modules = part
-    tensors, experts = {n: folder.tensor(n) for n in kept}, {}
+    tensors = {n: folder.tensor(n) for n in kept}
+    experts = {}
     for name, W in dense_matrices(folder, layers, modules):
         if parts := split_name(name):
             module, _, role = parts
@@ -164,7 +165,8 @@ def dequantize(
 )->Dequantized:
     "Write a quantized folder as plain weights; run again after a crash, it continues."
     check_known(dtype, DTYPES, 'types')
-    source, out = open_folder(folder), Path(out).absolute()
+    source = open_folder(folder)
+    out = Path(out).absolute()
     q = _quantization(source)
     parts = folder_parts(source, q)
     family = source.config['model_type']

@@ -112,7 +112,8 @@ def lacking(
 )->list:   # names that should be there too
     """Projections without which the others make no whole layer: every expert up to the last has
     every role that occurs."""
-    layers, roles = {}, set()
+    layers = {}
+    roles = set()
     for prefix, expert, role in filter(None, map(split_name, names)):
         layers.setdefault(prefix, set()).add((expert, role))
         roles.add(role)
@@ -396,7 +397,8 @@ def predicted_bytes(
 )->dict: # bytes of `experts`, `linears`, `rest` and their `total`, file headers not counted
     "Size of the quantized checkpoint's tensors, from shapes alone."
     check_plan(plan, checkpoint)
-    bits, group = widths(plan), plan.group_size
+    bits = widths(plan)
+    group = plan.group_size
     packed = other_linears(checkpoint, plan) if packed is None else packed
     linears = {n: (checkpoint.tensors[f'{n}.weight'].shape, b) for n, b in packed.items()}
     size = dict(experts=sum(stored_bytes(p.shape, bits[p.name], group)

@@ -36,11 +36,14 @@ def span(
 ):          # `(first, end, shape of what lies there, index that is left)`
     "The run of entries that an index needs."
     lead = next((i for i, p in enumerate(index) if isinstance(p, slice)), len(index))
-    first, inner, left = 0, tuple(shape[lead:]), index[lead:]
+    first = 0
+    inner = tuple(shape[lead:])
+    left = index[lead:]
     for p, n in zip(index[:lead], shape): first = first * n + p
     if not left: return first * prod(inner), (first + 1) * prod(inner), inner, ()
     low, high, _ = left[0].indices(inner[0])
-    row, first = prod(inner[1:]), first * inner[0]
+    row = prod(inner[1:])
+    first = first * inner[0]
     return (first + low) * row, (first + high) * row, (high - low, *inner[1:]), (slice(None),
                                                                                  *left[1:])
 
@@ -85,7 +88,8 @@ def answer(
         try:
             if response.next_request is None: yield response; return
         finally: response.close()
-        before, request = request, response.next_request
+        before = request
+        request = response.next_request
         if request.url.scheme != before.url.scheme:
             raise AlphaqError(f'{url}: leads from {before.url.scheme} to {request.url.scheme}, at '
                               f'{request.url.host or "no host"}; '
@@ -187,7 +191,8 @@ class There:
         limit:int=64 * 2**20, # bytes of a whole file at most
     )->bytearray:
         "A range of a file, over as many connections as it takes, within reason."
-        found, most = bytearray(), limit if end is None else end - start
+        found = bytearray()
+        most = limit if end is None else end - start
         if not most: return found
         for wait in (*WAITS, None):
             try: why, longer = self._once(name, found, start, end, most)
@@ -321,7 +326,8 @@ def open_anywhere(
     name,        # `str | Path` 'pocket', a folder, an address, or a model on the hub
 )->Folder:       # its config and headers
     "Open a folder here or there."
-    here, name = name == 'pocket' or Path(name).exists(), str(name)
+    here = name == 'pocket' or Path(name).exists()
+    name = str(name)
     if not here and '://' in name: return open_place(at_address(name))
     if not here and re.fullmatch(_ID, name): return open_place(on_hub(name))
     return open_folder(name)

@@ -288,7 +288,8 @@ def _feed_back_experts(job, read, seen, key, roles, grams):
             originals = [read(f'{key}.{some[i]}.{role}') for i in own]
             q = gptq(torch.stack(originals).to(U.device), U[own], width, job.plan.group_size)
             for j, (i, W) in enumerate(zip(own, originals)):
-                name, e = f'{key}.{some[i]}.{role}', some[i]
+                name = f'{key}.{some[i]}.{role}'
+                e = some[i]
                 if basis[e].rests_on == 'nearest':
                     yield _without_data(job, name, W, width, 'mse', basis[e]); continue
                 yield Rounded(name, W, _on_cpu(QuantizedWeight(
@@ -623,7 +624,8 @@ def quantize(
     engine=None,
 )->Quantized:
     "Quantize a checkpoint into a folder; run again after a crash, it continues."
-    start, out = time.perf_counter(), Path(out).absolute()
+    start = time.perf_counter()
+    out = Path(out).absolute()
     weighs = sum(predicted_files(job).values())  # refuses what cannot work
     with making(out, job.checkpoint.path, job.manifest(), weighs, overwrite) as partial:
         behind = copy_companions(job.checkpoint.path, partial)

@@ -202,7 +202,10 @@ def passage(
     source=None,
 )->Passage:
     "Walk windows through a model, layer by layer, past every router."
-    states, calls, routes, device = [], [], {}, windows.device
+    states = []
+    calls = []
+    routes = {}
+    device = windows.device
     with lent(model, None, source, device):
         for x, called in layer_calls(model, windows, batch): states.append(x); calls.append(called)
     for index, layer in enumerate(model.model.layers):
@@ -406,7 +409,8 @@ def tune(
     check_known(method, TUNERS, 'methods')
     check_device(device)
     verify(folder, run=False)
-    source, out = open_folder(folder), Path(out).absolute()
+    source = open_folder(folder)
+    out = Path(out).absolute()
     names = files_in(source.path)
     for name in names: contained(source.path/name, source.path)  # all of them are copied
     if wrong := next(check_original(source, original), None): raise AlphaqError(wrong)

@@ -124,7 +124,8 @@ class AlphaqExperts(nn.Module):
         super().__init__()
         check_experts(old, name)
         shapes = {role: tuple(W.shape) for role, W in matrices(old).items()}
-        self.family, self.num_experts = type(old), len(old.down_proj)
+        self.family = type(old)
+        self.num_experts = len(old.down_proj)
         if len(widths['gate_proj']) != self.num_experts:
             raise AlphaqError(f'{name}: {self.num_experts} experts, but '
                               f'{len(widths["gate_proj"])} widths in config.json')
@@ -229,7 +230,8 @@ class AlphaqHfQuantizer(HfQuantizer):
             raise AlphaqError(f'{model.name_or_path}: {len(missing)} tensors are not in the '
                               f'folder, first {missing[0]}; run `alphaq verify`')
         # saved under the names it has in memory
-        model.config.experts_implementation, model._weight_conversions = CURE, []
+        model.config.experts_implementation = CURE
+        model._weight_conversions = []
 
     def get_state_dict_and_metadata(self, model):
         "The tensors to save, with the empty ones that make a stock load fail."
@@ -300,7 +302,9 @@ def quantize_model(
             for i, W in enumerate(stack.detach()):
                 arena.put(i, pack(to_grid(W.contiguous(), arena.widths[i], arena.group_size, grid)))
         model.set_submodule(path, new.to(next(old.parameters()).device))
-    model.hf_quantizer, model.is_quantized, model.quantization_method = quantizer, True, 'alphaq'
+    model.hf_quantizer = quantizer
+    model.is_quantized = True
+    model.quantization_method = 'alphaq'
     model.config.quantization_config, model.config.experts_implementation = config, CURE
     model._weight_conversions = []  # saved under the names it has in memory
     return model

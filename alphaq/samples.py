@@ -23,7 +23,8 @@ def drawn_windows(
 )->Tensor:           # `[len(texts) * count, window]` token ids
     """Windows that begin anywhere in the texts, equally many from each; only what is drawn is
     tokenized."""
-    g, length = torch.Generator().manual_seed(seed), 8 * window
+    g = torch.Generator().manual_seed(seed)
+    length = 8 * window
     def at(text): return int(torch.randint(max(1, len(text) - length), (), generator=g))
     pieces = [text[start:start + length] for text in texts
               for start in (at(text) for _ in range(count))]
@@ -49,7 +50,8 @@ class _Loads:
         def counted(slot):
             def hook(module, args): self.seen[slot] = args[1]
             return hook
-        self.seen, self.hooks = {}, [m.register_forward_pre_hook(counted(i))
+        self.seen = {}
+        self.hooks = [m.register_forward_pre_hook(counted(i))
                                      for i, m in enumerate(self.modules)]
         return self
     def __exit__(self, *_):
@@ -74,10 +76,13 @@ def balanced_windows(
     if length < 2 or count < 1 or not tau > 0:
         raise AlphaqError('balanced text needs windows of 2 tokens or more and tau > 0, got '
                           f'{count} of {length}, tau {tau:g}')
-    g, n = torch.Generator().manual_seed(seed), count * width
+    g = torch.Generator().manual_seed(seed)
+    n = count * width
     rows = torch.randint(model.config.get_text_config().vocab_size, (count, 1),
                          generator=g).repeat_interleave(width, 0)
-    nll, cache, loads = torch.zeros(n), None, 0
+    nll = torch.zeros(n)
+    cache = None
+    loads = 0
     with _Loads(model) as visits:
         for step in track(range(1, length), 'writing'):
             out = model(rows[:, -1:].to(model.device), past_key_values=cache, use_cache=True)

@@ -290,7 +290,8 @@ def read_scores(
         seen = ', '.join(map(str, rows[0])) if rows else 'no rows'
         raise AlphaqError(f'{path}: a table of scores has the columns name (or layer_name), '
                           f'alpha and variance, got {seen}')
-    scores, names = [], set()
+    scores = []
+    names = set()
     for line, row in enumerate(rows, 2):
         name = row[key]
         if None in row:

@@ -20,7 +20,8 @@ def matrix_signals(
 )->dict:      # norm, kurtosis, outlier, row_variance
     "Data-free signals of one matrix."
     W = W.double()
-    size, squares = W.abs(), (W - W.mean()).square_().flatten()
+    size = W.abs()
+    squares = (W - W.mean()).square_().flatten()
     rows = W.norm(dim=1)
     means = size.mean(0)
     variance = squares.mean()

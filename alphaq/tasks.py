@@ -66,7 +66,9 @@ def places(
     cut:Cut=WORDS,
 )->dict:        # piece -> its context, in order of the text; pieces that occur twice once
     "One place to ask about in each cell of a text, where it can be cut."
-    (short, long), (least, most), found = cut.context, cut.piece, {}
+    short, long = cut.context
+    least, most = cut.piece
+    found = {}
     half = (long - short) // 2
     for cell in range(0, len(text) - long - most, long + most):
         starts = _positions(cut.start, text, cell, cell + half)
@@ -114,7 +116,8 @@ def worked(
     "Problems with their work, and four answers that differ in one digit."
     r = random.Random(seed)
     problems = re.findall(r'(Problem: .*\nWork: .*\nAnswer:)( .*\.)\n', text.text)
-    asked, found = [], _by_digit(problems, r)
+    asked = []
+    found = _by_digit(problems, r)
     while len(asked) < n:
         found = {place: digits for place, digits in found.items() if len(digits) >= 4}
         if not found:
@@ -173,7 +176,8 @@ def spec_likelihoods(
 )->list:        # four sums of log-probabilities, in nats
     "Specification: log-probability of each choice after the context ({eq}`eq-four-answers`)."
     import torch
-    known, sums = len(tokenizer.encode(question.context)), []
+    known = len(tokenizer.encode(question.context))
+    sums = []
     for choice in question.choices:
         tokens = torch.tensor(tokenizer.encode(question.context + choice), device=model.device)
         with torch.no_grad(): logits = model(tokens[None]).logits[0, known - 1:-1].double()
@@ -216,7 +220,8 @@ def _task_score(task, samples):
     if not all(isfinite(likelihood) for s in samples for likelihood, _ in s['filtered_resps']):
         raise AlphaqError(
             f'{task}: a likelihood is not finite; the model or its activations are damaged')
-    right, n = [int(s['acc']) for s in samples], len(samples)
+    right = [int(s['acc']) for s in samples]
+    n = len(samples)
     acc = sum(right) / n
     said = json.dumps([s['doc'] for s in samples], ensure_ascii=False, sort_keys=True)
     return TaskScore(task, n, acc, sqrt(acc * (1 - acc) / max(n - 1, 1)), guessing_z(sum(right), n),

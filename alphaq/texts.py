@@ -142,7 +142,8 @@ def arithmetic(
     problems:int=6000,  # generated; about half of them fall into each split
 )->str:                 # one problem a paragraph
     "Worked problems, disjoint between the splits by construction."
-    r, kept = random.Random(seed), {}
+    r = random.Random(seed)
+    kept = {}
     for _ in range(problems):
         question, steps, answer = r.choice((_add, _multiply, _divide, _solve, _shop))(r)
         if zlib.crc32(question.encode()) % 2 == (split == 'train'):

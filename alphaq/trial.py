@@ -93,7 +93,10 @@ class Losses:
         measure=None,        # `(model, text's name, rows)` -> `[windows]`; `None`: `window_nll`
         what:str='nll',      # what it measures and against what: losses are remembered under it
     ):
-        self.model, self.samples, self.path, self.known = model, samples, Path(path), {}
+        self.model = model
+        self.samples = samples
+        self.path = Path(path)
+        self.known = {}
         self.measure = measure or (lambda model, name, rows: window_nll(model, rows))
         read = {t: [x.text.sha256, *x.rows.shape] for t, x in samples.items()}
         about = [model.checkpoint.fingerprint(), model.rule, rounding_code(), read]

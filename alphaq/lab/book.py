@@ -21,7 +21,8 @@ def split_directives(
     source:str, # text of a code cell
 ):              # `(dict name -> value, the rest of the cell)`
     "Take the `#|` lines off the top of a cell."
-    found, lines = {}, source.splitlines(keepends=True)
+    found = {}
+    lines = source.splitlines(keepends=True)
     while lines and (match := _directive.match(lines[0])):
         found[match[1]] = match[2]
         lines.pop(0)
@@ -112,7 +113,8 @@ def fingerprint(
     chapter:str,  # such as '06_grid'
 )->str:           # 16 hexadecimal digits
     "Digest of everything outside its cells that a chapter's outputs depend on."
-    root, digest = Path(root), hashlib.sha256()
+    root = Path(root)
+    digest = hashlib.sha256()
     # rows, and what the package brings
     data = (path for folder in ('results', 'alphaq') for path in (root/folder).rglob('*.json*'))
     for path in (*_needed(root, chapter), *sorted(data),
@@ -198,7 +200,8 @@ def _flags(root):
     return ini['DEFAULT'].get('tst_flags', '').split()
 
 def _source_read(app, docname, source):
-    root, here = Path(app.srcdir), Path(docname).name
+    root = Path(app.srcdir)
+    here = Path(docname).name
     if not str(app.env.doc2path(docname)).endswith('.ipynb'):
         source[0] = number_title(source[0], here)
         return

@@ -114,7 +114,8 @@ def trial(
 )->dict:               # a row
     "Take a tiny model of a family the whole way."
     with tempfile.TemporaryDirectory() as d:
-        source, model = Path(d, 'source'), tiny_model(family)
+        source = Path(d, 'source')
+        model = tiny_model(family)
         model.save_pretrained(source)
         if codes:
             in_codes(source)

@@ -66,7 +66,8 @@ class Damage:
 # %% ../../nbs/74_damage.ipynb #4825b982
 def _layer_pass(layer, states):
     "Outputs of a layer for every batch, and what its experts were called with."
-    calls, experts = [], experts_of(layer)
+    calls = []
+    experts = experts_of(layer)
     hook = experts and experts.register_forward_pre_hook(lambda m, args: calls.append(args))
     try: out = [(run_layer(layer, x, kwargs), kwargs) for x, kwargs in states]
     finally:
@@ -75,7 +76,8 @@ def _layer_pass(layer, states):
 
 def _tail_nll(model, layers, states, rows):
     "Loss of each window from the states that enter `layers`."
-    out, done = [], 0
+    out = []
+    done = 0
     for x, kwargs in states:
         for layer in layers: x = run_layer(layer, x, kwargs)
         logits = model.lm_head(model.model.norm(x[:, :-1]))
@@ -94,7 +96,8 @@ def _expert(experts, e, x):
 def _with_expert(experts, e, states, calls, plain):
     """The layer's outputs with the present weights of expert `e`, given what it gave out with the
     `plain` ones; and its tokens."""
-    changed, tokens = [], 0
+    changed = []
+    tokens = 0
     for (y, kwargs), (x, index, weight), old in zip(states, calls, plain):
         token, slot = torch.where(index == e)
         z = y.clone().view(-1, y.shape[-1])

@@ -101,7 +101,8 @@ def demo(
     "Score, allocate, quantize, reload and measure a model; the runner behind `make demo`."
     from transformers.utils import logging
     logging.set_verbosity_error(); logging.disable_progress_bar()
-    start, checkpoint = time.perf_counter(), open_checkpoint(model)
+    start = time.perf_counter()
+    checkpoint = open_checkpoint(model)
     tokenizer = load_tokenizer(checkpoint.path)
     probes = [sample(tokenizer, t, tokens=tokens) for t in map(load_text, texts_at_hand())]
     scores = score(checkpoint, measure=measured_noise, describe=describer(checkpoint))
@@ -150,7 +151,8 @@ def show_demo(
     as_json:bool=False,  # print the result itself
 ):
     "Print the demonstration's table, verdicts and where everything lies."
-    rows, names = result['rows'], list(result['rows'][0]['texts'])
+    rows = result['rows']
+    names = list(result['rows'][0]['texts'])
     cells = [[f'{r["bits"]:g}', r['method'], r['quantizer'] or '-',
               f'{r["file_bytes"] / 2**20:.2f}', f'{r["stored_bits"]:.2f}',
               *(f'{r["texts"][n]["ppl"]:.2f}' for n in names),

@@ -133,7 +133,8 @@ def in_child(
     _give_back()
     with tempfile.NamedTemporaryFile('r+') as report:
         def run():
-            base, start = peak_bytes(), time.perf_counter()
+            base = peak_bytes()
+            start = time.perf_counter()
             function()
             report.write(json.dumps(dict(base_bytes=base, peak_bytes=peak_bytes(), seconds=round(
                 time.perf_counter() - start, 2), cpu_seconds=round(time.process_time(), 2))))
@@ -172,7 +173,8 @@ def law_rows(
 )->list:          # rows
     """Peak memory at two depths, for rounding without data, for error feedback, and for a loaded
     model."""
-    rows, layer = [], synthetic_bytes(0, **LAW)[0]
+    rows = []
+    layer = synthetic_bytes(0, **LAW)[0]
     for depth in (depth, 2 * depth):
         with tempfile.TemporaryDirectory() as d:
             synthetic_checkpoint(f'{d}/m', depth, **LAW)

@@ -117,7 +117,8 @@ def divergences(
 )->list:                  # rows
     "Divergence of every plan, and its paired difference to uniform widths on the same windows."
     plain = losses(plans['uniform'].bits)
-    rows, numel = [], [s.numel for s in scores]
+    rows = []
+    numel = [s.numel for s in scores]
     for name, plan in track(plans.items(), f'{bits:g} bits', len(plans)):
         found = losses(plan.bits, plan.settings.group_size)
         column = np.searchsorted(plan.settings.choices, plan.bits)
@@ -156,11 +157,13 @@ def main(
                         help='of each text in each half (%(default)s)')
     args = parser.parse_args(argv)
     logging.disable_progress_bar()
-    checkpoint, texts = open_checkpoint(args.folder), _texts()
+    checkpoint = open_checkpoint(args.folder)
+    texts = _texts()
     model, tokenizer = load_model(args.folder)
     halves = scattered(tokenizer, texts, args.windows, seed=args.seed)
     scores = score(checkpoint, measure=measured_noise, describe=describer(checkpoint))
-    worn, work = RoundedModel(model, checkpoint), results_dir().parent/'.work'/'evidence'
+    worn = RoundedModel(model, checkpoint)
+    work = results_dir().parent/'.work'/'evidence'
     truth = {(half, n): log_probabilities(model, s.rows) for half in halves
              for n, s in halves[half].items()}
     rows = []

@@ -71,7 +71,8 @@ def file_bytes(
 )->bytes:         # a safetensors file of zeros
     """Write a safetensors file by hand; types and shapes that make no sense are written all the
     same."""
-    entries, end = {}, 0
+    entries = {}
+    end = 0
     for name, (dtype, shape) in tensors.items():
         size = BYTES.get(dtype, 1) * max(0, min(prod(shape), 2**16))
         entries[name] = dict(dtype=dtype, shape=list(shape), data_offsets=[end, end + size])
@@ -235,7 +236,9 @@ def fuzz(
 )->dict:          # a row: what happened, slowest example, memory that the whole run added
     "Try damaged folders; raises the smallest one that is a finding."
     from hypothesis import HealthCheck, Phase, given, seed as seeded, settings
-    strategy, seen, slowest = hostile_folders(), Counter(), 0.
+    strategy = hostile_folders()
+    seen = Counter()
+    slowest = 0.
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with tempfile.TemporaryDirectory() as d:
         @seeded(seed)
@@ -245,7 +248,8 @@ def fuzz(
         @given(strategy)
         def one(files):
             nonlocal slowest
-            begun, written_ = time.perf_counter(), written(f'{d}/x', files)
+            begun = time.perf_counter()
+            written_ = written(f'{d}/x', files)
             seen[judged(written_)] += 1
             slowest = max(slowest, time.perf_counter() - begun)
         one()

@@ -28,7 +28,8 @@ def discounts(
 )->np.ndarray:         # `[4]` what a gram gives away that occurs 0, 1, 2, 3 or more times
     "Three discounts of one order, above zero and at most the count ({eq}`eq-discounts`)."
     n = np.bincount(np.minimum(counts, 5), minlength=6)[1:5] + .5
-    y, i = n[0] / (n[0] + 2 * n[1]), np.arange(1, 4)
+    y = n[0] / (n[0] + 2 * n[1])
+    i = np.arange(1, 4)
     return np.r_[0, np.clip(i - (i + 1) * y * n[1:] / n[:-1], y, i)]
 
 # %% ../../nbs/73_ngram.ipynb #8c747f4f

@@ -85,7 +85,8 @@ def train_tokenizer(
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(
         individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    tokenizer.decoder, end = decoders.ByteLevel(), '<|endoftext|>'
+    tokenizer.decoder = decoders.ByteLevel()
+    end = '<|endoftext|>'
     trainer = trainers.BpeTrainer(vocab_size=vocab, special_tokens=[end],
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
                                   show_progress=False)
@@ -148,7 +149,8 @@ def balance_loss(
 )->Tensor:         # scalar, at least about 1
     "Load balance of each layer, averaged over layers ({eq}`eq-balance`)."
     def layer(z):
-        p, experts = z.float().softmax(-1), z.shape[-1]
+        p = z.float().softmax(-1)
+        experts = z.shape[-1]
         share = p.topk(top_k, -1).indices.flatten().bincount(minlength=experts) / (len(p) * top_k)
         return experts * (share * p.mean(0)).sum()
     return torch.stack([layer(z) for z in logits]).mean()
@@ -262,7 +264,8 @@ def save_model(
 
 def _tokens(tokenizer, text, size=1_000_000):
     "All tokens of a text, read in parts that end at a line so that memory stays small."
-    out, start = [], 0
+    out = []
+    start = 0
     while start < len(text):
         stop = text.find('\n', start + size) + 1 or len(text)
         out.append(torch.tensor(tokenizer(text[start:stop], verbose=False)['input_ids'],
@@ -454,7 +457,9 @@ def train(
         samples = {d: sample(run.tokenizer, t, recipe.window, 20 * recipe.window)
                    for d, t in held_out.items()}
         header = _header(run, samples, device, world)
-        saved, seen, since = time.monotonic(), [], time.monotonic()
+        saved = time.monotonic()
+        seen = []
+        since = time.monotonic()
         while True:
             run.tick()
             if rank == 0: snapshot(run, samples)
@@ -472,7 +477,8 @@ def train(
                 if rank == 0:
                     _report(run, list(texts), per_window, balance.item(), norm.item(),
                             len(seen) / (time.monotonic() - since))
-                since, seen = time.monotonic(), []
+                since = time.monotonic()
+                seen = []
             if rank == 0 and time.monotonic() - saved > save_every:
                 run.save(header); saved = time.monotonic()
         if rank == 0 and run.step != stop_at: run.save(header)

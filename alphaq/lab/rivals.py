@@ -97,7 +97,8 @@ def calibration(
     if kind == 'balanced':
         return balanced_windows(model, each * len(texts), window,
                                 int(seed)), [0] * (each * len(texts))
-    draw, rows = np.random.default_rng(int(seed)), []
+    draw = np.random.default_rng(int(seed))
+    rows = []
     for domain, text in texts.items():
         while len(rows) % each or len(rows) < each * (list(texts).index(domain) + 1):
             at = int(draw.integers(max(1, len(text) - 8 * window)))
@@ -152,7 +153,9 @@ def compare(
 )->list:                          # rows
     """Every variant at every budget: its widths, its bits per byte, and how it differs from uniform
     on the same windows."""
-    scores, samples, rows = tables[None], losses.samples, []
+    scores = tables[None]
+    samples = losses.samples
+    rows = []
     windows = sum(len(x.rows) for x in samples.values())
     numel = [s.numel for s in scores]
     def in_bytes(found):
@@ -162,7 +165,8 @@ def compare(
         return dict(name=name, **more, bits_per_byte=in_bytes(found), windows=windows)
     rows.append(row('bf16', losses([16] * len(scores)), bits=16.))
     for bits in budgets:
-        stored, seen = stored_bits(scores, bits), {}
+        stored = stored_bits(scores, bits)
+        seen = {}
         for v in track(variants, f'{bits:g} bits'):
             try: a = allocated(v, tables[v.text], stored)
             # too few bits for what the method insists on: no row
@@ -205,7 +209,8 @@ def fed_back(
     windows:Tensor,  # `[n, length]` calibration tokens
 ):                   # `rounds` of a `RoundedModel`
     "Error feedback on what each expert of the unrounded model sees."
-    layers, factors = {p.layer for p in checkpoint.projections}, {}
+    layers = {p.layer for p in checkpoint.projections}
+    factors = {}
     for layer, _, seen in walk(model, windows, record=layers.__contains__):
         if seen is None: continue
         for kind in ('inputs', 'between'):

@@ -61,7 +61,8 @@ def reference(
     H.diagonal().add_(.01 * H.diagonal().mean())
     V = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(H)), upper=True)
     tick('factor')
-    codes, grids = torch.empty(W.shape, dtype=torch.uint8), []
+    codes = torch.empty(W.shape, dtype=torch.uint8)
+    grids = []
     for start in range(0, len(H), block):
         part = W[:, start:start + block].clone()
         rows = V[start:start + block, start:start + block]
@@ -104,7 +105,8 @@ def _together(done):
 
 # %% ../../nbs/80_rounders.ipynb #17e7f982
 def _one_by_one(W, H, bits, grid, dtype=torch.float32):
-    done, clock = [], Clock()
+    done = []
+    clock = Clock()
     for w, h in zip(W, H):
         h = h.to(dtype)
         clock()  # the conversion is not the reference's business
@@ -313,7 +315,8 @@ def routing_perplexity(
     bits:int=2,         # of every expert
 )->list:                # one row for each routing mode and draw
     "Held-out text predicted after error feedback that counts other tokens."
-    model, found = load_for_calibration(checkpoint), {}
+    model = load_for_calibration(checkpoint)
+    found = {}
     whole = {k: v.clone() for k, v in model.state_dict().items()}
     rows = []
     for seed, routing in track([*product(seeds, ROUTINGS)], 'routing'):
@@ -331,7 +334,9 @@ def head_perplexity(
 )->list:                # one row for each width of the head
     "Held-out text predicted with a rounded output head, untied where it was tied."
     model = load_for_calibration(checkpoint)
-    W, base, rows = model.lm_head.weight.detach().clone(), None, []
+    W = model.lm_head.weight.detach().clone()
+    base = None
+    rows = []
     for bits in (16, *WIDTHS[::-1]):
         head = W if bits == 16 else to_grid(W, bits).dequantize()
         # of its own: embeddings keep theirs
@@ -357,7 +362,8 @@ def _errors_file(args):
         return 'output-error', provenance('python -m alphaq.lab.rounders errors', seed=0,
                                           about=about), synthetic_errors()
     checkpoint = open_checkpoint(args.model)
-    name, fields = checkpoint.name, checkpoint.identity()
+    name = checkpoint.name
+    fields = checkpoint.identity()
     about = f'{name}: error on held-out text, mean of the three roles; deviation over draws of calibration text'
     header = provenance(f'python -m alphaq.lab.rounders errors --model {name}', seed=0, about=about,
                         **fields)

@@ -122,7 +122,8 @@ def ray_rows(
         pieces, rows = dict(score=len(job.pieces), quantize=5), []
         for what, run in runs.items():
             start = time.perf_counter()
-            same, cut = run(), len(list((d/what).iterdir()))
+            same = run()
+            cut = len(list((d/what).iterdir()))
             rows.append(dict(what=what, workers=3, pieces=pieces[what], cut=cut, identical=same,
                              seconds=round(time.perf_counter() - start, 2), weights='random'))
         return rows

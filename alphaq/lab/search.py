@@ -58,7 +58,8 @@ class Found:
 
 def _ahead(loss, other, held):
     "Losses of a candidate by part; `None` as soon as it is not ahead of those held."
-    found, lead = [], 0.
+    found = []
+    lead = 0.
     for part, before in enumerate(held):
         found.append(loss(other, part))
         lead += float((before - found[-1]).sum())
@@ -77,7 +78,8 @@ def search(
 )->Found:              # a choice of the size of `start`, its loss not above that of `start`
     """Keep exchanging what lowers the loss (after EvoPress, arXiv 2410.14649, with one parent and
     races)."""
-    rng, choice = np.random.default_rng(seed), np.array(start)
+    rng = np.random.default_rng(seed)
+    choice = np.array(start)
     held = [loss(choice, part) for part in range(parts)]
     curve = [(0, float(np.concatenate(held).mean()))]
     for i in track(range(1, tries + 1), 'candidates', tries):
@@ -123,7 +125,8 @@ def by_trying(
 )->list:             # rows
     """Searches at a budget: how the loss fell on the text searched, and on held-out text the
     difference to uniform and to rivals."""
-    rows, stored = [], stored_bits(tables[None], bits)
+    rows = []
+    stored = stored_bits(tables[None], bits)
     for seed, (text, read) in enumerate(windows.items()):
         plans = {m: allocated(Variant(m, m, text=text), tables[text], stored) for m in RIVALS}
         sizes = choice_sizes(tables[text], plans['uniform'].settings)

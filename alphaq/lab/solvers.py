@@ -44,7 +44,8 @@ def problem(
 ):               # `(costs [n, 4], sizes [n, 4], budget)`
     "A large problem of one kind."
     check_known(kind, KINDS, 'kinds')
-    rng, widths = np.random.default_rng(seed), np.arange(1, 5)
+    rng = np.random.default_rng(seed)
+    widths = np.arange(1, 5)
     alphas = rng.normal(3, .3, n).clip(1.5).round(1 if kind == 'ties' else 9)
     weight = (alpha_weight(alphas, default_gamma(alphas)) if kind
               in ('one shape', 'four shapes', 'ties') else np.exp(rng.normal(0, 1.2, n)))[:, None]
@@ -64,7 +65,8 @@ def small_problem(
 ):        # `(costs, sizes, budget)`
     """One to six matrices: convex and not, equal and unequal sizes, ties, costs over many orders of
     magnitude."""
-    n, widths = rng.integers(1, 7), np.arange(1, 5)
+    n = rng.integers(1, 7)
+    widths = np.arange(1, 5)
     costs = np.sort(rng.uniform(0, 1, (n, 4)),
                     axis=1)[:, ::-1] if rng.random() < .5 else 4. ** -widths * np.ones((n, 1))
     costs = costs * np.exp(rng.normal(0, rng.choice([0, 1, 8]), (n, 1)))
@@ -138,11 +140,13 @@ def one_run(
     seconds:float=60.,           # time allowed to a library
 )->dict:
     "Time one solver on one problem, in this process."
-    given, runs = problem(n, kind), []
+    given = problem(n, kind)
+    runs = []
     # imports are not part of the time
     SOLVERS[solver](*problem(20, kind), 10.)
     for _ in range(repeats):
-        wall, used = time.perf_counter(), _used()
+        wall = time.perf_counter()
+        used = _used()
         found = SOLVERS[solver](*given, seconds)
         runs.append((time.perf_counter() - wall, _used() - used))
     gap = 1 - relaxation(*given).bound / found.cost
@@ -189,7 +193,8 @@ def _speed(args):
                         f'--repeats {args.repeats} --seconds {args.seconds:g}'])
     header = provenance(command, seed=0, load=round(os.getloadavg()[0], 1),
                         seconds_allowed=args.seconds)
-    born, kept = ('command', 'commit', 'date', 'load'), []
+    born = ('command', 'commit', 'date', 'load')
+    kept = []
     if path.exists():
         old, kept = read_rows(path)
         kept = [{k: old[k] for k in born} | r for r in kept if r['solver'] not in asked]

@@ -24,7 +24,8 @@ def tail_exponents(
     tile:int=256,  # largest tile side
 )->dict:           # rule to `(alpha, null_z)`; a rule that finds no tail is left out
     "Tail exponent of a matrix under every rule, from one set of eigenvalues."
-    lam, found = farms_eigenvalues(W, tile), {}
+    lam = farms_eigenvalues(W, tile)
+    found = {}
     for rule in RULES:
         try: alpha = hill(lam, rule).alpha
         except AlphaqError: continue
@@ -70,7 +71,8 @@ def watch(
         harm.setdefault((d.layer, d.expert, d.role), {})[str(d.bits)] = [d.rise, d.stderr]
     layers = sorted({p.layer for p in checkpoint.projections})
     def row(p):
-        W, where = checkpoint.read(p), (layers.index(p.layer), p.expert)
+        W = checkpoint.read(p)
+        where = (layers.index(p.layer), p.expert)
         tails = tail_exponents(W)
         return dict(layer=p.layer, expert=p.expert, role=p.role,
                     variance=float(W.double().var(correction=0)),
