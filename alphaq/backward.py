@@ -25,7 +25,8 @@ class Visit:
     index:Tensor       # `[tokens, k]` experts of each token
     weight:Tensor      # `[tokens, k]` what their outputs are multiplied with
     block:tuple        # input and output `[tokens, hidden]` of the feed-forward block
-    gradient:Tensor    # `[tokens, hidden]` of the loss, at the layer's output
+    output:Tensor      # `[tokens, hidden]` of the decoder layer: the residual stream after it
+    gradient:Tensor    # `[tokens, hidden]` of the loss, there
     # role -> list of `[out, in]`, gradient of the loss from this batch; `None` for an expert
     # without tokens
     weights:dict
@@ -129,7 +130,9 @@ def _visits(layer, states, gradients, calls):
             gradients[i], *found = torch.autograd.grad(out, [x, *flat], above, allow_unused=True)
             rest = iter(found)
             weights = {role: [next(rest) for _ in stack] for role, stack in leaves.items()}
-            if leaves: yield Visit(*seen[0], tuple(block[0]), above.flatten(0, -2), weights)
+            if leaves:
+                yield Visit(*seen[0], tuple(block[0]), out.detach().flatten(0, -2),
+                            above.flatten(0, -2), weights)
     finally: hook.remove()
 
 # %% ../nbs/41_backward.ipynb #7e35088f

@@ -10,6 +10,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -43,8 +44,8 @@ def measured(
     W = {r: stack[e] for r, stack in matrices(experts).items()}
     b = {r: v[e] for r, v in biases(experts).items()}
     where = [torch.where(v.index == e) for v in visits]
-    x, g = (torch.cat([getattr(v, n)[token] for v, (token, _) in zip(visits, where)])
-            for n in ('inputs', 'gradient'))
+    x, g, h = (torch.cat([getattr(v, n)[token] for v, (token, _) in zip(visits, where)])
+               for n in ('inputs', 'gradient', 'output'))
     share = torch.cat([v.weight[at] for v, at in zip(visits, where)])[:, None]
     batch = torch.cat([torch.full_like(token, i // CALIBRATION_BATCH)
                        for i, (token, _) in enumerate(where)])
@@ -60,10 +61,13 @@ def measured(
         return squares.sqrt().sum().item()
     both = dict(expert_error=tuple(map(norms, together)),
                 expert_loss=tuple((g * d).double().square().sum().item() for d in together))
+    stream = h.double().square().sum(1).clamp(min=torch.finfo(torch.float32).tiny)
     def alone(role):
         moved = [w.double() - W[role].double() for w in rounded[role]]
+        noise = [change(i, [role]).double().square().sum(1) for i in range(len(BITS))]
         return dict(
-            layer_error=tuple(change(i, [role]).double().norm().item() for i in range(len(BITS))),
+            layer_error=tuple(n.sum().sqrt().item() for n in noise),
+            noise_to_signal=tuple((n / stream).sum().item() for n in noise),
             gradient=tuple((slopes[role] * m).abs().sum().item() for m in moved),
             fisher=tuple((fisher[role].mean(1) * m.square().sum(1)).sum().item() for m in moved))
     return {role: both | alone(role) for role in ROLES}
@@ -81,7 +85,7 @@ def _added(visits):
                                          [torch.zeros(1, 1, dtype=torch.float64)] * len(found))
                 for e, g in enumerate(found):
                     if g is not None: stack[e] = stack[e] + g.double() ** power
-        kept.append(Visit(v.inputs, v.index, v.weight, v.block, v.gradient, {}))
+        kept.append(replace(v, weights={}))
     return kept, slopes, fisher
 
 def _router(layer, count, hidden):

@@ -7,7 +7,7 @@ __all__ = ['COUNTS', 'NOISES', 'SCOPES', 'GRANULARITIES', 'DATA', 'PER_CHANNEL',
            'choice_sizes', 'noise_table', 'noise_only', 'alphaq', 'alpha_only', 'direct', 'relative', 'relative_alpha',
            'random', 'kurtosis', 'relative_kurtosis', 'relative_outlier', 'units', 'mopeq', 'uniform', 'outlier',
            'ratio', 'router_variance', 'frequency', 'dynamo', 'dynaexq', 'bsp', 'hessian', 'afg', 'autoscheme', 'mxmoe',
-           'pmq', 'gemq', 'Method', 'method_named']
+           'noise_to_signal', 'pmq', 'gemq', 'Method', 'method_named']
 
 # %% ../nbs/30_methods.ipynb #85bc0920
 from collections.abc import Callable
@@ -153,7 +153,7 @@ def _signal(scores, name):
 
 # columns that text fills
 DATA = ('frequency', 'routing', 'corpora', 'similarity', 'trace', 'expert_error', 'expert_loss',
-        'layer_error', 'gradient', 'fisher')
+        'layer_error', 'noise_to_signal', 'gradient', 'fisher')
 
 def relative(scores, settings): # `[n, choices]` costs
     "Rounding error by the variance of its matrix; unchanged when a matrix is scaled."
@@ -378,6 +378,10 @@ def mxmoe(scores, settings): # `[n, choices]` costs
     time)."""
     return _wide(scores, settings, 'layer_error')
 
+def noise_to_signal(scores, settings): # `[n, choices]` costs
+    "What rounding one matrix adds to the residual stream, by the stream's own energy (ours)."
+    return _wide(scores, settings, 'noise_to_signal')
+
 # %% ../nbs/30_methods.ipynb #20be6990
 def _block_table(costs, sizes):
     """Least cost `[sizes]` of a block at each total of integer sizes, with one row or more at each
@@ -553,6 +557,8 @@ METHODS = {
                    widths=gemq, data=('expert_loss',)),
     'mxmoe': Method('MxMoE (arXiv 2505.05799), loss alone', 'faithful', costs=mxmoe, scope='block',
                     data=('layer_error',)),
+    'noise-to-signal': Method('noise in the residual stream by the stream, from text', 'ours',
+                              costs=noise_to_signal, data=('noise_to_signal',)),
     'hessian': Method('HAWQ-v2 (arXiv 1911.03852)', 'faithful', costs=hessian, noise='measured',
                       data=('trace',)),
     'afg': Method('after AFG, ACL Findings 2025: one width per matrix', 'inferred', costs=afg,

@@ -70,6 +70,7 @@ class Score:
     expert_loss:tuple|None=None   # the same, squared and weighted with squared gradients
     # at 1 .. 4 bits of this projection alone: change of the layer's output
     layer_error:tuple|None=None
+    noise_to_signal:tuple|None=None  # that change by the residual stream, squared, summed over tokens
     gradient:tuple|None=None      # sum of |gradient times change of the weight|
     # squared change of each output channel, weighted with its Fisher information
     fisher:tuple|None=None
@@ -240,7 +241,7 @@ SIGNALS = ('norm', 'kurtosis', 'outlier', 'row_variance', 'router_norm', 'router
            'frequency', 'routing', 'corpora', 'similarity', 'trace')
 SIGNED = ('router_change', 'similarity', 'trace')                               # may be negative
 # one number for each width
-WIDE = ('expert_error', 'expert_loss', 'layer_error', 'gradient', 'fisher')
+WIDE = ('expert_error', 'expert_loss', 'layer_error', 'noise_to_signal', 'gradient', 'fisher')
 
 def _wide(name): return [f'{name}_{b}' for b in range(1, 5)]
 
