@@ -7,7 +7,7 @@ __all__ = ['RULED_BY', 'REQUIRED', 'Case', 'within_three', 'concluded', 'tables_
            'rank_correlation', 'correlations', 'changes', 'spreads', 'factors', 'bounds', 'required', 'cases_of',
            'judged', 'faults', 'filled', 'as_text', 'reach', 'standing', 'main']
 
-# %% ../../nbs/68_claims.ipynb #ba88b400
+# %% ../../nbs/68_claims.ipynb #7fb4357b
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from ..allocation import PRESETS
 from ..core import AlphaqError, entry, one_line, read_json, read_rows, results_dir, write_text
 from ..gamma import alpha_weight, default_gamma
 
-# %% ../../nbs/68_claims.ipynb #8ce1c9e8
+# %% ../../nbs/68_claims.ipynb #0c13ee02
 @dataclass(frozen=True)
 class Case:
     "One effect, on an axis whose positive side is the claim's."
@@ -50,7 +50,7 @@ def concluded(
         if 2 * said[word] >= len(cases) > 0: return word
     return 'not shown'
 
-# %% ../../nbs/68_claims.ipynb #5429e6cd
+# %% ../../nbs/68_claims.ipynb #597ebf2c
 @lru_cache(maxsize=64)
 def _read(path): return read_rows(path)[1]
 
@@ -83,7 +83,7 @@ def tables_of(
     if not found: raise AlphaqError(f'{measure["file"]}: no row has {measure.get("where", {})}')
     return found
 
-# %% ../../nbs/68_claims.ipynb #a15a201a
+# %% ../../nbs/68_claims.ipynb #63a2f0ee
 def column_of(
     rows,       # of one file
     path:str,   # `alpha.peak`, `damage.2.0`; `tokens`, a sum; `scaled.peak`, AlphaQ's cost
@@ -104,7 +104,7 @@ def _number(x, path):
     if isinstance(x, dict): return sum(x.values())
     return np.nan if x is None else x
 
-# %% ../../nbs/68_claims.ipynb #6fc8c967
+# %% ../../nbs/68_claims.ipynb #33c34581
 def differences(
     measure:dict, # file, where; against (columns of the other plan), column, claimed
     folder:Path,  # `results/`
@@ -137,7 +137,7 @@ def _others(measure, folder, file, row):
     return [o for a in (against if isinstance(against, list) else [against])
             for o in _matching(rows, {**same, **a})]
 
-# %% ../../nbs/68_claims.ipynb #1247ad80
+# %% ../../nbs/68_claims.ipynb #362f9559
 def jackknife(
     statistic:Callable, # indices -> number
     n:int,              # observations
@@ -162,7 +162,7 @@ def rank_correlation(
             into[i] = ranks - ranks.mean()
     return float(a @ b / max((a @ a * (b @ b))**.5, 1e-300))
 
-# %% ../../nbs/68_claims.ipynb #bb89dff2
+# %% ../../nbs/68_claims.ipynb #7d541ea4
 def _joined(measure, folder, name, rows):
     "Rows with the columns of the router that stands before their expert, where those are asked for."
     if 'router' not in measure: return rows
@@ -195,7 +195,7 @@ def _strata(measure):
     names = ' and '.join(measure.get('within', ()))
     return f', within {names}' * bool(names)
 
-# %% ../../nbs/68_claims.ipynb #5b6f11c6
+# %% ../../nbs/68_claims.ipynb #74f224bd
 def _observed(rows, measure, signals):
     "Signals, what they should rank, and strata; `per` makes one observation of several rows."
     xs = [column_of(rows, s) for s in signals]
@@ -210,7 +210,7 @@ def _observed(rows, measure, signals):
         return xs, np.bincount(of, y), strata[first]
     return [x[known] for x in xs], y[known], strata[known]
 
-# %% ../../nbs/68_claims.ipynb #61b92e9d
+# %% ../../nbs/68_claims.ipynb #27954c9a
 def _ends(measure, folder, name):
     "A column at the first and at the last snapshot, and the rows, of the matrices that both have."
     rows = _read(Path(folder, f'{name}.jsonl'))
@@ -230,7 +230,7 @@ def changes(measure, folder): # of `Case`, one a file
                                   d.std(ddof=1) / len(d)**.5))
     return found
 
-# %% ../../nbs/68_claims.ipynb #548fdcc7
+# %% ../../nbs/68_claims.ipynb #83f42efa
 def spreads(measure, folder): # of `Case`, one a file
     "Logarithm of how many times as far exponents of a stratum scatter after training as before."
     found = []
@@ -245,17 +245,22 @@ def spreads(measure, folder): # of `Case`, one a file
             lambda i: scatter(last, i) - scatter(first, i), len(rows))))
     return found
 
-# %% ../../nbs/68_claims.ipynb #2c0b5020
+# %% ../../nbs/68_claims.ipynb #bb1813b4
 def factors(measure, folder): # of `Case`, one a file and pair of columns
     "Tolerance less the relative distance of a mean ratio of two columns from what it should be."
     found = []
     for name, rows in tables_of(measure, folder).items():
         for upper, lower in measure['columns']:
             r = column_of(rows, upper) / column_of(rows, lower) / measure['equals']
-            apart, s = abs(r.mean() - 1), r.std(ddof=1) / len(r)**.5
-            label = f'{name}: {upper} by {lower}'
+            apart = abs(r.mean() - 1)
+            s = r.std(ddof=1) / len(r)**.5 if len(r) > 1 else 0.  # one row is a count, no sample
+            label = f'{name}: {upper} by {lower}{_about(measure, rows[0])}'
             found.append(within_three(label, measure['tolerance'] - apart, s))
     return found
+
+def _about(measure, row):
+    names = [str(row[k]) for k in measure.get('where', ()) if k != 'snapshot']
+    return f', {" ".join(names)}' * bool(names)
 
 def bounds(measure, folder): # of `Case`, one a row
     "Logarithm of how far a value stays on its side of a limit; the interval is that of repeats."
@@ -269,16 +274,15 @@ def bounds(measure, folder): # of `Case`, one a row
             else: middle, ends = value, r.get(measure.get('range'), (value, value))
             scale = measure.get('times', 1) / (r[measure['per']] if 'per' in measure else 1)
             low, high = sorted(sign * float(np.log(v * scale / limit)) for v in ends)
-            about = ' '.join(str(r[k]) for k in measure.get('where', ()))
-            found.append(Case(f'{name}: {measure["value"]} {about}',
+            found.append(Case(f'{name}: {measure["value"]}{_about(measure, r)}',
                               sign * float(np.log(middle * scale / limit)), low, high))
     return found
 
-# %% ../../nbs/68_claims.ipynb #5c5966c1
+# %% ../../nbs/68_claims.ipynb #2917f35b
 RULED_BY = {'difference': differences, 'correlation': correlations, 'change': changes,
             'spread': spreads, 'factor': factors, 'bound': bounds}
 # what the papers hold, by the beginning of an entry's name
-REQUIRED = {'table': 12, 'figure': 14, 'claim': 15, 'second paper, claim': 4}
+REQUIRED = {'table': 12, 'figure': 14, 'claim': 17, 'second paper, claim': 4}
 
 def required(): # names, in order
     "Names of the entries that the index must have."
@@ -314,7 +318,7 @@ def judged(
         c.where: [float(f'{v:.4g}') for v in (c.effect, c.low, c.high)] for c in cases})
     return dict(verdict=concluded(cases), said=dict(Counter(c.verdict for c in cases))) | found
 
-# %% ../../nbs/68_claims.ipynb #402335d2
+# %% ../../nbs/68_claims.ipynb #9a816cce
 def faults(
     index:dict,  # name -> entry
     folder:Path, # `results/`
@@ -345,7 +349,7 @@ def _same(a, b):
     if isinstance(b, list): return isinstance(a, list) and np.allclose(a, b, rtol=2e-3, atol=1e-9)
     return a == b
 
-# %% ../../nbs/68_claims.ipynb #fed8049f
+# %% ../../nbs/68_claims.ipynb #cecccf26
 def filled(
     index:dict,  # name -> entry
     folder:Path, # `results/`
@@ -369,7 +373,7 @@ def as_text(
             f'{pad}{json.dumps(k, ensure_ascii=False)}: {said(v, room + 1)}' for k, v in x.items()) + '}'
     return said(index) + '\n'
 
-# %% ../../nbs/68_claims.ipynb #2323813c
+# %% ../../nbs/68_claims.ipynb #71640e5b
 def reach(
     one:dict, # entry of a filled index
 )->str:       # for a page
@@ -392,7 +396,7 @@ def standing(
     rest = ', '.join(f'{k} {v}' for k, v in said.items()) if len(said) > 1 else f'{n} of {n}'
     return f'{one["verdict"]} ({rest})'
 
-# %% ../../nbs/68_claims.ipynb #9ead2bb7
+# %% ../../nbs/68_claims.ipynb #8121db3a
 @one_line('alphaq.lab.claims')
 def main(
     argv=None, # none are taken
@@ -407,6 +411,6 @@ def main(
     print(', '.join(f'{k} {v}' for k, v in said.items()))
     if wrong: raise AlphaqError(f'{len(wrong)} faults in results/index.json')
 
-# %% ../../nbs/68_claims.ipynb #7812b940
+# %% ../../nbs/68_claims.ipynb #74b67864
 #| eval: false
 if __name__ == '__main__': main()
