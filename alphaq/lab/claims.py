@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['RULED_BY', 'REQUIRED', 'Case', 'within_three', 'concluded', 'tables_of', 'column_of', 'differences', 'jackknife',
            'rank_correlation', 'correlations', 'changes', 'spreads', 'factors', 'bounds', 'required', 'cases_of',
-           'judged', 'faults', 'filled', 'as_text', 'reach', 'standing', 'main']
+           'judgement', 'faults', 'filled', 'as_text', 'reach', 'standing', 'main']
 
-# %% ../../nbs/68_claims.ipynb #7fb4357b
+# %% ../../nbs/68_claims.ipynb #4ec4e046
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -16,13 +16,12 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import rankdata
 
 from ..allocation import PRESETS
 from ..core import AlphaqError, entry, one_line, read_json, read_rows, results_dir, write_text
 from ..gamma import alpha_weight, default_gamma
 
-# %% ../../nbs/68_claims.ipynb #0c13ee02
+# %% ../../nbs/68_claims.ipynb #e91d854a
 @dataclass(frozen=True)
 class Case:
     "One effect, on an axis whose positive side is the claim's."
@@ -40,6 +39,7 @@ def within_three(where, effect, stderr): # `Case`
     "The case of an effect with a standard error."
     return Case(where, float(effect), float(effect - 3 * stderr), float(effect + 3 * stderr))
 
+# %% ../../nbs/68_claims.ipynb #a9edecb3
 def concluded(
     cases,    # `Case`, at least one
 )->str:       # holds | reversed | mixed | not shown
@@ -50,7 +50,7 @@ def concluded(
         if 2 * said[word] >= len(cases) > 0: return word
     return 'not shown'
 
-# %% ../../nbs/68_claims.ipynb #597ebf2c
+# %% ../../nbs/68_claims.ipynb #b93cd133
 @lru_cache(maxsize=64)
 def _read(path): return read_rows(path)[1]
 
@@ -72,6 +72,7 @@ def _matching(rows, where):
         if not rows: return rows
     return rows
 
+# %% ../../nbs/68_claims.ipynb #8167aa3a
 def tables_of(
     measure:dict, # of an entry of the index
     folder:Path,  # `results/`
@@ -83,7 +84,7 @@ def tables_of(
     if not found: raise AlphaqError(f'{measure["file"]}: no row has {measure.get("where", {})}')
     return found
 
-# %% ../../nbs/68_claims.ipynb #63a2f0ee
+# %% ../../nbs/68_claims.ipynb #f80fdbeb
 def column_of(
     rows,       # of one file
     path:str,   # `alpha.peak`, `damage.2.0`; `tokens`, a sum; `scaled.peak`, AlphaQ's cost
@@ -104,7 +105,7 @@ def _number(x, path):
     if isinstance(x, dict): return sum(x.values())
     return np.nan if x is None else x
 
-# %% ../../nbs/68_claims.ipynb #33c34581
+# %% ../../nbs/68_claims.ipynb #3c07b77c
 def differences(
     measure:dict, # file, where; against (columns of the other plan), column, claimed
     folder:Path,  # `results/`
@@ -121,6 +122,7 @@ def differences(
                 found.append(within_three(_label(name, r, o), sign * (r[column] - o[column]), s))
     return found
 
+# %% ../../nbs/68_claims.ipynb #a7b3c62d
 def _label(file, row, other):
     parts = [_title(row), f'{row["bits"]} bits', *(f'{k} {row[k]}' for k in ('half', 'seed')
                                                     if k in row)]
@@ -137,7 +139,7 @@ def _others(measure, folder, file, row):
     return [o for a in (against if isinstance(against, list) else [against])
             for o in _matching(rows, {**same, **a})]
 
-# %% ../../nbs/68_claims.ipynb #362f9559
+# %% ../../nbs/68_claims.ipynb #26b22f66
 def jackknife(
     statistic:Callable, # indices -> number
     n:int,              # observations
@@ -147,22 +149,20 @@ def jackknife(
     without = np.array([statistic(np.delete(every, i)) for i in range(n)])
     return statistic(every), float(((n - 1) / n * ((without - without.mean())**2).sum())**.5)
 
+# %% ../../nbs/68_claims.ipynb #c6c3c786
 def rank_correlation(
     x, y,        # `[n]`
     strata=None, # `[n]` labels; ranks are taken within each
 )->float:
     "Spearman's correlation, pooled over strata."
-    strata = np.zeros(len(x), int) if strata is None else np.asarray(strata)
-    a, b = np.zeros(len(x)), np.zeros(len(x))
-    for s in np.unique(strata):
-        i = strata == s
-        if i.sum() < 2: continue
-        for into, values in ((a, x), (b, y)):
-            ranks = rankdata(np.asarray(values)[i])
-            into[i] = ranks - ranks.mean()
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    strata = np.zeros(len(x)) if strata is None else np.asarray(strata)
+    same = strata[:, None] == strata
+    # twice a rank less its mean: how many lie below, less how many lie above
+    a, b = ((np.sign(v[:, None] - v) * same).sum(1) for v in (x, y))
     return float(a @ b / max((a @ a * (b @ b))**.5, 1e-300))
 
-# %% ../../nbs/68_claims.ipynb #7d541ea4
+# %% ../../nbs/68_claims.ipynb #0126d277
 def _joined(measure, folder, name, rows):
     "Rows with the columns of the router that stands before their expert, where those are asked for."
     if 'router' not in measure: return rows
@@ -173,6 +173,7 @@ def _joined(measure, folder, name, rows):
 
 def _change(router): return router['norm_last'] - router['norm_step0']
 
+# %% ../../nbs/68_claims.ipynb #368da92e
 def correlations(
     measure:dict, # file, where, x, y, sign; within, per, against (another x), router
     folder:Path,  # `results/`
@@ -195,7 +196,7 @@ def _strata(measure):
     names = ' and '.join(measure.get('within', ()))
     return f', within {names}' * bool(names)
 
-# %% ../../nbs/68_claims.ipynb #74f224bd
+# %% ../../nbs/68_claims.ipynb #e286993d
 def _observed(rows, measure, signals):
     "Signals, what they should rank, and strata; `per` makes one observation of several rows."
     xs = [column_of(rows, s) for s in signals]
@@ -210,7 +211,7 @@ def _observed(rows, measure, signals):
         return xs, np.bincount(of, y), strata[first]
     return [x[known] for x in xs], y[known], strata[known]
 
-# %% ../../nbs/68_claims.ipynb #27954c9a
+# %% ../../nbs/68_claims.ipynb #afc9d5c3
 def _ends(measure, folder, name):
     "A column at the first and at the last snapshot, and the rows, of the matrices that both have."
     rows = _read(Path(folder, f'{name}.jsonl'))
@@ -220,6 +221,7 @@ def _ends(measure, folder, name):
     both = [k for k in at[1] if k in at[0]]
     return *(np.array([one[k][0] for k in both]) for one in at), [at[1][k][1] for k in both]
 
+# %% ../../nbs/68_claims.ipynb #5991639c
 def changes(measure, folder): # of `Case`, one a file
     "How much a column rose, or fell where `sign` is -1, from the first snapshot to the last."
     found = []
@@ -230,7 +232,7 @@ def changes(measure, folder): # of `Case`, one a file
                                   d.std(ddof=1) / len(d)**.5))
     return found
 
-# %% ../../nbs/68_claims.ipynb #83f42efa
+# %% ../../nbs/68_claims.ipynb #920bd717
 def spreads(measure, folder): # of `Case`, one a file
     "Logarithm of how many times as far exponents of a stratum scatter after training as before."
     found = []
@@ -245,7 +247,7 @@ def spreads(measure, folder): # of `Case`, one a file
             lambda i: scatter(last, i) - scatter(first, i), len(rows))))
     return found
 
-# %% ../../nbs/68_claims.ipynb #bb1813b4
+# %% ../../nbs/68_claims.ipynb #242e62af
 def factors(measure, folder): # of `Case`, one a file and pair of columns
     "Tolerance less the relative distance of a mean ratio of two columns from what it should be."
     found = []
@@ -258,6 +260,7 @@ def factors(measure, folder): # of `Case`, one a file and pair of columns
             found.append(within_three(label, measure['tolerance'] - apart, s))
     return found
 
+# %% ../../nbs/68_claims.ipynb #652dcd0d
 def _about(measure, row):
     names = [str(row[k]) for k in measure.get('where', ()) if k != 'snapshot']
     return f', {" ".join(names)}' * bool(names)
@@ -278,7 +281,7 @@ def bounds(measure, folder): # of `Case`, one a row
                               sign * float(np.log(middle * scale / limit)), low, high))
     return found
 
-# %% ../../nbs/68_claims.ipynb #2917f35b
+# %% ../../nbs/68_claims.ipynb #9d8197cf
 RULED_BY = {'difference': differences, 'correlation': correlations, 'change': changes,
             'spread': spreads, 'factor': factors, 'bound': bounds}
 # what the papers hold, by the beginning of an entry's name
@@ -288,6 +291,7 @@ def required(): # names, in order
     "Names of the entries that the index must have."
     return [f'{kind} {i}' for kind, n in REQUIRED.items() for i in range(1, n + 1)]
 
+# %% ../../nbs/68_claims.ipynb #629b94cf
 def cases_of(
     name:str,    # of an entry
     index:dict,  # name -> entry
@@ -303,7 +307,8 @@ def _cases(measure, folder):
     measure = json.loads(measure)
     return entry(measure['rule'], RULED_BY, 'rule')(measure, folder)
 
-def judged(
+# %% ../../nbs/68_claims.ipynb #fae90671
+def judgement(
     name:str,    # of an entry
     index:dict,  # name -> entry
     folder:Path, # `results/`
@@ -318,7 +323,7 @@ def judged(
         c.where: [float(f'{v:.4g}') for v in (c.effect, c.low, c.high)] for c in cases})
     return dict(verdict=concluded(cases), said=dict(Counter(c.verdict for c in cases))) | found
 
-# %% ../../nbs/68_claims.ipynb #9a816cce
+# %% ../../nbs/68_claims.ipynb #b995cba2
 def faults(
     index:dict,  # name -> entry
     folder:Path, # `results/`
@@ -326,7 +331,8 @@ def faults(
     "What an index lacks, names that does not exist, or says that its rows do not give."
     found = [f'{n}: missing' for n in required() if n not in index]
     for name, one in index.items():
-        if not one.get('says') or not one.get('place'): found.append(f'{name}: no sentence, or no place')
+        if not one.get('says') or not one.get('place'):
+            found.append(f'{name}: no sentence, or no place')
         if sum(k in one for k in ('rows', 'claims', 'because')) != 1:
             found.append(f'{name}: wants rows, claims or because, one of them')
             continue
@@ -335,13 +341,14 @@ def faults(
             found.append(f'{name}: no page {page}')
         lost = [n for n in one.get('claims', ()) if n not in index or 'because' in index[n]]
         if lost: found.append(f'{name}: rests on {lost}, which nothing measures'); continue
-        try: given = judged(name, index, folder)
+        try: given = judgement(name, index, folder)
         except AlphaqError as e: found.append(f'{name}: {e}'); continue
         stale = [k for k, v in given.items() if not _same(one.get(k), v)]
         if stale: found.append(f'{name}: {", ".join(stale)} not what rows give; '
                                'run `python -m alphaq.lab.claims`')
     return found
 
+# %% ../../nbs/68_claims.ipynb #ee5c2985
 def _same(a, b):
     "Equal, numbers to three digits: a sum may end differently on another machine."
     if isinstance(b, dict):
@@ -349,14 +356,14 @@ def _same(a, b):
     if isinstance(b, list): return isinstance(a, list) and np.allclose(a, b, rtol=2e-3, atol=1e-9)
     return a == b
 
-# %% ../../nbs/68_claims.ipynb #cecccf26
+# %% ../../nbs/68_claims.ipynb #7de6b125
 def filled(
     index:dict,  # name -> entry
     folder:Path, # `results/`
 )->dict:         # the same with the verdicts that rows give
     "The index, its verdicts computed anew."
     ours = ('verdict', 'said', 'cases')
-    return {name: {k: v for k, v in one.items() if k not in ours} | judged(name, index, folder)
+    return {name: {k: v for k, v in one.items() if k not in ours} | judgement(name, index, folder)
             for name, one in index.items()}
 
 def as_text(
@@ -373,7 +380,7 @@ def as_text(
             f'{pad}{json.dumps(k, ensure_ascii=False)}: {said(v, room + 1)}' for k, v in x.items()) + '}'
     return said(index) + '\n'
 
-# %% ../../nbs/68_claims.ipynb #71640e5b
+# %% ../../nbs/68_claims.ipynb #1acf4e23
 def reach(
     one:dict, # entry of a filled index
 )->str:       # for a page
@@ -396,7 +403,7 @@ def standing(
     rest = ', '.join(f'{k} {v}' for k, v in said.items()) if len(said) > 1 else f'{n} of {n}'
     return f'{one["verdict"]} ({rest})'
 
-# %% ../../nbs/68_claims.ipynb #8121db3a
+# %% ../../nbs/68_claims.ipynb #12eacc0a
 @one_line('alphaq.lab.claims')
 def main(
     argv=None, # none are taken
@@ -411,6 +418,6 @@ def main(
     print(', '.join(f'{k} {v}' for k, v in said.items()))
     if wrong: raise AlphaqError(f'{len(wrong)} faults in results/index.json')
 
-# %% ../../nbs/68_claims.ipynb #74b67864
+# %% ../../nbs/68_claims.ipynb #68520f70
 #| eval: false
 if __name__ == '__main__': main()

@@ -33,6 +33,7 @@ def parameter_counts(
         found['experts' if '.experts.' in name else kind] += p.numel()
     return Counts(**found)
 
+# %% ../../nbs/67_footprint.ipynb #912ef241
 def gigabytes(
     counts:Counts,
     bits:float,          # of an expert weight, on average; 16 rounds nothing
