@@ -69,7 +69,7 @@ def test_a_wrong_map_is_noticed():
     assert {*faults({'claim 1': right['claim 1']}, ROOT/'results')} == {f'{n}: missing' for n in right if n != 'claim 1' and not n.startswith('ours')}
     assert told('claim 1') == [] and 'no page' in told('claim 1', page='nbs/00_none.ipynb')[0]
     assert 'not what rows give' in told('claim 1', verdict='mixed')[0]
-    assert 'no row' in told('claim 1', rows=[right['claim 1']['rows'][0] | {'file': 'allocators/none.jsonl'}])[0]
+    assert 'no such file' in told('claim 1', rows=[right['claim 1']['rows'][0] | {'file': 'allocators/none.jsonl'}])[0]
 
 def test_what_is_not_measured_says_why():
     "A reason is a sentence, and nothing stands beside it that looks measured."

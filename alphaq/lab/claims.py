@@ -78,8 +78,12 @@ def tables_of(
     folder:Path,  # `results/`
 )->dict:          # name of the file without ending -> its rows that the measure asks for
     "The rows that a measure asks for; files without any are left out."
+    patterns = measure['file'] if isinstance(measure['file'], list) else [measure['file']]
+    paths = {p: sorted(Path(folder).glob(p)) for p in patterns}
+    for pattern, some in paths.items():
+        if not some: raise AlphaqError(f'{pattern}: no such file below {Path(folder).name}')
     found = {p.relative_to(folder).with_suffix('').as_posix(): _matching(_read(p), measure.get(
-        'where', {})) for p in sorted(Path(folder).glob(measure['file']))}
+        'where', {})) for some in paths.values() for p in some}
     found = {name: rows for name, rows in found.items() if rows}
     if not found: raise AlphaqError(f'{measure["file"]}: no row has {measure.get("where", {})}')
     return found
