@@ -42,6 +42,8 @@ results: $(VENV)/demo-stamp ## everything in results/ that needs neither a GPU n
 	$(BIN)/python -m alphaq.lab.rivals --model '$(MODEL)' --fusion --bits 1.5 2 2.5 3 3.5
 	$(BIN)/python -m alphaq.lab.solvers agreement
 	$(BIN)/python -m alphaq.lab.solvers speed
+	$(BIN)/python -m alphaq.lab.footprint
+	$(BIN)/python -m alphaq.lab.claims
 
 clean: ## remove what was built; keeps $(VENV) and results/
 	rm -rf _build _vendor build dist *.egg-info .pytest_cache .hypothesis

@@ -6,6 +6,7 @@ import pytest
 
 from alphaq.checkpoint import open_checkpoint
 from alphaq.core import AlphaqError
+from alphaq.lab.claims import REQUIRED, faults
 from conftest import ROOT
 
 FILES = sorted((ROOT/'results').rglob('*.jsonl'))
@@ -53,3 +54,24 @@ def test_the_landing_page_counts_what_beats_uniform():
     assert 'loses to uniform widths, with error feedback (GPTQ) too' in text and len(fed) > 3 and all(r['over_uniform'] > 3 * r['stderr'] for r in fed)
     assert 'Of ten methods that read text these two beat uniform here; at two bits nothing does.' in text and len(reading) == 10
     assert {n for b, n in beat if n in reading} == {'gemq, text, mean', 'mxmoe, text, mean'} and not [n for b, n in beat if b == 2]
+
+def index(): return json.loads((ROOT/'results/index.json').read_text())
+
+def test_every_table_figure_and_claim_has_its_verdict():
+    wrong = faults(index(), ROOT/'results')
+    assert not wrong, '\n'.join(wrong)
+    assert REQUIRED['table'] == 12 and REQUIRED['figure'] == 14 and REQUIRED['claim'] >= 13, 'the papers have not shrunk'
+
+def test_a_wrong_map_is_noticed():
+    "A missing entry, a page and a file that are not there, a verdict that rows do not give."
+    right = index()
+    def told(name, **changed): return [f for f in faults({name: right[name] | changed}, ROOT/'results') if not f.endswith(': missing')]
+    assert {*faults({'claim 1': right['claim 1']}, ROOT/'results')} == {f'{n}: missing' for n in right if n != 'claim 1' and not n.startswith('ours')}
+    assert told('claim 1') == [] and 'no page' in told('claim 1', page='nbs/00_none.ipynb')[0]
+    assert 'not what rows give' in told('claim 1', verdict='mixed')[0]
+    assert 'no such file' in told('claim 1', rows=[right['claim 1']['rows'][0] | {'file': 'allocators/none.jsonl'}])[0]
+
+def test_what_is_not_measured_says_why():
+    "A reason is a sentence, and nothing stands beside it that looks measured."
+    for name, one in index().items():
+        if 'because' in one: assert len(one['because'].split()) >= 4 and one['verdict'] == 'not measured' and not {'cases', 'said'} & one.keys(), name
