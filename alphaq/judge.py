@@ -40,6 +40,7 @@ def _kinds(scores):
     for s in scores: kinds[re.sub(r'\d+', 'N', s.name), s.rows, s.cols].append(s)
     return [k for k in kinds.values() if len(k) >= _LEAST]
 
+# %% ../nbs/28_judge.ipynb #8125d402
 def _size(variances):
     "Entries that Gaussian matrices of these variances have ({eq}`eq-implied-size`)."
     v = np.asarray(variances, float)

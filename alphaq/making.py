@@ -129,6 +129,7 @@ def companions(
         if total > SMALL_IN_ALL: taken.remove(name); left.append(name)
     return sorted(taken), sorted(name if name.isprintable() else ascii(name) for name in left)
 
+# %% ../nbs/44_making.ipynb #efd084b1
 def copy_companions(
     source:Path, # a model's folder
     folder:Path, # where to

@@ -402,6 +402,7 @@ def _block_table(costs, sizes):
         best = new; trail.append(way)
     return best[3], trail
 
+# %% ../nbs/30_methods.ipynb #03c2db84
 def _way_back(trail, sizes, total):
     "Choices that lead to a total."
     state = 3

@@ -42,6 +42,7 @@ def imbalance(
     share = loads / loads.sum(-1, keepdim=True).clamp(min=1)
     return (share * loads.shape[-1]).std(-1, correction=0).mean(-1)
 
+# %% ../nbs/53_samples.ipynb #f7b19787
 class _Loads:
     "Counts, while the context is open, which experts each sequence of a batch visits."
     def __init__(self, model):

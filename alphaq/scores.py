@@ -70,7 +70,8 @@ class Score:
     expert_loss:tuple|None=None   # the same, squared and weighted with squared gradients
     # at 1 .. 4 bits of this projection alone: change of the layer's output
     layer_error:tuple|None=None
-    noise_to_signal:tuple|None=None  # that change by the residual stream, squared, summed over tokens
+    # its square by that of the residual stream, summed over tokens
+    noise_to_signal:tuple|None=None
     gradient:tuple|None=None      # sum of |gradient times change of the weight|
     # squared change of each output channel, weighted with its Fisher information
     fisher:tuple|None=None

@@ -214,6 +214,7 @@ class TaskScore:
     sha256:str       # of the questions
     python:str       # version that made them
 
+# %% ../nbs/58_tasks.ipynb #c2cb10b9
 def _task_score(task, samples):
     "A row from lm-eval's samples of one task."
     samples = sorted(samples, key=lambda s: s['doc_id'])

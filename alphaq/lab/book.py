@@ -208,6 +208,7 @@ def _source_read(app, docname, source):
     source[0] = translate(source[0], _flags(root), symbols(root/'alphaq'), here,
                           fingerprint(root, here))
 
+# %% ../../nbs/95_book.ipynb #49f59065
 def setup(
     app, # Sphinx application
 ):

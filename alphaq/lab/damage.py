@@ -74,6 +74,7 @@ def _layer_pass(layer, states):
         if hook: hook.remove()
     return out, calls
 
+# %% ../../nbs/74_damage.ipynb #a890974b
 def _tail_nll(model, layers, states, rows):
     "Loss of each window from the states that enter `layers`."
     out = []

@@ -107,6 +107,7 @@ def calibration(
             if len(tokens) >= window: rows.append(tokens[:window])
     return torch.tensor(rows), [i for i in range(len(texts)) for _ in range(each)]
 
+# %% ../../nbs/78_rivals.ipynb #5d7fb611
 def rounds(W:Tensor, bits:int)->Tensor:
     "A matrix as the table rounds it."
     return to_grid(W, bits).dequantize().to(W.dtype)
