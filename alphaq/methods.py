@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['COUNTS', 'NOISES', 'SCOPES', 'GRANULARITIES', 'DATA', 'PER_CHANNEL', 'METHODS', 'WITH_ALPHA', 'Settings', 'visits',
            'choice_sizes', 'noise_table', 'noise_only', 'alphaq', 'alpha_only', 'direct', 'relative', 'relative_alpha',
-           'random', 'kurtosis', 'relative_kurtosis', 'relative_outlier', 'units', 'mopeq', 'uniform', 'outlier',
-           'ratio', 'router_variance', 'frequency', 'dynamo', 'dynaexq', 'bsp', 'hessian', 'afg', 'autoscheme', 'mxmoe',
-           'noise_to_signal', 'pmq', 'gemq', 'Method', 'method_named']
+           'random', 'kurtosis', 'relative_kurtosis', 'relative_outlier', 'relative_alpha_outlier', 'units', 'mopeq',
+           'uniform', 'outlier', 'ratio', 'router_variance', 'frequency', 'dynamo', 'dynaexq', 'bsp', 'hessian', 'afg',
+           'autoscheme', 'mxmoe', 'noise_to_signal', 'pmq', 'gemq', 'Method', 'method_named']
 
 # %% ../nbs/30_methods.ipynb #85bc0920
 from collections.abc import Callable
@@ -182,6 +182,12 @@ def relative_kurtosis(scores, settings): # `[n, choices]` costs
 def relative_outlier(scores, settings): # `[n, choices]` costs
     "Relative error times the linear outlier score: a matrix with one huge column is dear."
     return _signal(scores, 'outlier')[:, None] * relative(scores, settings)
+
+def relative_alpha_outlier(scores, settings): # `[n, choices]` costs
+    """Relative error times the geometric mean of alpha and the linear outlier score: dear is a
+    light tail, and a column with one huge weight."""
+    weight = np.sqrt(_alphas(scores) * _signal(scores, 'outlier'))
+    return weight[:, None] * relative(scores, settings)
 
 def _layer(s): return layer_of(s.name) or s.layer  # a table of a stranger knows only the number
 
@@ -378,9 +384,20 @@ def mxmoe(scores, settings): # `[n, choices]` costs
     time)."""
     return _wide(scores, settings, 'layer_error')
 
-def noise_to_signal(scores, settings): # `[n, choices]` costs
-    "What rounding one matrix adds to the residual stream, by the stream's own energy (ours)."
-    return _wide(scores, settings, 'noise_to_signal')
+# %% ../nbs/30_methods.ipynb #5891e326
+def noise_to_signal(scores, settings, even=.5): # `[n, choices]` costs
+    "What rounding one matrix adds to the residual stream, by the stream's energy ({eq}`eq-even`)."
+    costs = _wide(scores, settings, 'noise_to_signal')
+    share = _signal(scores, 'frequency')
+    kind = np.unique([(str(_layer(s)), s.role) for s in scores], axis=0, return_inverse=True)[1]
+    for k in np.unique(kind):
+        rows = np.flatnonzero(kind.ravel() == k)
+        seen = rows[share[rows] > 0]
+        visit = costs[seen] / share[seen, None]
+        costs[rows] = visit.mean(0) if len(seen) else 0.
+        costs[seen] = visit
+        costs[rows] *= ((1 - even) * share[rows] + even / len(rows))[:, None]
+    return costs
 
 # %% ../nbs/30_methods.ipynb #20be6990
 def _block_table(costs, sizes):
@@ -531,6 +548,9 @@ METHODS = {
                                 noise='measured'),
     'relative-outlier': Method('relative error times the linear outlier score', 'ours',
                                costs=relative_outlier, noise='measured'),
+    'relative-alpha-outlier': Method('relative error times the geometric mean of alpha and the '
+                                     'outlier score', 'ours', costs=relative_alpha_outlier,
+                                     noise='measured'),
     'kurtosis': Method('kurtosis times noise', 'inferred', costs=kurtosis),
     'mopeq': Method('MoPEQ, ICCV-W 2025', 'inferred', costs=mopeq, granularity='expert'),
     'outlier': Method('QuantMoE-Bench, linear outlier score', 'faithful', widths=outlier),
@@ -559,7 +579,13 @@ METHODS = {
     'mxmoe': Method('MxMoE (arXiv 2505.05799), loss alone', 'faithful', costs=mxmoe, scope='block',
                     data=('layer_error',)),
     'noise-to-signal': Method('noise in the residual stream by the stream, from text', 'ours',
-                              costs=noise_to_signal, data=('noise_to_signal',)),
+                              costs=noise_to_signal, data=('noise_to_signal', 'frequency')),
+    'noise-to-signal-even': Method('the same, as if routing were even', 'ours',
+                                   costs=partial(noise_to_signal, even=1.),
+                                   data=('noise_to_signal', 'frequency')),
+    'noise-to-signal-routed': Method('the same, routed as the text is', 'ours',
+                                     costs=partial(noise_to_signal, even=0.),
+                                     data=('noise_to_signal', 'frequency')),
     'hessian': Method('HAWQ-v2 (arXiv 1911.03852)', 'faithful', costs=hessian, noise='measured',
                       data=('trace',)),
     'afg': Method('after AFG, ACL Findings 2025: one width per matrix', 'inferred', costs=afg,
