@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GAMMAS', 'CONTROLLED', 'DRAWS', 'ALONE', 'FLOORED', 'CONFIRMED', 'READING', 'DEFAULTS', 'BESIDE', 'EVIDENCE_TEXTS',
-           'variants', 'planned', 'at_gamma', 'scattered', 'divergences', 'arguments', 'judged', 'main']
+           'variants', 'planned', 'at_gamma', 'scattered', 'divergences', 'arguments', 'outcomes', 'main']
 
 # %% ../../nbs/89_evidence.ipynb #69fd3b74
 import argparse
@@ -187,7 +187,7 @@ def _header(args, checkpoint, described):
                       texts=EVIDENCE_TEXTS, read=described, rounding='mse, group 128')
 
 # %% ../../nbs/89_evidence.ipynb #4be45eac
-def judged(
+def outcomes(
     args,         # from `arguments`
     checkpoint,
     scores,       # `[n]` `Score`
@@ -224,7 +224,7 @@ def main(
         scores = informed(checkpoint, scores, rows, of)
     header = _header(args, checkpoint, described)
     file = args.name + '-default' * args.default + f'-windows{args.seed}' * bool(args.seed) + f'-{args.read}' * bool(args.read)
-    write_rows(results_dir()/'trained'/f'{file}.jsonl', header, judged(args, checkpoint, scores))
+    write_rows(results_dir()/'trained'/f'{file}.jsonl', header, outcomes(args, checkpoint, scores))
 
 # %% ../../nbs/89_evidence.ipynb #beddbaf3
 #| eval: false
