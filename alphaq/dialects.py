@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from .console import say
 from .core import AlphaqError, cache_dir, sha256, third_party, write_json
 from .formats import TensorInfo
 from .gguf import CODED, library, read_gguf, rows
@@ -448,12 +449,16 @@ class FilePath(type(Path())):
 def _tokenizer(path, facts, folder):
     "Write the tokenizer that a file holds, if it holds one."
     if not {'tokenizer.ggml.model', 'tokenizer.ggml.tokens'} <= facts.keys(): return
-    from transformers import AutoTokenizer
+    from transformers import PreTrainedTokenizerFast
     library()
     with third_party(f'{path}: its tokenizer cannot be read', 'use a file of another converter'):
-        found = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name,
-                                              local_files_only=True, trust_remote_code=False)
+        found = PreTrainedTokenizerFast.from_pretrained(path.parent, gguf_file=path.name)
         found.save_pretrained(folder)
+        cut = str(found.backend_tokenizer.pre_tokenizer)
+    way = facts.get('tokenizer.ggml.pre', 'gpt-2')
+    if cut.startswith('ByteLevel') and way not in ('gpt-2', 'default'):
+        say(f'alphaq: {path.name}: how {way!r:.80} cuts text into words is not known to this '
+            'transformers; it is cut as by GPT-2')
 
 def _folder(path, header, config):
     "A folder with configuration and tokenizer of a file, made once."
