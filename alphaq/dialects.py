@@ -44,10 +44,9 @@ class Facts:
         raise AlphaqError(f'{self.header.path}: {key} is {found}, beyond {least} to {most}')
 
     def real(self, key, default=...):
-        "A number; of a float32 the shortest decimal, which is the one that was meant."
         found = self.get(f'{self.arch}.{key}', (int, float), 'a number', default)
         if found is None or found is default: return found
-        if isfinite(found): return float(f'{found:.7g}')
+        if isfinite(found): return float(found)
         raise AlphaqError(f'{self.header.path}: {self.arch}.{key} is {found}')
 
     def flag(self, key, default=...): return self.get(f'{self.arch}.{key}', bool, 'a flag', default)
