@@ -325,7 +325,7 @@ def _from_file(folder, dtype):
                    for n in folder.tensors}
         kind = auto_class(config)._model_mapping[type(config)]
         model, said = kind.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype,
-                                           output_loading_info=True)
+                                           trust_remote_code=False, output_loading_info=True)
     if not said['missing_keys']: return model.eval()
     raise AlphaqError(f'{folder.path}: lacks {min(said["missing_keys"])}; download it again')
 
