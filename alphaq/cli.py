@@ -192,7 +192,7 @@ def _still():
 
 def _rounded(c):
     "What the weights of a GGUF file have been rounded to."
-    said = ', '.join(f'{kind} ({n} tensors)' for kind, n in c.rounded.items())
+    said = ', '.join(f'{kind} ({n} tensor{"s" * (n > 1)})' for kind, n in c.rounded.items())
     return said and f'{said}; alpha is that of weights rounded once'
 
 def _codes(c):
