@@ -316,6 +316,7 @@ def load_weights(
         kind = auto_class(AutoConfig.from_pretrained(folder, **ours))
         return kind.from_pretrained(folder, dtype=dtype, **ours).eval().to(device)
 
+# %% ../nbs/40_activations.ipynb #18a358df
 def _from_file(folder, dtype):
     "A model whose tensors do not lie in a folder that transformers reads."
     from transformers import CONFIG_MAPPING

@@ -190,6 +190,7 @@ def _still():
     from transformers.utils import logging
     logging.set_verbosity_error(); logging.disable_progress_bar()
 
+# %% ../nbs/61_cli.ipynb #96b52b8b
 def _rounded(c):
     "What the weights of a GGUF file have been rounded to."
     said = ', '.join(f'{kind} ({n} tensor{"s" * (n > 1)})' for kind, n in c.rounded.items())
