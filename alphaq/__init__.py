@@ -1,7 +1,7 @@
 """Bits for mixture-of-experts language models, allocated from the weights alone.
 
     import alphaq
-    model  = alphaq.open('pocket')            # a folder, a hub id, an address
+    model  = alphaq.open('pocket')            # a folder, a GGUF file, a hub id, an address
     scores = alphaq.score(model)              # alpha, variance and rounding error of every expert matrix
     plan   = alphaq.plan(scores, bits=2.5)    # a width for each, under a budget
     alphaq.quantize(model, plan, 'OUT')       # a folder that transformers opens

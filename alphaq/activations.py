@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from .checkpoint import Checkpoint
 from .core import AlphaqError, check_known, split_name, third_party
+from .dialects import is_gguf
 from .families import biases, check_experts, gated, matrices
+from .folder import open_folder
 
 # %% ../nbs/40_activations.ipynb #b8744704
 @dataclass(frozen=True)
@@ -300,7 +302,7 @@ def auto_class(
 
 # %% ../nbs/40_activations.ipynb #ce0aa234
 def load_weights(
-    folder,                      # `str | Path` plain or quantized
+    folder,                      # `str | Path` plain or quantized, or a GGUF file
     device:str='cpu',
     # of the activations; `None`: float32 on a CPU, the stored type elsewhere
     dtype:torch.dtype|None=None,
@@ -309,9 +311,24 @@ def load_weights(
     from transformers import AutoConfig
     dtype = dtype or (torch.float32 if device == 'cpu' else 'auto')
     ours = dict(local_files_only=True, trust_remote_code=False)
+    if is_gguf(folder): return _from_file(open_folder(folder), dtype).to(device)
     with third_party(f'{folder}: transformers cannot load it', LOAD_CURE):
         kind = auto_class(AutoConfig.from_pretrained(folder, **ours))
         return kind.from_pretrained(folder, dtype=dtype, **ours).eval().to(device)
+
+# %% ../nbs/40_activations.ipynb #18a358df
+def _from_file(folder, dtype):
+    "A model whose tensors do not lie in a folder that transformers reads."
+    from transformers import CONFIG_MAPPING
+    with third_party(f'{folder.path}: transformers cannot load it', LOAD_CURE):
+        config = CONFIG_MAPPING[folder.config['model_type']].from_dict(dict(folder.config))
+        tensors = {n: folder.keep(n) if dtype == 'auto' else folder.tensor(n)
+                   for n in folder.tensors}
+        kind = auto_class(config)._model_mapping[type(config)]
+        model, said = kind.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype,
+                                           trust_remote_code=False, output_loading_info=True)
+    if not said['missing_keys']: return model.eval()
+    raise AlphaqError(f'{folder.path}: lacks {min(said["missing_keys"])}; download it again')
 
 LOAD_CURE = ('a family that it does not know needs another transformers, '
              'programs of a folder are never run, and eight-bit originals may need a GPU')

@@ -18,8 +18,9 @@ from math import prod
 import torch
 
 from .core import ROLES, AlphaqError, track
-from .folder import Folder, TensorInfo, check_finite, open_folder
-from .formats import int4, mxfp4
+from .folder import Folder, check_finite, open_folder
+from .formats import TensorInfo, int4, mxfp4
+from .gguf import CODED
 
 # %% ../nbs/22_checkpoint.ipynb #7d356832
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def _type(info, tensors, layout=None):
     scales = f'{info.name}_scale_inv'
     if info.dtype == 'F8_E4M3' and scales in tensors and len(info.shape) == 2:
         return info.dtype, scales, info.shape
-    if info.dtype in PLAIN: return info.dtype, None, info.shape
+    if info.dtype in (*PLAIN, *CODED): return info.dtype, None, info.shape
     raise AlphaqError(f'{where} is stored as {info.dtype}, in a way not known here; '
                       'convert the checkpoint to bfloat16 first')
 
@@ -499,7 +500,7 @@ class Checkpoint(Folder):
         "Read one projection, and only its bytes."
         p = projection
         if p.dtype == 'INT4': value = self._integers(p)
-        elif p.dtype == 'MXFP4':
+        elif p.dtype == 'MXFP4' and p.scales:
             value = mxfp4(self.stored(p.key, p.part), self.stored(p.scales, p.part))
         else: value = self.tensor(p.key, finite=False) if p.scales else self.stored(p.key, p.part)
         return check_finite((value.mT if p.turned else value).contiguous(), self.path/p.file,

@@ -86,11 +86,11 @@ def _top(
     if version: print(__version__); raise typer.Exit()
 
 # %% ../nbs/61_cli.ipynb #438a8f70
-Model = Annotated[str, typer.Argument(help='pocket (in the package), or a local checkpoint folder')]
+Model = Annotated[str, typer.Argument(help='pocket (in the package), a local checkpoint folder, or a GGUF file')]
 Loadable = Annotated[str, typer.Argument(
     help='pocket, a local checkpoint folder, or one that `alphaq quantize` made')]
 Anywhere = Annotated[str,
-                     typer.Argument(help='pocket, a local folder, or, read where it lies, a hub id '
+                     typer.Argument(help='pocket, a local folder, a GGUF file, or, read where it lies, a hub id '
                                     '(org/name@revision) or the address of a folder')]
 Json = Annotated[bool, typer.Option('--json', help='print JSON')]
 Quiet = Annotated[bool, typer.Option('--quiet', '-q', help='no progress bars')]
@@ -153,6 +153,7 @@ def info(
                 layers=len({p.module for p in c.projections}), projections=len(c.projections),
                 shapes=[list(s) for s in shapes], expert_parameters=numel, bytes=total,
                 expert_bytes=stored, other_bytes=total - stored, experts_at=experts)
+    if rounded := _rounded(c): data['rounded_before'] = rounded
     if plan:
         p = read_plan(plan)
         data['plan'] = predicted_tensors(QuantizeJob(c, p)) | dict(
@@ -164,6 +165,7 @@ def info(
          f'{len(c.projections)} of shapes {", ".join("x".join(map(str, s)) for s in shapes)}'],
         ['weights that share a scale', _groups(group_size, [p.shape[1] for p in c.projections])],
         ['expert parameters', f'{numel:,}'], ['stored', f'{size(total)}, experts {size(stored)}'],
+        *([['rounded before', rounded]] if rounded else []),
         *[[f'experts at {b} bit{"s" * (b > 1)}', size(n)] for b, n in experts.items()],
         *[[f'plan: {k}', size(v)] for k, v in data.get('plan', {}).items()]]
     emit(data, json_, facts(rows, str(c.path)))
@@ -187,6 +189,12 @@ def _still():
     "Keep transformers from writing over the progress bars."
     from transformers.utils import logging
     logging.set_verbosity_error(); logging.disable_progress_bar()
+
+# %% ../nbs/61_cli.ipynb #96b52b8b
+def _rounded(c):
+    "What the weights of a GGUF file have been rounded to."
+    said = ', '.join(f'{kind} ({n} tensor{"s" * (n > 1)})' for kind, n in c.rounded.items())
+    return said and f'{said}; alpha is that of weights rounded once'
 
 def _codes(c):
     "What a score means where weights have been rounded before."
@@ -301,6 +309,7 @@ def doctor(
         c.check_rest()
         findings.append(('warning' if c.unclaimed else 'ok',
                          f'{c.coverage(s.name for s in scores)}, all finite'))
+        if rounded := _rounded(c): findings.append(('warning', f'rounded before: {rounded}'))
         if c.codes:
             findings.append(('wrong',
                              f'{c.codes[0]} and {len(c.codes) - 1} more tensors hold codes of '
@@ -437,7 +446,7 @@ def allocate(
     skipped = []
     table_ = experts_only(read_scores(scores, skipped), skipped)
     asked = _asked(method, gamma, cap, noise, choices, count, group_size, scope, granularity, bound)
-    needed = model and (size_ or also or measure or model == 'pocket' or Path(model).is_dir())
+    needed = model and (size_ or also or measure or model == 'pocket' or Path(model).exists())
     c = alphaq.open(model) if needed else None
     plan = alphaq.plan(table_, bits, size_, preset, target=target,
                        other_bits=4 if other_bits is None else other_bits, also=_also(also),

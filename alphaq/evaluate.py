@@ -24,13 +24,13 @@ from .texts import Text, load_text
 
 # %% ../nbs/54_evaluate.ipynb #891ad7ba
 def load_tokenizer(
-    path, # `str | Path` checkpoint folder, or pocket
+    path, # `str | Path` checkpoint folder, GGUF file, or pocket
 ):        # a transformers tokenizer
     "The tokenizer of a checkpoint folder."
     from transformers import AutoTokenizer
-    folder = open_folder(path).path
+    folder = open_folder(path).home
     if not any((folder/n).is_file() for n in ('tokenizer.json', 'tokenizer.model', 'vocab.json')):
-        raise AlphaqError(f'{folder}: no tokenizer; copy tokenizer.json and '
+        raise AlphaqError(f'{path}: no tokenizer; copy tokenizer.json and '
                           'tokenizer_config.json from the model it was made from')
     with third_party(f'{folder}: the tokenizer cannot be read',
                      'copy tokenizer.json and tokenizer_config.json again'):

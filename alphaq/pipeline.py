@@ -63,7 +63,7 @@ def open(
 )->Checkpoint:
     """A model as a list of expert matrices, from its headers; no weight is read.
 
-    model: 'pocket', `str | Path` of a folder, a hub id (org/name@revision), the address of a folder, or a `Checkpoint`
+    model: 'pocket', `str | Path` of a folder or GGUF file, a hub id (org/name@revision), the address of a folder, or a `Checkpoint`
     kind:  'checkpoint' of a mixture of experts, or 'dense'
 
     Returns Checkpoint.
@@ -507,7 +507,7 @@ def quantize(
             settings = sized(settings, c, budget.size, budget.other_bits, modules, head_bits)
         check_feasible(c, settings)
     check_source(c, unopened)
-    companions(c.path)  # refuses a link that leads out of the folder
+    companions(c.home)  # refuses a link that leads out of the folder
     c.check_rest()
     read = calibration_windows(c.path, calibration.split('+'), window,
                                samples) if calibration else (None, None, None)

@@ -27,6 +27,7 @@ from huggingface_hub.errors import (HfHubHTTPError, HTTPError, OfflineModeIsEnab
 from huggingface_hub.utils import build_hf_headers, get_session
 
 from .core import AlphaqError, UnreachableError, parse_json
+from .dialects import is_gguf
 from .folder import HEADER, Folder, open_folder, open_place, read_header
 
 # %% ../nbs/23_remote.ipynb #6325f8c6
@@ -323,10 +324,10 @@ def on_hub(
 
 # %% ../nbs/23_remote.ipynb #8141153f
 def open_anywhere(
-    name,        # `str | Path` 'pocket', a folder, an address, or a model on the hub
+    name,        # `str | Path` 'pocket', a folder or GGUF file, an address, or a model on the hub
 )->Folder:       # its config and headers
     "Open a folder here or there."
-    here = name == 'pocket' or Path(name).exists()
+    here = name == 'pocket' or Path(name).exists() or is_gguf(name)
     name = str(name)
     if not here and '://' in name: return open_place(at_address(name))
     if not here and re.fullmatch(_ID, name): return open_place(on_hub(name))

@@ -503,6 +503,8 @@ def _remarks(job, behind):
                f'{len(job.checkpoint.left_out)} tensors); config.json says that there is none.')
     if job.stay:
         yield f'Not packed, because the model does not use them as layers: {", ".join(sorted(job.stay))}.'
+    if rounded := job.checkpoint.rounded:
+        yield f'The weights of the source had been rounded before, to {", ".join(rounded)}.'
     if behind: yield f'Not copied from the source: {", ".join(behind)}.'
     if not _known(job.checkpoint):
         yield f'The transformers at hand did not know `{job.checkpoint.family}`: that this folder opens was not seen.'
@@ -627,8 +629,8 @@ def quantize(
     start = time.perf_counter()
     out = Path(out).absolute()
     weighs = sum(predicted_files(job).values())  # refuses what cannot work
-    with making(out, job.checkpoint.path, job.manifest(), weighs, overwrite) as partial:
-        behind = copy_companions(job.checkpoint.path, partial)
+    with making(out, job.checkpoint.home, job.manifest(), weighs, overwrite) as partial:
+        behind = copy_companions(job.checkpoint.home, partial)
         _stream(job, partial, engine)
         _write_logits(job, partial)
         total = _close(job, partial, behind)

@@ -9,6 +9,7 @@ __all__ = ['NETWORKS', 'ROLES_CUT', 'Network', 'network_named', 'joined', 'fetch
 # %% ../../nbs/69_trained.ipynb #2ad4050c
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from ..core import AlphaqError, atomic, cache_dir, entry, one_line, third_party
+from ..core import AlphaqError, atomic, cache_dir, entry, one_line
+from ..folder import open_folder
 
 # %% ../../nbs/69_trained.ipynb #f9ad8139
 @dataclass(frozen=True)
@@ -96,21 +98,14 @@ def plain_folder(
     name:str,      # key of `NETWORKS`
 )->Path:           # checkpoint folder in the cache, bfloat16
     "A trained network as a plain folder."
-    from transformers import AutoModelForCausalLM, AutoTokenizer
     folder = cache_dir()/'trained'/name/'plain'
     if (folder/'config.json').exists(): return folder
-    file = fetch(name)
-    options = dict(gguf_file=file.name, trust_remote_code=False)
-    with third_party(f'{file}: cannot be read', 'pip install gguf'):
-        model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **options)
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, **options)
+    model = open_folder(fetch(name))
     folder.mkdir(parents=True, exist_ok=True)
-    tied = {'lm_head.weight'} if model.config.tie_word_embeddings else set()
-    tensors = {n: t.bfloat16().contiguous() for n, t in model.state_dict().items() if n not in tied}
-    save_file(tensors, folder/'model.safetensors', metadata={'format': 'pt'})
-    tokenizer.save_pretrained(folder)
-    model.config.architectures = [type(model).__name__]
-    model.config.save_pretrained(folder)  # last: its presence says that all is there
+    save_file({n: model.tensor(n).bfloat16() for n in model.tensors}, folder/'model.safetensors',
+              metadata={'format': 'pt'})
+    beside = sorted(model.home.iterdir(), key=lambda p: p.name == 'config.json')
+    for path in beside: shutil.copy(path, folder)  # last what says that all is there
     return folder
 
 # %% ../../nbs/69_trained.ipynb #80f9667a
@@ -164,7 +159,6 @@ def split_folder(
     experts:int=4,
 )->Path:
     "Write a llama as a mixture of experts that computes the same."
-    import shutil
     from transformers import CONFIG_MAPPING
     source, folder = Path(source), Path(folder)
     if (folder/'config.json').exists(): return folder
