@@ -555,6 +555,13 @@ def _prequantized(folder):
         f'{folder.tensors[codes[0]].dtype}); name the model it was made from')
 
 # %% ../nbs/22_checkpoint.ipynb #259d3049
+_BLOCK = r'(?:mlp|feed_forward)\.(?:gate|up|down)_proj'  # of a dense layer
+
+def _of_experts(folder):
+    "Whether a config or a name speaks of experts."
+    return bool(declared(folder.config) or any('expert' in n for n in folder.tensors)
+                or fitting(folder.tensors))
+
 def _unrounded(path):
     "A folder that is open, unless it is one of ours already."
     folder = path if isinstance(path, Folder) else open_folder(path)
@@ -577,10 +584,11 @@ def open_checkpoint(
         raise (_prequantized(folder) if folder.config.get('quantization_config')
                else e) or e from None
     if not projections:
-        seen = _seen(folder.tensors)
-        raise _prequantized(folder) or AlphaqError(
-            f'{folder.path}: no routed experts, so not a mixture of experts of '
-            f'a known layout (score, allocate and quantize take a dense one with --dense); seen: {seen}')
+        why = (f'so not a mixture of experts of a known layout; seen: {_seen(folder.tensors)}'
+               if _of_experts(folder) or not any(re.match(rf'{_layer}\.{_BLOCK}', n)
+                                                 for n in folder.tensors)
+               else 'a dense network; score, allocate and quantize take it with --dense')
+        raise _prequantized(folder) or AlphaqError(f'{folder.path}: no routed experts, {why}')
     layers = defaultdict(lambda: defaultdict(list))
     used = {p.module: fits[p.key][0] for p in projections}
     for p in projections: layers[p.module][p.expert].append(p)
@@ -628,8 +636,6 @@ def including(
                    projections=(*checkpoint.projections, *(p for found in more for p in found)))
 
 # %% ../nbs/22_checkpoint.ipynb #6fb7e99d
-_BLOCK = r'(?:mlp|feed_forward)\.(?:gate|up|down)_proj'
-
 def _feed_forward(folder):
     """Gate, up and down of every layer of the decoder; nothing where they are not called so."""
     places = {n: m['prefix'] for n in folder.tensors if (m := re.match(rf'{_layer}\.{_BLOCK}', n))
@@ -668,9 +674,7 @@ def open_either(
     """Open a model for a look at it: as dense, attention and all, only when neither its config nor a
     name speaks of experts."""
     folder = path if isinstance(path, Folder) else open_folder(path)
-    sparse = declared(folder.config) or any('expert' in n
-                                            for n in folder.tensors) or fitting(folder.tensors)
-    return open_checkpoint(folder) if sparse else including(open_dense(folder), ['attention'])
+    return open_checkpoint(folder) if _of_experts(folder) else including(open_dense(folder), ['attention'])
 
 # %% ../nbs/22_checkpoint.ipynb #3f55d4f7
 def _exchanged(p, others):

@@ -168,7 +168,8 @@ def info(
         [f'{what} parameters', f'{numel:,}'],
         ['stored', f'{size(total)}, {what}s {size(stored)}'],
         *[[f'{what}s at {b} bit{"s" * (b > 1)}', size(n)] for b, n in experts.items()],
-        *[[f'plan: {k}', size(v)] for k, v in data.get('plan', {}).items()]]
+        *[[f'plan: {f"{what}s" if k == "experts" else k}', size(v)]
+          for k, v in data.get('plan', {}).items()]]
     emit(data, json_, facts(rows, str(c.path)))
 
 # %% ../nbs/61_cli.ipynb #5aa8af11
@@ -180,10 +181,10 @@ def _groups(group_size, columns):
 
 def _family(c):
     "The family by config.json, and whether it is one that the book has tried."
-    from alphaq.families import FAMILIES, OTHER_FAMILIES, SWEPT
+    from alphaq.families import DENSE, FAMILIES, OTHER_FAMILIES, SWEPT
     inner = c.config.get('text_config')
     kinds = [c.family, *([str(inner.get('model_type'))] if isinstance(inner, dict) else [])]
-    if {*kinds} & {*FAMILIES, *OTHER_FAMILIES, *SWEPT}: return c.family
+    if {*kinds} & {*FAMILIES, *DENSE, *OTHER_FAMILIES, *SWEPT}: return c.family
     return f'{c.family} (unknown; recognised by {"shape" if c.guessed else "names and shapes"})'
 
 def _still():

@@ -26,6 +26,10 @@ from .core import (ROLES, AlphaqError, layer_of, natural, read_json, split_name,
 from .grid import FIELDS, WIDTHS, group_of, has_groups, stored_bytes
 from .methods import choice_sizes
 
+# %% ../nbs/32_plans.ipynb #51e646da
+# attention, shared experts and dense layers, by their names
+_linear = re.compile(r'(?!.*\.experts\.)(.+\.layers\.\d+\..+_proj\w*)')
+
 # %% ../nbs/32_plans.ipynb #b550478a
 @dataclass(frozen=True)
 class Plan:
@@ -215,10 +219,6 @@ def _fault(error):
     place = next((f', character {i} is {c!r}' for i, c in enumerate(got, 1) if c not in '1234'),
                  '') if where and error.validator == 'pattern' else ''
     return f'{where}got {got!r:.60}{place}; must be {schema.get("description") or error.message[-90:]}'
-
-# %% ../nbs/32_plans.ipynb #51e646da
-# attention, shared experts and dense layers, by their names
-_linear = re.compile(r'(?!.*\.experts\.)(.+\.layers\.\d+\..+_proj\w*)')
 
 # %% ../nbs/32_plans.ipynb #6036c0af
 def _check_sense(plan, fail):

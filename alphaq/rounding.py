@@ -215,6 +215,9 @@ def _checked(job):
         raise AlphaqError(f'{min(named)} is not used as a layer by this model, so it cannot '
                           'be packed; give it 16 bits')
     check_quantizer(job.quantizer, job.windows is not None, job.device, job.routing)
+    if job.checkpoint.dense and job.routing != 'routed':
+        raise AlphaqError(f'routing {job.routing!r} counts tokens for experts; a dense network '
+                          'has none, leave it out')
     if job.windows is not None: _check_windows(job.windows, job.checkpoint.config)
     check_groups(job.checkpoint, job.plan.group_size, {*widths(job.plan).values()} - {16})
     check_head(job.checkpoint, job.head_bits, job.plan.group_size)

@@ -163,8 +163,9 @@ def toy_checkpoint(
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
     torch.manual_seed(seed)
     sizes = dict(hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-                  num_key_value_heads=2, num_experts=4, num_experts_per_tok=2, vocab_size=257,
-                  eos_token_id=256, bos_token_id=256, pad_token_id=256, dtype='bfloat16')
+                  num_key_value_heads=2, vocab_size=257, eos_token_id=256, bos_token_id=256,
+                  pad_token_id=256, dtype='bfloat16')
+    if family == 'olmoe': sizes |= dict(num_experts=4, num_experts_per_tok=2)
     config = CONFIG_MAPPING[family](**sizes | changes)
     model = AutoModelForCausalLM._model_mapping[type(config)](config)
     model.to(torch.bfloat16).save_pretrained(folder)
