@@ -451,8 +451,7 @@ def _lines(plan):
 def diff(a:Plan, b:Plan)->dict:
     "Compare two plans of one model."
     wa, wb = widths(a), widths(b)
-    if strange := sorted(set(wa) ^ set(wb)
-                         - {n for n in set(wa) ^ set(wb) if _linear.fullmatch(n)}):
+    if strange := sorted(n for n in set(wa) ^ set(wb) if not _linear.fullmatch(n)):
         raise AlphaqError(f'the plans name different projections ({len(wa)} of {a.model}, '
                           f'{len(wb)} of {b.model}; {strange[0]} in one only); nothing to '
                           'compare')
