@@ -32,7 +32,9 @@ class LayerStatistics:
     between:Tensor   # `[experts, width, width]` float64, inputs of down
     tokens:Tensor    # `[experts]` int64, tokens routed to each expert
     counted:Tensor   # `[experts]` int64, tokens in its sums: those routed to it, or all
-    linears:dict     # attention module's name in the layer -> `[in, in]` float64
+    # linear layer's name in the layer, of attention, and of the feed-forward block of a dense
+    # network -> `[in, in]` float64
+    linears:dict
 
 def _gram(x):
     x = x.reshape(-1, x.shape[-1]).float()
@@ -75,6 +77,7 @@ ROUTINGS = {'routed': 'the tokens routed to an expert',
 def recording(
     layer:nn.Module,      # one decoder layer of a transformers model
     routing:str='routed', # which tokens count for an expert, key of `ROUTINGS`
+    dense:bool=False,     # record what enters the linear layers of the feed-forward block as well
 ): # yields a `LayerStatistics` that is complete when the context closes
     "Record the layer's statistics while the context is open; the layer itself is left as it was."
     check_known(routing, ROUTINGS, 'routings')
@@ -93,7 +96,7 @@ def recording(
         def hook(module, args): seen.linears[name] = seen.linears.get(name, 0) + _gram(args[0])
         return hook
     linears = {n: m for n, m in layer.named_modules() if isinstance(m, nn.Linear)
-               and '.mlp.' not in f'.{n}'}
+               and (dense or '.mlp.' not in f'.{n}')}
     hooks = [m.register_forward_pre_hook(keep_input(n)) for n, m in linears.items()]
     if experts is not None:
         experts.forward = lambda x, index, weight: _recorded_experts(experts, seen, routing, mass,
@@ -247,6 +250,7 @@ def walk(
     routing:str='routed',        # which tokens count for an expert, key of `ROUTINGS`
     # `str | Path` folder for hidden states beyond `SPILL` bytes; `None` keeps them in memory
     spill=None,
+    dense:bool=False,            # whether statistics are of feed-forward blocks without experts too
 ): # yields `(index, layer, LayerStatistics or None)`; change weights before asking for the next
     """Walk calibration windows through the decoder, one layer at a time, each fed by the layers as
     the caller left them."""
@@ -266,7 +270,7 @@ def walk(
         with weights(index):
             seen = None
             if record(index):
-                with recording(layer, routing) as seen, third_party(f'layer {index} does not run',
+                with recording(layer, routing, dense) as seen, third_party(f'layer {index} does not run',
                                                                     'use a data-free quantizer'):
                     for x, called in zip(states, calls): run_layer(layer, x, called[index])
                 _finite(index, seen.inputs, seen.between, *seen.linears.values())
@@ -402,7 +406,8 @@ def stored(
     for key in checkpoint.rest:
         if layer(name := model_name(checkpoint, key)) == index: yield name, files.tensor(key)
     for p in checkpoint.projections:
-        if p.name.startswith(mine): yield model_name(checkpoint, p.name), files.read(p)
+        if not p.name.startswith(mine): continue
+        yield model_name(checkpoint, p.name) + ('.weight' if p.expert < 0 else ''), files.read(p)
 
 # %% ../nbs/40_activations.ipynb #132aeadf
 def put(

@@ -81,7 +81,7 @@ class Projection:
     name:str                # 'model.layers.3.mlp.experts.17.down_proj'
     layer:int               # decoder layer, from 0
     expert:int              # expert in that layer, from 0; -1 for a matrix that is no expert's
-    # one of `ROLES`; for a matrix that is no expert's, its place in the layer
+    # one of `ROLES`; for a matrix of no feed-forward block, its place in the layer
     role:str
     shape:tuple[int, int]   # (out, in)
     dtype:str               # stored type: 'F64', 'F32', 'F16', 'BF16', 'F8_E4M3', 'MXFP4' or 'INT4'
@@ -94,7 +94,8 @@ class Projection:
     @property
     def numel(self)->int: return prod(self.shape)
     @property
-    def module(self)->str: return self.name.rsplit('.', 2)[0]  # 'model.layers.3.mlp.experts'
+    # 'model.layers.3.mlp.experts'; 'model.layers.3.mlp' in a dense network
+    def module(self)->str: return self.name.rsplit('.', 1 + (self.expert >= 0))[0]
 
 PLAIN = ('F64', 'F32', 'F16', 'BF16')
 
@@ -372,17 +373,20 @@ def _check_layer(folder, module, experts, count, wanted=ROLES):
             f'{folder}: {module} holds expert {max(experts)}, config.json says there are {count}')
     for e in range(count):
         roles = {p.role: p.shape for p in experts.get(e, ())}
-        for role in wanted:
-            if role not in roles:
-                raise AlphaqError(
-                    f'{folder}: {module}.{e}.{role} is missing; download the checkpoint again')
+        _check_whole(folder, f'{module}.{e}', roles, wanted)
         if len(roles) < len(experts[e]):
             raise AlphaqError(f'{folder}: {module}.{e} is stored in two layouts; keep one')
-        if len({*(roles[r] for r in wanted[:-1]), roles['down_proj'][::-1]}) > 1:
-            raise AlphaqError(
-                f'{folder}: {module}.{e} has '
-                + ', '.join(f'{r.split("_")[0]} {roles[r]}' for r in wanted)
-                + '; expected [I,H] for gate and up, [H,I] for down: this layout is not known')
+
+def _check_whole(folder, block, roles, wanted=ROLES):
+    "Refuse an expert, or a dense layer, whose matrices are not all there or do not fit together."
+    for role in wanted:
+        if role not in roles:
+            raise AlphaqError(f'{folder}: {block}.{role} is missing; download the checkpoint again')
+    if len({*(roles[r] for r in wanted[:-1]), roles['down_proj'][::-1]}) > 1:
+        raise AlphaqError(
+            f'{folder}: {block} has '
+            + ', '.join(f'{r.split("_")[0]} {roles[r]}' for r in wanted)
+            + '; expected [I,H] for gate and up, [H,I] for down: this layout is not known')
 
 def _seen(tensors, limit=6):
     "The kinds of tensor names, digits as N, most frequent first."
@@ -428,12 +432,16 @@ _OF_ONE = re.compile(rf'(?!.*shared)(?:\w+\.)*\w*experts?\.[a-z_]*{_number}\.(?:
 @dataclass(frozen=True)
 class Checkpoint(Folder):
     """A model on disk: a `Folder` whose matrices are known; for a mixture of experts, its routed
-    expert projections."""
+    expert projections, for a dense network those of its feed-forward blocks."""
     # sorted by layer, expert, role
     projections:tuple[Projection, ...] = field(repr=False, default=())
     layout:str = ''                                                     # how the experts are stored
     # the layout was recognised by shape alone
     guessed:bool = False
+
+    @property
+    # no matrix is an expert's
+    def dense(self)->bool: return all(p.expert < 0 for p in self.projections)
 
     @cached_property
     # tensors of heads that predict further tokens, no part of the model
@@ -522,8 +530,9 @@ class Checkpoint(Folder):
         "How many of the matrices are among the names, and what of the files is not counted."
         names = {*names}
         counts = []
-        for kind, of_experts in (('expert projections', True), ('other matrices', False)):
-            mine = [p.name in names for p in self.projections if (p.expert >= 0) == of_experts]
+        def kind_of(p): return 2 if p.role not in ROLES else int(p.expert < 0)
+        for i, kind in enumerate(('expert projections', 'feed-forward matrices', 'other matrices')):
+            mine = [p.name in names for p in self.projections if kind_of(p) == i]
             if mine: counts.append(f'{sum(mine):,} of {len(mine):,} {kind}')
         skipped = sum(p.name not in names for p in self.projections)
         skipped += sum(prod(self.tensors[n].shape[:-2]) for n in self.unclaimed)
@@ -547,15 +556,25 @@ def _prequantized(folder):
         f'{folder.tensors[codes[0]].dtype}); name the model it was made from')
 
 # %% ../nbs/22_checkpoint.ipynb #259d3049
+_BLOCK = r'(?:mlp|feed_forward)\.(?:gate|up|down)_proj'  # of a dense layer
+
+def _of_experts(folder):
+    "Whether a config or a name speaks of experts."
+    return bool(declared(folder.config) or any('expert' in n for n in folder.tensors)
+                or fitting(folder.tensors))
+
+def _unrounded(path):
+    "A folder that is open, unless it is one of ours already."
+    folder = path if isinstance(path, Folder) else open_folder(path)
+    if not folder.packed: return folder
+    raise AlphaqError(f'{folder.path}: already quantized by alphaq; name the original checkpoint')
+
 def open_checkpoint(
     path,         # `str | Path | Folder` a checkpoint folder, 'pocket', or a folder that is open
 )->Checkpoint:    # headers only; weights are read by `read`
     """Open a mixture-of-experts checkpoint and list its routed expert projections, complete or not
     at all."""
-    folder = path if isinstance(path, Folder) else open_folder(path)
-    if folder.packed:
-        raise AlphaqError(
-            f'{folder.path}: already quantized by alphaq; name the original checkpoint')
+    folder = _unrounded(path)
     fits = fitting(folder.tensors, folder.config.get('model_type')) or fitting(
         folder.tensors, layouts=guess_layouts(folder.tensors, folder.config))
     is_head = _heads(folder.config, {m['prefix'] for _, m in fits.values()})
@@ -566,10 +585,11 @@ def open_checkpoint(
         raise (_prequantized(folder) if folder.config.get('quantization_config')
                else e) or e from None
     if not projections:
-        seen = _seen(folder.tensors)
-        raise _prequantized(folder) or AlphaqError(
-            f'{folder.path}: no routed experts, so not a mixture of experts of '
-            f'a known layout (a dense model is scored with --dense); seen: {seen}')
+        why = (f'so not a mixture of experts of a known layout; seen: {_seen(folder.tensors)}'
+               if _of_experts(folder) or not any(re.match(rf'{_layer}\.{_BLOCK}', n)
+                                                 for n in folder.tensors)
+               else 'a dense network; score, allocate and quantize take it with --dense')
+        raise _prequantized(folder) or AlphaqError(f'{folder.path}: no routed experts, {why}')
     layers = defaultdict(lambda: defaultdict(list))
     used = {p.module: fits[p.key][0] for p in projections}
     for p in projections: layers[p.module][p.expert].append(p)
@@ -617,14 +637,31 @@ def including(
                    projections=(*checkpoint.projections, *(p for found in more for p in found)))
 
 # %% ../nbs/22_checkpoint.ipynb #6fb7e99d
+def _feed_forward(folder):
+    """Gate, up and down of every layer of the decoder; nothing where they are not called so."""
+    places = {n: m['prefix'] for n in folder.tensors if (m := re.match(rf'{_layer}\.{_BLOCK}', n))
+              and not any(word in m['prefix'] for word in _OTHERS)}
+    is_head = _heads(folder.config, {*places.values()})
+    found = _matrices(folder, [n for n in places if not is_head(n)], _BLOCK)
+    found = [replace(p, role=p.role.rpartition('.')[2]) for p in found]
+    if {p.role for p in found} != {*ROLES}: return ()
+    blocks = defaultdict(dict)
+    for p in found: blocks[p.module][p.role] = p.shape
+    for block, roles in blocks.items(): _check_whole(folder.path, block, roles)
+    for prefix in {p.name.rpartition('layers.')[0] for p in found}: _check_depth(folder, prefix)
+    return tuple(sorted(found, key=lambda p: (p.name.split('layers.')[0], p.layer,
+                                              ROLES.index(p.role))))
+
 def open_dense(
     path,          # `str | Path | Folder` a model without experts
-)->Checkpoint:     # its `projections` are the matrices of its layers
-    "Open a dense model for scoring."
-    folder = path if isinstance(path, Folder) else open_folder(path)
-    if fitting(folder.tensors):
-        raise AlphaqError(f'{folder.path}: a mixture of experts; score it without --dense')
-    found = _matrices(folder, folder.tensors)
+)->Checkpoint:
+    """Open a dense network: its `projections` are those of its feed-forward blocks, or, where they
+    are not called gate, up and down, all matrices of its layers, to be scored."""
+    folder = _unrounded(path)
+    if fitting(folder.tensors) or fitting(folder.tensors,
+                                          layouts=guess_layouts(folder.tensors, folder.config)):
+        raise AlphaqError(f'{folder.path}: a mixture of experts; leave --dense out')
+    found = _feed_forward(folder) or _matrices(folder, folder.tensors)
     dense = Checkpoint(folder.place, folder.config, folder.tensors, found, 'dense')
     if dense.codes: raise _prequantized(folder)
     if not found:
@@ -635,12 +672,10 @@ def open_dense(
 def open_either(
     path,          # `str | Path | Folder` a model with experts or without
 )->Checkpoint:
-    """Open a model for a look at it: as dense only when neither its config nor a name speaks of
-    experts."""
+    """Open a model for a look at it: as dense, attention and all, only when neither its config nor a
+    name speaks of experts."""
     folder = path if isinstance(path, Folder) else open_folder(path)
-    sparse = declared(folder.config) or any('expert' in n
-                                            for n in folder.tensors) or fitting(folder.tensors)
-    return open_checkpoint(folder) if sparse else open_dense(folder)
+    return open_checkpoint(folder) if _of_experts(folder) else including(open_dense(folder), ['attention'])
 
 # %% ../nbs/22_checkpoint.ipynb #3f55d4f7
 def _exchanged(p, others):

@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 
 from .activations import load_weights
-from .checkpoint import INCLUDE, Checkpoint, Folder, open_checkpoint, open_folder
+from .checkpoint import (INCLUDE, Checkpoint, Folder, open_checkpoint, open_dense,
+                               open_folder)
 from .core import (SUMS, AlphaqError, VerificationError, check_sums, files_in, read_json,
                          third_party, track)
 from .grid import ZERO_STEPS, group_of
@@ -269,6 +270,13 @@ class Report:
     def ok(self)->bool: return not self.findings
 
 # %% ../nbs/55_checks.ipynb #5396a3a8
+def _source(folder, original):
+    "What a folder was made from: a dense network if it holds no experts."
+    try: packed = open_folder(folder).packed
+    except AlphaqError: packed = None  # it will be found again, and said
+    dense = packed and not packed.get('layers') and packed.get('modules')
+    return open_dense(original) if dense else open_checkpoint(original)
+
 def examine(
     folder,          # `str | Path` a quantized folder
     run:bool=True,   # load it and run a forward pass, if nothing else is wrong
@@ -282,7 +290,7 @@ def examine(
     if not folder.is_dir(): raise AlphaqError(f'{folder}: no such folder')
     if not any((folder/n).exists() for n in ('SHA256SUMS', 'plan.json', 'UNFINISHED')):
         raise AlphaqError(f'{folder}: not a folder that `alphaq quantize` made')
-    source = open_checkpoint(original) if original is not None else None
+    source = _source(folder, original) if original is not None else None
     def check(name, f, *args):
         try: findings.extend((name, what) for what in f(*args))
         except AlphaqError as e: findings.append((name, str(e)))

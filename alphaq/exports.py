@@ -111,7 +111,7 @@ def _obstacle(plan, t):
         return f'{where} has width {width}, there are {", ".join(map(str, t.choices))}'
     for name, width in (('attention', plan.other_bits), *plan.modules.items()):
         if width not in (*t.choices, 16): return missing(name, width)
-    for prefix, roles in plan.layers.items():
+    for prefix, roles in _blocks(plan).items():
         for role, digits in roles.items():
             odd = next((e for e, d in enumerate(digits) if int(d) not in t.choices), None)
             if odd is not None: return missing(f'{prefix}.{odd}.{role}', digits[odd])
@@ -121,8 +121,16 @@ def _obstacle(plan, t):
         if t.finest == 'layer' and len(used) > 1:
             return f'{prefix} mixes the widths {", ".join(sorted(used))} between roles'
 
+def _blocks(plan):
+    "Widths by experts module, or by block of a dense network, and role."
+    found = {}
+    for name, bits in plan.dense.items():
+        block, _, role = name.rpartition('.')
+        found.setdefault(block, {})[role] = str(bits)
+    return plan.layers | found
+
 def _used_groups(plan):
-    return sorted({plan.group(prefix, role) for prefix, roles in plan.layers.items()
+    return sorted({plan.group(prefix, role) for prefix, roles in _blocks(plan).items()
                    for role in roles})
 
 # %% ../nbs/33_exports.ipynb #2fc2ecb8
@@ -158,7 +166,7 @@ def _json(obj): return json.dumps(obj, indent=1) + '\n'
 def _group(plan, name):
     """Weights that share a scale in a matrix; of what is no expert's, whatever divides every
     expert's rows."""
-    parts = split_name(name)
+    parts = split_name(name) or name in plan.dense and name.rpartition('.')
     return plan.group(parts[0], parts[2]) if parts else _common(plan)
 
 def _common(plan): return gcd(*_used_groups(plan))
@@ -173,7 +181,7 @@ def _one_of(items): return items[0] if len(items) == 1 else f'({"|".join(items)}
 def _decoder(plan, place='', number=r'\d+', dot=r'\.'):
     """A pattern for what lies in the layers of the decoder, which a tower beside it has layers of
     its own to be told from."""
-    prefixes = dict.fromkeys(p.rpartition('layers.')[0] for p in plan.layers)
+    prefixes = dict.fromkeys(p.rpartition('layers.')[0] for p in _blocks(plan))
     return f'{_one_of([p.replace(".", dot) for p in prefixes])}layers{dot}{number}{dot}{place}'
 
 # %% ../nbs/33_exports.ipynb #82ee21fb
@@ -196,7 +204,9 @@ def to_gptqmodel(
                  *map(re.escape, [*within, *named])]
     dynamic = {f'-:^(?!{_one_of(quantized)}$).*$': {}} | {
         f'-:^{re.escape(n)}$': {} for n, b in plan.modules.items() if b == 16}
-    dynamic |= {f'+:^{re.escape(n)}$': {'bits': plan.modules[n]} for n in named}
+    dynamic |= {f'+:^{re.escape(n)}$': {'bits': plan.modules[n]}
+                | (_own_group(plan, *n.rpartition('.')[::2]) if n in plan.dense else {})
+                for n in named}
     for prefix, experts, role, width in _shared(plan):
         dynamic[f'+:^{re.escape(prefix)}\\.{_one_of(experts)}\\.{role}$'] = {
             'bits': width} | _own_group(plan, prefix, role)
@@ -253,21 +263,28 @@ def to_hqq(
 
 # %% ../nbs/33_exports.ipynb #0e64c3e4
 _gguf_types = {2: 'q2_k', 3: 'q3_k', 4: 'q4_k', 16: 'bf16'}
+_gguf_places = dict(gate_proj='ffn_gate', up_proj='ffn_up', down_proj='ffn_down', q_proj='attn_q',
+                    k_proj='attn_k', v_proj='attn_v', o_proj='attn_output')
 
 def to_llama_cpp(
     plan:Plan,
 )->str: # text, one rule a line
     """A file for `llama-quantize --tensor-type-file` (llama.cpp, tools/quantize/quantize.cpp; names
     by gguf 0.19.0)."""
-    if plan.modules:
-        raise AlphaqError(f'GGUF has another name for {next(iter(plan.modules))}; take it out '
+    dense = {n: place for n in plan.dense if (place := _gguf_places.get(n.rpartition('.')[2]))}
+    other = next((n for n in plan.modules if n not in dense), None)
+    if other:
+        raise AlphaqError(f'GGUF has another name for {other}; take it out '
                           'of `modules`, it is then kept as it is')
     rules = []
-    stacks = sorted({p.rsplit('layers.', 1)[0] for p in plan.layers})
+    stacks = sorted({p.rsplit('layers.', 1)[0] for p in _blocks(plan)})
     if len(stacks) > 1:
         raise AlphaqError(
             f'GGUF numbers the layers of one decoder, the plan has {" and ".join(stacks)}; '
             'score and allocate each by itself')
+    for name, place in dense.items():
+        number = re.search(r'layers\.(\d+)\.', name)[1]
+        rules.append(f'^blk\\.{number}\\.{place}\\.weight$={_gguf_types[plan.modules[name]]}')
     for prefix, _, role, width in _shared(plan):
         number = re.search(r'layers\.(\d+)\.', prefix)[1]
         rules.append(f'^blk\\.{number}\\.ffn_{role.removesuffix("_proj")}_exps\\.weight$={_gguf_types[width]}')
@@ -288,7 +305,7 @@ def to_mlx(
     place = _mlx_places.get(family, 'mlp.switch_mlp')
     stacked = {f'{prefix.removesuffix(".mlp.experts")}.{place}.{role}': cell(
         width, plan.group(prefix, role)) for prefix, _, role, width in _shared(plan)}
-    others = {n: cell(b, _common(plan)) for n, b in plan.modules.items()}
+    others = {n: cell(b, _group(plan, n)) for n, b in plan.modules.items()}
     default = plan.other_bits if plan.other_bits != 16 else 4
     return _json({'group_size': _common(plan), 'bits': default, 'mode': 'affine'} | stacked
                  | others)

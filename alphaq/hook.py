@@ -51,13 +51,16 @@ CURE = 'alphaq (first run: import alphaq)'   # value of `experts_implementation`
 CURE_KEY = 'import alphaq before loading this folder'  # name of an empty tensor
 
 def poison_tensors(
-    quantization:dict, # `quantization_config` of a folder, with its table `layers`
+    quantization:dict, # `quantization_config` of a folder, with its tables `layers` and `modules`
 )->dict: # names to tensors without elements, to be written into any shard and listed in the index
     "Empty tensors that make a load without the plug-in fail with the cure in view."
     import torch
-    layers = sorted(quantization['layers'],
-                    key=lambda n: [int(p) if p.isdigit() else -1 for p in n.split('.')])
-    names = [f'{layers[0]}.gate_up_proj', CURE_KEY] if layers else [CURE_KEY]
+    def first(table, parameter):
+        numbered = sorted(table or {},
+                          key=lambda n: [int(p) if p.isdigit() else -1 for p in n.split('.')])
+        return [f'{n}.{parameter}' for n in numbered[:1]]
+    dense = quantization.get('modules') if not quantization['layers'] else {}
+    names = [*first(quantization['layers'], 'gate_up_proj'), *first(dense, 'weight'), CURE_KEY]
     return {name: torch.empty(0, dtype=torch.uint8) for name in names}
 
 def guarded(

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['UNNAMED', 'GATE_TOKENS', 'told', 'open', 'here', 'device_named', 'engine_named', 'score_job', 'score', 'a_number',
-           'settings_for', 'label', 'a_size', 'sized', 'check_budget', 'experts_only', 'group_measured', 'plan_for',
-           'plan', 'measured_price', 'informed', 'check_feasible', 'gated', 'check_gate', 'Budget', 'quantize',
-           'verify', 'load']
+           'settings_for', 'label', 'a_size', 'sized', 'check_budget', 'of_dense', 'check_kind', 'experts_only',
+           'as_scored', 'group_measured', 'plan_for', 'plan', 'measured_price', 'informed', 'check_feasible', 'gated',
+           'check_gate', 'Budget', 'quantize', 'verify', 'load']
 
 # %% ../nbs/60_pipeline.ipynb #e86544a9
 from dataclasses import dataclass, replace
@@ -16,14 +16,15 @@ from inspect import signature
 from math import isfinite
 from pathlib import Path
 
-from . import checkpoint
 from .activations import check_device
 from .allocation import allocate, checked_choices, preset_named
-from .checkpoint import Checkpoint, including, open_checkpoint
+from . import checkpoint
+from .checkpoint import Checkpoint, including, open_checkpoint, open_dense
 from .checks import Report, verify as check_folder
 from .collection import collected
 from .console import say
-from .core import (ROLES, AlphaqError, GateError, UsageError, cache_dir, check_known)
+from .core import (ROLES, AlphaqError, GateError, UsageError, cache_dir, check_known,
+                         split_name)
 from .evaluate import (calibration_windows, load_model, log_probabilities, paired, sample,
                              verdict, window_kl)
 from .exports import check_loads, priced
@@ -59,23 +60,25 @@ def told(function):
 @told
 def open(
     model='pocket',
-    kind:str='checkpoint',
+    dense:bool=False,
 )->Checkpoint:
-    """A model as a list of expert matrices, from its headers; no weight is read.
+    """A model as a list of matrices, from its headers; no weight is read.
 
     model: 'pocket', `str | Path` of a folder or GGUF file, a hub id (org/name@revision), the address of a folder, or a `Checkpoint`
-    kind:  'checkpoint' of a mixture of experts, or 'dense'
+    dense: a network without experts, by its feed-forward matrices; else a mixture, by those of its experts
 
     Returns Checkpoint.
     Raises `AlphaqError` for what is no such model."""
     if isinstance(model, Checkpoint): return model
-    return getattr(checkpoint, f'open_{kind}')(open_anywhere(model))
+    return getattr(checkpoint, f'open_{"dense" if dense else "checkpoint"}')(open_anywhere(model))
 
 def here(
-    model,           # as `open` takes it, but not elsewhere
+    model,              # as `open` takes it, but not elsewhere
+    dense:bool=False,   # a network without experts
 )->Checkpoint:
     "A model whose weights are to be read again and again: on this machine."
-    return model if isinstance(model, Checkpoint) else open_checkpoint(model)
+    if isinstance(model, Checkpoint): return model
+    return open_dense(model) if dense else open_checkpoint(model)
 
 # %% ../nbs/60_pipeline.ipynb #9ae6a182
 def device_named(
@@ -135,6 +138,7 @@ def score(
     include=(),
     engine:str='local',
     device:str='auto',
+    dense:bool=False,
 )->list:
     """Alpha, variance and rounding error of every expert matrix, from the weights alone.
 
@@ -146,11 +150,12 @@ def score(
     include:    score these too: attention, shared, router
     engine:     local (all cores) or ray (a cluster)
     device:     cpu, cuda or auto
+    dense:      a network without experts: its feed-forward matrices
 
     Returns `[projections]` `Score`, in the model's order.
     Raises `AlphaqError`."""
     device = device_named(device, engine)
-    job = score_job(including(open(model), include), tail, tile, stride, group_size, device)
+    job = score_job(including(open(model, dense), include), tail, tile, stride, group_size, device)
     return score_all(job, engine_named(engine, device))
 
 # %% ../nbs/60_pipeline.ipynb #aae06457
@@ -232,17 +237,44 @@ def check_budget(
         raise UsageError(
             'a size is that of our own files; with --target, give --bits and --count stored')
 
+def of_dense(
+    scores,  # `[n]` `Score`
+)->bool|None: # `None`: a table of a stranger, which does not say
+    "Whether a table is of a network without experts."
+    if any(s.expert >= 0 or split_name(s.name) for s in scores): return False
+    return True if all(s.role for s in scores) else None
+
+def check_kind(
+    scores,           # `[n]` `Score`
+    dense:bool|None,  # what was said of them; `None`: nothing
+    name:str,         # of the table
+):
+    "Refuse a table of experts that was said to be of a dense network, and the reverse."
+    found = of_dense(scores)
+    if None in (dense, found) or dense == found: return
+    raise UsageError(f'{name}: a table of a dense network; add --dense' if found
+                     else f'{name}: a table of a mixture of experts; leave --dense out')
+
 def experts_only(
     scores,         # `[n]` `Score`
     left_out:list,  # receives the names of the others
 )->list:
     """Without the rows of attention, routers and shared experts, whose widths are not allocated; a
-    table of nothing else stays as it is."""
+    table without experts, of a dense network, stays as it is."""
+    if of_dense(scores): return scores
     experts = [s for s in scores if s.role in (*ROLES, '')]
     if experts: left_out += [s.name for s in scores if s.role not in (*ROLES, '')]
     return experts or scores
 
 # %% ../nbs/60_pipeline.ipynb #b136f1f5
+def as_scored(
+    model:Checkpoint,
+    scores,           # `[n]` `Score` of it
+)->Checkpoint:
+    "With attention among its projections where a table of a dense network has it."
+    more = model.dense and {s.name for s in scores} - {p.name for p in model.projections}
+    return including(model, ['attention']) if more else model
+
 def group_measured(
     scores,     # `[n]` `Score`
     asked=None, # group size
@@ -294,6 +326,7 @@ def plan(
     model=None,
     name:str=UNNAMED,
     left_out=(),
+    dense:bool|None=None,
 )->Plan:
     """A width for every expert matrix under a budget, with a bound on how far it is from the best.
 
@@ -317,13 +350,15 @@ def plan(
     model:       as `open` takes it: the checkpoint that the scores came from
     name:        what the plan calls the model, where there is no checkpoint
     left_out:    names of rows that are known to have no value
+    dense:       the table is of a network without experts; `None` takes its word
 
     Returns a `Plan`, whose `average` and `gap` say how good it is; `write_plan` keeps it.
     Raises `BudgetError` out of reach, `AlphaqError`."""
     check_budget(bits, size, count, target)
     if model is None and (size is not None or also):
         raise UsageError('--size and --also need --model, the checkpoint that the scores came from')
-    c = None if model is None else open(model)
+    check_kind(scores, dense, name)
+    c = None if model is None else open(model, of_dense(scores))
     scores = experts_only(scores, [])
     lost = [n for n in lacking(s.name for s in scores) if n not in left_out]
     if lost:
@@ -335,7 +370,7 @@ def plan(
                  bounds=tuple(bounds) if bounds else None)
     settings = settings_for(preset, bits, **asked)
     modules = named_linears(c, list(also)) if also else {}
-    if size is not None: settings = sized(settings, c, size, other_bits, modules)
+    if size is not None: settings = sized(settings, as_scored(c, scores), size, other_bits, modules)
     called = label(preset, *asked.values(), target)
     return plan_for(scores, settings, c.name if c else name, called, other_bits, target, modules)
 
@@ -378,8 +413,11 @@ def check_feasible(
 ):
     """Refuse an unknown method, an unreachable budget, an impossible bound or group size from
     headers alone."""
-    method_named(settings.method)
-    check_groups(model, settings.group_size)
+    reads = method_named(settings.method).data
+    if model.dense and reads:
+        raise AlphaqError(f'{settings.method} reads text, and what it asks is of experts; a dense '
+                          'network needs a method that reads the weights alone')
+    check_groups(model, settings.group_size, settings.choices)
     allocate(unscored(model), replace(settings, method='noise-only', noise='analytic', gamma=None))
 
 # %% ../nbs/60_pipeline.ipynb #aa696bbe
@@ -466,6 +504,7 @@ def quantize(
     overwrite:bool=False,
     gate:str|None=None,
     anyway:bool=False,
+    dense:bool=False,
 )->Quantized:
     """Round and pack a checkpoint into a folder that opens in transformers; stopped, it continues.
 
@@ -484,6 +523,7 @@ def quantize(
     overwrite:   replace a finished folder, once its successor is complete
     gate:        a text: measure the plan there beside uniform widths, in memory, and refuse it if not better
     anyway:      with a gate: say what it found, and go on
+    dense:       a network without experts: the plan is of its feed-forward matrices
 
     Returns a `Quantized`: sizes, seconds, the plan.
     Raises `AlphaqError`."""
@@ -499,7 +539,7 @@ def quantize(
         raise UsageError('a gate measures rounding without data; leave --gate or --quantizer out')
     check_quantizer(quantizer, calibration is not None and (quantizer == 'gptq' or not reads),
                     device, routing)
-    c = here(model)
+    c = here(model, dense)
     if budget:
         modules = named_linears(c, list(budget.also)) if budget.also else {}
         check_head(c, head_bits, settings.group_size)

@@ -93,7 +93,7 @@ def _quantization(folder):
     if not folder.packed:
         raise AlphaqError(f'{folder.path}: config.json has no quantization_config of alphaq; '
                           'only quantized folders can be dequantized')
-    if family not in FAMILIES:
+    if family not in FAMILIES and folder.packed.get('layers'):
         raise AlphaqError(f'{folder.path}: how {family!r} stores its experts is not known; '
                           f'known are {", ".join(FAMILIES)}')
     q = dict(layers=None, modules={}, group_size=128) | folder.packed

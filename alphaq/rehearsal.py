@@ -76,7 +76,8 @@ def rehearse(
     used."""
     model = built(checkpoint)
     there = {n for n, _ in model.named_modules()}
-    for module in dict.fromkeys(p.module for p in checkpoint.projections):
+    experts = dict.fromkeys(p.module for p in checkpoint.projections if p.expert >= 0)
+    for module in experts:
         if (place := place_of(module, model, there)) is None:
             raise AlphaqError(f'{checkpoint.path}: {type(model).__name__} has no module {module}')
         check_experts(model.get_submodule(place), module)
@@ -84,7 +85,7 @@ def rehearse(
     stay = {n for n, place in places.items() if not place
             or not _fits(model.get_submodule(place), checkpoint, n)}
     _hollow(model)
-    for module in dict.fromkeys(p.module for p in checkpoint.projections):
+    for module in experts:
         model.get_submodule(place_of(module, model, there)).forward = _experts_called(module)
     if not _runs(model): return frozenset(stay)
     while True:

@@ -31,7 +31,7 @@ from .console import size
 from .core import (ROLES, AlphaqError, BudgetError, atomic, check_known, layer_of, natural,
                          read_json, split_name, track, write_json, write_text)
 from .gptq import Basis, bases, factor, gptq, shrunk
-from .grid import WIDTHS, QuantizedWeight, group_of, stored_bytes, to_grid
+from .grid import FIELDS, WIDTHS, QuantizedWeight, group_of, stored_bytes, to_grid
 from .hook import guarded, poison_tensors
 from .making import copy_companions, holds, making, shard_bytes, write_index
 from .methods import METHODS
@@ -146,8 +146,9 @@ def check_source(
     if 'INT4' in checkpoint.stored_types:
         raise AlphaqError(
             f'{where}: it is one already, in four bits; name the model it was made from')
-    if {p.role for p in checkpoint.projections} != {*ROLES}:
-        raise AlphaqError(f'{where}: its experts have no gate')
+    if not {p.role for p in checkpoint.projections} >= {*ROLES}:
+        what = 'nothing in it is called ' + ', '.join(ROLES) if checkpoint.dense else 'its experts have no gate'
+        raise AlphaqError(f'{where}: {what}')
     if checkpoint.codes:
         name = checkpoint.codes[0]
         raise AlphaqError(f'{where}: {name} holds codes of another tool '
@@ -164,19 +165,25 @@ def check_source(
         raise AlphaqError(
             f'{where}: this transformers does not know it, so nobody could open the folder; '
             'use one that does, or pass --unopened')
-    try: rehearse(checkpoint, ())
+    linears = [p.name for p in checkpoint.projections if p.expert < 0]
+    try: stay = rehearse(checkpoint, linears)
     except AlphaqError as e:
         raise AlphaqError(f'{where}: {str(e).removeprefix(f"{checkpoint.path}: ").removesuffix("; use a data-free quantizer")}') from None
+    if stay: raise AlphaqError(f'{where}: {min(stay)} is not used as a layer by this model')
 
 # %% ../nbs/46_rounding.ipynb #cda0bb57
 def check_groups(
     checkpoint:Checkpoint,
     group_size:int,        # weights that share a scale; a narrower matrix is one group
+    widths=(),             # that projections may get
 ):
-    "Refuse a projection whose rows no group divides."
+    "Refuse a projection whose rows no group divides, or, in a dense network, no block of words."
     for columns, name in {p.shape[1]: p.name for p in checkpoint.projections}.items():
         try: group_of(columns, group_size)
         except AlphaqError as e: raise AlphaqError(f'{name}: {e}') from None
+        if checkpoint.dense and (odd := [b for b in widths if columns % FIELDS[b]]):
+            raise AlphaqError(f'{name}: at {odd[0]} bits its {columns} inputs must be a multiple of '
+                              f'{FIELDS[odd[0]]}; leave that width out with --choices')
 
 HEAD = 'lm_head'
 
@@ -208,8 +215,11 @@ def _checked(job):
         raise AlphaqError(f'{min(named)} is not used as a layer by this model, so it cannot '
                           'be packed; give it 16 bits')
     check_quantizer(job.quantizer, job.windows is not None, job.device, job.routing)
+    if job.checkpoint.dense and job.routing != 'routed':
+        raise AlphaqError(f'routing {job.routing!r} counts tokens for experts; a dense network '
+                          'has none, leave it out')
     if job.windows is not None: _check_windows(job.windows, job.checkpoint.config)
-    check_groups(job.checkpoint, job.plan.group_size)
+    check_groups(job.checkpoint, job.plan.group_size, {*widths(job.plan).values()} - {16})
     check_head(job.checkpoint, job.head_bits, job.plan.group_size)
 
 # %% ../nbs/46_rounding.ipynb #d54c2aa2
@@ -371,7 +381,8 @@ def _fed(job, folder):
             job, folder, shard_of(index))
     model = skeleton(job.checkpoint, job.device)
     for index, _, seen in walk(model, job.windows.to(job.device), source=source,
-                               record=lambda i: not there(i), routing=job.routing, spill=folder):
+                               record=lambda i: not there(i), routing=job.routing, spill=folder,
+                               dense=job.checkpoint.dense):
         if seen is not None:
             _make_shard(job, folder, shard_of(index), seen)
             seen = None  # one layer's statistics at a time
@@ -513,6 +524,7 @@ def _remarks(job, behind):
 def _card(job, weighs, behind=()):
     plan = job.plan
     average = job.plan.average
+    what = 'feed-forward blocks' if job.checkpoint.dense else 'routed experts'
     head = '' if job.head_bits == 16 else f', the output head ({job.head_bits} bits)'
     fed = f'with error feedback on {job.calibration}, counting {ROUTINGS[job.routing]}'
     free = f'without data ({QUANTIZERS[job.quantizer]})'
@@ -521,13 +533,13 @@ def _card(job, weighs, behind=()):
     source = f'what {job.calibration or "calibration text, which the plan does not name,"} says' if read else 'the weights alone'
     return f"""# {plan.model}, {average['params'] or average['modules']:.2f} bits
 
-Routed experts of `{plan.model}` quantized by alphaq {alphaq.__version__}.
+{what.capitalize()} of `{plan.model}` quantized by alphaq {alphaq.__version__}.
 Preset {plan.preset or 'none'}, method `{plan.method}`, widths {', '.join(map(str, plan.choices))}.
 Widths were allocated from {source}; the weights were {data}.
 
 | part | bytes |
 |---|---|
-| routed experts | {weighs['experts']} |
+| {what} | {weighs['experts']} |
 | attention ({plan.other_bits} bits){head} and what else the plan names | {weighs['linears']} |
 | everything else, as in the source | {weighs['rest']} |
 

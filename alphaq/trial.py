@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from . import gptq, grid
-from .activations import expert_weight
+from .activations import expert_weight, model_name
 from .allocation import allocate
 from .checkpoint import Checkpoint
 from .core import AlphaqError, sha256
@@ -43,7 +43,7 @@ def rounding_code(
 
 # %% ../nbs/57_trial.ipynb #aa2b341e
 class RoundedModel:
-    "A model whose experts take any widths, each rounded once and kept."
+    "A model whose experts, or feed-forward blocks, take any widths, each rounded once and kept."
     def __init__(self,
         model:nn.Module,        # experts in fused form; changed in place
         checkpoint:Checkpoint,  # that it was loaded from
@@ -71,6 +71,10 @@ class RoundedModel:
         if W is not None: self.kept[p.name, bits, group] = self.rounds(p, W, bits, group)
         return self.kept[p.name, bits, group].dequantize()
 
+    def _place(self, p)->Tensor:
+        if p.expert >= 0: return expert_weight(self.model, p.layer, p.expert, p.role)
+        return self.model.get_parameter(f'{model_name(self.checkpoint, p.name)}.weight')
+
     @torch.no_grad()
     def wear(self,
         widths,         # `[n]` 1 .. 4, 16 or another rounding's name, in the checkpoint's order
@@ -79,7 +83,7 @@ class RoundedModel:
         "Put on these widths."
         for p, b in zip(self.checkpoint.projections, widths, strict=True):
             if self.now.get(p.name) == (b, group): continue
-            expert_weight(self.model, p.layer, p.expert, p.role).copy_(self._matrix(p, b, group))
+            self._place(p).copy_(self._matrix(p, b, group))
             self.now[p.name] = b, group
         return self.model
 

@@ -14,11 +14,13 @@ import torch
 from safetensors.torch import save_file
 
 from ..activations import load_weights, model_name, put
-from ..checkpoint import INCLUDE, MISREADINGS, PLAIN, agrees, including, open_checkpoint
+from ..checkpoint import (INCLUDE, MISREADINGS, PLAIN, agrees, including,
+                               open_checkpoint, open_dense)
 from ..checks import verify
 from ..console import emit, table
 from ..core import AlphaqError, provenance, results_dir, track, write_json, write_rows
-from ..families import FAMILIES, OTHER_FAMILIES, SWEPT, all_matrices, experts_modules
+from ..families import (DENSE, FAMILIES, OTHER_FAMILIES, SWEPT, all_matrices,
+                             experts_modules)
 from ..grid import to_grid
 from .endurance import mixed_plan
 from .toys import in_codes, tiny_model

@@ -26,7 +26,7 @@ from ..activations import load_for_calibration, skeleton
 from ..checkpoint import open_checkpoint, open_folder
 from ..core import (ROLES, AlphaqError, atomic, one_line, provenance, read_rows, results_dir,
                          track, write_json, write_rows)
-from ..plans import Plan, grouped
+from ..plans import Plan, grouped, places_of
 from ..rounding import LOGITS, QuantizeJob, quantize
 
 # %% ../../nbs/85_endurance.ipynb #430dead9
@@ -93,13 +93,16 @@ def synthetic_checkpoint(
 # %% ../../nbs/85_endurance.ipynb #824f5f5d
 def mixed_plan(
     checkpoint,       # `Checkpoint` from `synthetic_checkpoint`
-    bits=(2, 3),      # widths, dealt to the experts in turn
+    bits=(2, 3),      # widths, dealt to the experts in turn, or to the matrices of a dense network
 )->Plan:
     "A plan that nobody allocated: widths in turn, attention at 4 bits."
-    layers, _ = grouped({p.name: bits[p.expert % len(bits)] for p in checkpoint.projections})
-    average = dict(modules=sum(bits) / len(bits), params=sum(bits) / len(bits), stored=None)
+    turns = ((i if p.expert < 0 else p.expert, p.name) for i, p in enumerate(checkpoint.projections))
+    table = {name: bits[turn % len(bits)] for turn, name in turns}
+    layers, modules = grouped(table)
+    mean = sum(table.values()) / len(table)
+    average = dict(modules=mean, params=mean, stored=None)
     return Plan('random', None, 'uniform', None, average['params'], 'params', (1, 2, 3, 4), 128, 4,
-                None, None, None, average, layers, {})
+                None, None, None, average, layers, {}, modules, places=places_of(modules))
 
 # %% ../../nbs/85_endurance.ipynb #102cdefa
 def peak_bytes(

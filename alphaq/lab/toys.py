@@ -8,7 +8,7 @@ __all__ = ['SIZES', 'tiny_config', 'tiny_model', 'in_codes', 'toy_checkpoint']
 # %% ../../nbs/70_toys.ipynb #dc7565e3
 import torch
 
-from ..families import SWEPT
+from ..families import DENSE, SWEPT
 
 # %% ../../nbs/70_toys.ipynb #152ed165
 _mla = dict(n_routed_experts=4, n_shared_experts=1, first_k_dense_replace=1, num_key_value_heads=4,
@@ -94,7 +94,7 @@ def tiny_config(
 
 # %% ../../nbs/70_toys.ipynb #41a79dda
 def tiny_model(
-    family:str,  # a key of `FAMILIES` or `OTHER_FAMILIES`, or one of `SWEPT`
+    family:str,  # one of `FAMILIES`, `DENSE`, `OTHER_FAMILIES` or `SWEPT`
     seed:int=0,  # of the weights
     **more,      # further entries of the configuration
 ):               # a language model of 4 experts, in float32, without gradients
@@ -105,7 +105,7 @@ def tiny_model(
                   num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
                   num_experts_per_tok=2, max_position_embeddings=128, initializer_range=.2,
                   bos_token_id=0, eos_token_id=0, pad_token_id=0)
-    if family in SWEPT: own, common = tiny_config(family), {}
+    if family in (*SWEPT, *DENSE): own, common = tiny_config(family), {}
     else: own = _OWN[family]
     kind = AutoModelForSeq2SeqLM if family == 'switch_transformers' else AutoModelForCausalLM
     # other names for all sizes
@@ -155,16 +155,20 @@ def in_codes(
 def toy_checkpoint(
     folder,           # `str | Path` checkpoint folder to make
     seed:int=0,       # of the weights
+    family:str='olmoe', # or 'llama', which has no experts
     **changes,        # of the configuration
 ):
-    "Save a random OLMoE with a byte tokenizer: for trying commands, not for conclusions."
+    "Save a random OLMoE, or another, with a byte tokenizer: for trying commands, not for conclusions."
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedTokenizerFast
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
     torch.manual_seed(seed)
-    config = dict(hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-                  num_key_value_heads=2, num_experts=4, num_experts_per_tok=2, vocab_size=257,
-                  eos_token_id=256, bos_token_id=256, pad_token_id=256, dtype='bfloat16')
-    OlmoeForCausalLM(OlmoeConfig(**config | changes)).to(torch.bfloat16).save_pretrained(folder)
+    sizes = dict(hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+                  num_key_value_heads=2, vocab_size=257, eos_token_id=256, bos_token_id=256,
+                  pad_token_id=256, dtype='bfloat16')
+    if family == 'olmoe': sizes |= dict(num_experts=4, num_experts_per_tok=2)
+    config = CONFIG_MAPPING[family](**sizes | changes)
+    model = AutoModelForCausalLM._model_mapping[type(config)](config)
+    model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(
         sorted(pre_tokenizers.ByteLevel.alphabet()))} | {'<end>': 256}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
