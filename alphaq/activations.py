@@ -56,6 +56,7 @@ def experts_of(
                           f'width, hidden], got {shapes}; use a data-free quantizer')
     return experts
 
+# %% ../nbs/40_activations.ipynb #b753b595
 def expert_weight(
     model:nn.Module, # a transformers causal language model with experts in fused form
     layer:int,       # decoder layer, from 0
@@ -270,7 +271,8 @@ def walk(
         with weights(index):
             seen = None
             if record(index):
-                with recording(layer, routing, dense) as seen, third_party(f'layer {index} does not run',
+                with recording(layer, routing, dense) as seen, third_party(
+                        f'layer {index} does not run',
                                                                     'use a data-free quantizer'):
                     for x, called in zip(states, calls): run_layer(layer, x, called[index])
                 _finite(index, seen.inputs, seen.between, *seen.linears.values())

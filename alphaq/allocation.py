@@ -123,6 +123,7 @@ def _reach(scores, settings, sizes, parts):
     blocks = [rows for rows, _, _ in _knapsacks(scores, settings)]
     return (max(sizes[rows, end].sum() / parts[rows].sum() for rows in blocks) for end in (0, -1))
 
+# %% ../nbs/31_allocation.ipynb #c15ad7ab
 def _inwards(low, high):
     """A range in as few digits as have both ends in it, three after the point unless they are too
     few."""

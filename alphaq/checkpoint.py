@@ -388,6 +388,7 @@ def _check_whole(folder, block, roles, wanted=ROLES):
             + ', '.join(f'{r.split("_")[0]} {roles[r]}' for r in wanted)
             + '; expected [I,H] for gate and up, [H,I] for down: this layout is not known')
 
+# %% ../nbs/22_checkpoint.ipynb #8cffd866
 def _seen(tensors, limit=6):
     "The kinds of tensor names, digits as N, most frequent first."
     kinds = Counter(re.sub(r'[0-9]+', 'N', name) for name in tensors).most_common()
@@ -569,6 +570,7 @@ def _unrounded(path):
     if not folder.packed: return folder
     raise AlphaqError(f'{folder.path}: already quantized by alphaq; name the original checkpoint')
 
+# %% ../nbs/22_checkpoint.ipynb #a8869d0e
 def open_checkpoint(
     path,         # `str | Path | Folder` a checkpoint folder, 'pocket', or a folder that is open
 )->Checkpoint:    # headers only; weights are read by `read`
@@ -652,6 +654,7 @@ def _feed_forward(folder):
     return tuple(sorted(found, key=lambda p: (p.name.split('layers.')[0], p.layer,
                                               ROLES.index(p.role))))
 
+# %% ../nbs/22_checkpoint.ipynb #98f48f02
 def open_dense(
     path,          # `str | Path | Folder` a model without experts
 )->Checkpoint:
@@ -675,7 +678,8 @@ def open_either(
     """Open a model for a look at it: as dense, attention and all, only when neither its config nor a
     name speaks of experts."""
     folder = path if isinstance(path, Folder) else open_folder(path)
-    return open_checkpoint(folder) if _of_experts(folder) else including(open_dense(folder), ['attention'])
+    if _of_experts(folder): return open_checkpoint(folder)
+    return including(open_dense(folder), ['attention'])
 
 # %% ../nbs/22_checkpoint.ipynb #3f55d4f7
 def _exchanged(p, others):

@@ -277,6 +277,7 @@ def _source(folder, original):
     dense = packed and not packed.get('layers') and packed.get('modules')
     return open_dense(original) if dense else open_checkpoint(original)
 
+# %% ../nbs/55_checks.ipynb #54200b35
 def examine(
     folder,          # `str | Path` a quantized folder
     run:bool=True,   # load it and run a forward pass, if nothing else is wrong

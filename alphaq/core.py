@@ -350,6 +350,7 @@ def cache_dir(
     base = os.environ.get('XDG_CACHE_HOME', '')
     return (Path(base) if os.path.isabs(base) else Path.home()/'.cache')/'alphaq'
 
+# %% ../nbs/02_core.ipynb #6e44d9fa
 def results_dir(
 )->Path: # `results/` of the checkout
     """The checkout's `results/` folder, found from the package or, inside a notebook, from the

@@ -88,6 +88,7 @@ def marchenko_pastur_cdf(
     cosine = (1 + q - np.asarray(x) / variance) / (2 * sqrt(q))
     return np.interp(np.arccos(np.clip(cosine, -1, 1)), t, F)
 
+# %% ../nbs/11_esd.ipynb #9b082108
 def noise_distance(
     W:Tensor,            # `[m, n]` a matrix that is not zero
 )->float:                # in [0, 1]; a few times 1/m for noise

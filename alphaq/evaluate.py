@@ -123,6 +123,7 @@ class Perplexity:
     text_sha256:str
     python:str             # version that read the text; `pydoc` and `pycode` depend on it
 
+# %% ../nbs/54_evaluate.ipynb #5078aa2e
 @torch.no_grad()
 def spec_nll(
     model:nn.Module, # causal language model

@@ -121,6 +121,7 @@ def _obstacle(plan, t):
         if t.finest == 'layer' and len(used) > 1:
             return f'{prefix} mixes the widths {", ".join(sorted(used))} between roles'
 
+# %% ../nbs/33_exports.ipynb #3436e454
 def _blocks(plan):
     "Widths by experts module, or by block of a dense network, and role."
     found = {}
@@ -146,6 +147,7 @@ def _group_obstacle(plan, t):
         return f'groups of {" and ".join(map(str, used))} weights, there is one size for all', gcd(
             *used)
 
+# %% ../nbs/33_exports.ipynb #7f8cd5fc
 def check_loads(
     plan:Plan,
     target:str,  # key of `TARGETS`
@@ -266,6 +268,7 @@ _gguf_types = {2: 'q2_k', 3: 'q3_k', 4: 'q4_k', 16: 'bf16'}
 _gguf_places = dict(gate_proj='ffn_gate', up_proj='ffn_up', down_proj='ffn_down', q_proj='attn_q',
                     k_proj='attn_k', v_proj='attn_v', o_proj='attn_output')
 
+# %% ../nbs/33_exports.ipynb #fc8861f9
 def to_llama_cpp(
     plan:Plan,
 )->str: # text, one rule a line

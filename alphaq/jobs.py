@@ -254,6 +254,7 @@ def score_to(
         check_free(out, overwrite)  # another run may have finished meanwhile
         return _continued(out, job, engine, overwrite)
 
+# %% ../nbs/27_jobs.ipynb #7e2aa4ae
 def _continued(out, job, engine, overwrite):
     with Journal(out.with_name(f'{out.name}.partial'), job.manifest, overwrite) as journal:
         try:

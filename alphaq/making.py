@@ -156,6 +156,7 @@ def _held_listed(folder):
                                    errors='replace') if (folder/SUMS).is_file() else ''
     return held, {SUMS} | {line[66:] for line in sums.splitlines()}
 
+# %% ../nbs/44_making.ipynb #618b878c
 def _check_out(out, source, overwrite):
     "Refuse to touch what nobody asked to have replaced."
     check_free(out, overwrite, 'folder')

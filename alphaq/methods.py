@@ -260,6 +260,7 @@ def _first_at_four(rank, settings, sizes, budget):
         low + 2, len(settings.choices) - 1)
     return _promoted(np.argsort(rank, kind='stable'), low, high, settings, sizes, budget)
 
+# %% ../nbs/30_methods.ipynb #9152473a
 def _by_layer(scores, values):
     """Layer to `(experts, value of each, rows of each)`, values averaged over an expert's
     projections."""
@@ -368,6 +369,7 @@ def afg(scores, settings): # `[n, choices]` costs
     2025)."""
     return _wide(scores, settings, 'fisher')
 
+# %% ../nbs/30_methods.ipynb #be1ca7e5
 def autoscheme(scores, settings): # `[n, choices]` costs
     "Sum over weights of |gradient times change| (AutoRound, AutoScheme)."
     costs = _wide(scores, settings, 'gradient')

@@ -189,6 +189,7 @@ def settings_for(
     elif 'gamma' in asked: asked['gamma'] = a_number(asked['gamma'])
     return replace(base, **asked)
 
+# %% ../nbs/60_pipeline.ipynb #db2d5e49
 def label(
     preset:str,
     *changes,   # what was asked for beside it
@@ -208,6 +209,7 @@ def a_size(
             f'{text!r} is no size; write a number and a unit, for example 12GiB or 900MB')
     return int(float(m[1]) * (1024 if m[3] or not m[2] else 1000) ** ' kmgt'.index(m[2] or ' '))
 
+# %% ../nbs/60_pipeline.ipynb #ee8c2f04
 def sized(
     settings:Settings,
     model:Checkpoint,
@@ -244,6 +246,7 @@ def of_dense(
     if any(s.expert >= 0 or split_name(s.name) for s in scores): return False
     return True if all(s.role for s in scores) else None
 
+# %% ../nbs/60_pipeline.ipynb #32de4a7d
 def check_kind(
     scores,           # `[n]` `Score`
     dense:bool|None,  # what was said of them; `None`: nothing
@@ -284,6 +287,7 @@ def group_measured(
     found = {s.group for s in scores} - {None, Settings.group_size}
     return found.pop() if asked is None and len(found) == 1 else asked
 
+# %% ../nbs/60_pipeline.ipynb #b9fb52a0
 def plan_for(
     scores,             # `[n]` `Score`, experts only
     settings:Settings,
@@ -407,6 +411,7 @@ def informed(
                       device=device)
     return [replace(s, **found.get(s.name, {})) for s in scores]
 
+# %% ../nbs/60_pipeline.ipynb #8f640d0e
 def check_feasible(
     model:Checkpoint,
     settings:Settings,

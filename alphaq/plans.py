@@ -128,6 +128,7 @@ def places_of(
 
 def _place(name): return name.removeprefix(f'{layer_of(name)}.')
 
+# %% ../nbs/32_plans.ipynb #c9075523
 def lacking(
     names, # of projections
 )->list:   # names that should be there too
@@ -148,6 +149,7 @@ def lacking(
             for e in range(max(held)[0] + 1)
             for role in ROLES if role in roles and (e, role) not in held]
 
+# %% ../nbs/32_plans.ipynb #fa6834be
 def uniform_twin(
     scores,              # `[n]` `Score`
     allocation:Allocation,

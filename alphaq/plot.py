@@ -34,6 +34,7 @@ def style():
     "The book's figure style, for figures drawn outside `nbs/`."
     with mpl.rc_context(STYLE): yield
 
+# %% ../nbs/03_plot.ipynb #0399b2a8
 def figure(
     width:float=5.,  # inches
     height:float=3., # inches

@@ -147,7 +147,8 @@ def check_source(
         raise AlphaqError(
             f'{where}: it is one already, in four bits; name the model it was made from')
     if not {p.role for p in checkpoint.projections} >= {*ROLES}:
-        what = 'nothing in it is called ' + ', '.join(ROLES) if checkpoint.dense else 'its experts have no gate'
+        what = ('nothing in it is called ' + ', '.join(ROLES) if checkpoint.dense
+                else 'its experts have no gate')
         raise AlphaqError(f'{where}: {what}')
     if checkpoint.codes:
         name = checkpoint.codes[0]
@@ -499,6 +500,7 @@ def _headless(config):
     return {k: 0 if k in _HEADS and isinstance(v, int) else _headless(v) if isinstance(v, dict)
             else v for k, v in config.items()}
 
+# %% ../nbs/46_rounding.ipynb #d534974b
 def written_config(
     job:QuantizeJob,
 )->dict: # content of config.json

@@ -274,6 +274,7 @@ def _not_loaded(*args, **kwargs):
     raise AlphaqError('this model was built from the configuration of a quantized '
                       'folder; its experts exist only after from_pretrained')
 
+# %% ../nbs/50_runtime.ipynb #85cb7a32
 def register():
     """Enter the tables of transformers; happens when this module is imported, harmless when
     repeated."""

@@ -147,6 +147,7 @@ def available(
     "Tasks whose texts are there."
     return tuple(TASKS if data_dir() else BUILTIN_TASKS)
 
+# %% ../nbs/58_tasks.ipynb #89ef38f6
 def task_names(
     names,    # names of `TASKS`; 'all' stands for every one that is `available`
 )->tuple:

@@ -35,6 +35,7 @@ def ngram_on_sample(
         bits, size = bits - counted.sum(), size + len(counted)
     return float(bits / size)
 
+# %% ../../nbs/76_card.ipynb #5f3f6ac9
 def yardsticks(
     texts:dict,    # domain to training text
     samples:dict,  # domain to `Sample` of held-out text

@@ -96,7 +96,8 @@ def mixed_plan(
     bits=(2, 3),      # widths, dealt to the experts in turn, or to the matrices of a dense network
 )->Plan:
     "A plan that nobody allocated: widths in turn, attention at 4 bits."
-    turns = ((i if p.expert < 0 else p.expert, p.name) for i, p in enumerate(checkpoint.projections))
+    turns = ((i if p.expert < 0 else p.expert, p.name)
+             for i, p in enumerate(checkpoint.projections))
     table = {name: bits[turn % len(bits)] for turn, name in turns}
     layers, modules = grouped(table)
     mean = sum(table.values()) / len(table)

@@ -58,6 +58,7 @@ DEFAULTS = ('uniform', 'uniform-last', *(f'uniform-random, seed {s}' for s in DR
 BESIDE = ('uniform', 'uniform-last', 'uniform-random, seed 0', 'uniform-random, seed 1',
           'relative', 'relative-alpha', 'relative-kurtosis', 'relative-alpha-outlier')
 
+# %% ../../nbs/89_evidence.ipynb #af015d6c
 def variants(
 )->list: # of `Variant`, the first is uniform
     "What is compared on a trained network."
@@ -223,7 +224,8 @@ def main(
         rows, described, of = calibration_windows(args.folder, args.read.split('+'), 256, 32)
         scores = informed(checkpoint, scores, rows, of)
     header = _header(args, checkpoint, described)
-    file = args.name + '-default' * args.default + f'-windows{args.seed}' * bool(args.seed) + f'-{args.read}' * bool(args.read)
+    file = args.name + '-default' * args.default + f'-windows{args.seed}' * bool(args.seed)
+    file += f'-{args.read}' * bool(args.read)
     write_rows(results_dir()/'trained'/f'{file}.jsonl', header, outcomes(args, checkpoint, scores))
 
 # %% ../../nbs/89_evidence.ipynb #beddbaf3

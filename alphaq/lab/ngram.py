@@ -112,6 +112,7 @@ def log2_probabilities(
         p[k - 1:] = _find(level.grams, level.shares, wanted, 0.) + rest * p[k - 1:]
     return np.log2(p)
 
+# %% ../../nbs/73_ngram.ipynb #32d032f6
 def ngram_bits(
     model:Ngram,
     data:bytes, # the text to score, not empty

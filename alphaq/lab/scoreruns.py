@@ -194,6 +194,7 @@ def loop(
              for i in range(0, W.shape[0], side) for j in range(0, W.shape[1], side)]
     return hill(torch.cat(found).numpy()).alpha
 
+# %% ../../nbs/86_scoreruns.ipynb #5138049f
 def _watched(matrices):
     "weightwatcher's alpha of every matrix."
     import logging

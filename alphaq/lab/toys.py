@@ -78,6 +78,7 @@ def _tiny_section(said):
                                key='full_attention'.__eq__)
     return mine
 
+# %% ../../nbs/70_toys.ipynb #25fdbb2d
 def tiny_config(
     family:str, # `model_type` that transformers knows
 )->dict:        # entries of a configuration
