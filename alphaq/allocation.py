@@ -241,7 +241,8 @@ class Preset:
     settings:Settings
 
 PRESETS = {
-    'best': Preset('peak', 256, Settings(2.5, 'measured')),
+    'best': Preset('peak', 256, Settings(2.5, 'relative-alpha-outlier')),
+    'text': Preset('peak', 256, Settings(2.5, 'noise-to-signal')),
     'paper': Preset('peak', 256, Settings(2.5, 'alphaq')),
     'released-code': Preset('top_frac', 128, Settings(2.5, 'alphaq', gamma=1., count='modules')),
     'noise-only': Preset('peak', 256, Settings(2.5, 'noise-only')),

@@ -355,11 +355,11 @@ def _asked(method, gamma, cap, noise, choices, count, group_size, scope, granula
                 group_size=group_size, scope=scope, granularity=granularity, bounds=bounds)
 
 Preset = Annotated[
-    str, typer.Option(help='best, paper, released-code, noise-only or uniform: a complete '
+    str, typer.Option(help='best, text, paper, released-code, noise-only or uniform: a complete '
                       'choice, which the options below change')]
 Method = Annotated[Optional[str], typer.Option(
-    help='allocator; from weights: measured, alphaq, direct, kurtosis, '
-    'mopeq; from text: gemq, mxmoe, hessian, pmq; all in the chapter on methods')]
+    help='allocator; from weights: relative-alpha-outlier, measured, alphaq, kurtosis; '
+    'from text: noise-to-signal, gemq, mxmoe, pmq; all in the chapter on methods')]
 Gamma = Annotated[Optional[str], typer.Option(
     help='exponent of alpha in the cost, or auto for the paper\'s formula')]
 Cap = Annotated[Optional[float],

@@ -183,7 +183,7 @@ def settings_for(
     asked = {k: v for k, v in (asked | dict(bits=bits)).items() if v is not None}
     used = asked.get('method') or base.method
     if asked.keys() & {'gamma', 'cap'} and method_named(used) and used not in WITH_ALPHA:
-        raise UsageError(f'{used} does not look at alpha; --gamma and --cap go with --method '
+        raise UsageError(f'{used} takes no gamma; --gamma and --cap go with --method '
                          f'{", ".join(WITH_ALPHA)}')
     if asked.get('gamma') == 'auto': asked['gamma'] = None
     elif 'gamma' in asked: asked['gamma'] = a_number(asked['gamma'])
@@ -337,7 +337,7 @@ def plan(
     scores:      `[n]` `Score` from `score` or `read_scores`
     bits:        budget: average bits per expert weight, 1 to 4; `None` takes the preset's
     size:        instead: what the weight files may weigh, bytes or '12GiB'; needs `model`
-    preset:      best, paper, released-code, noise-only or uniform
+    preset:      best, text, paper, released-code, noise-only or uniform
     method:      allocator, key of `METHODS`
     gamma:       exponent of alpha in the cost, or 'auto' for the paper's formula
     cap:         nats that alpha may move a cost at most
@@ -537,7 +537,8 @@ def quantize(
     settings = budget and budget.settings
     reads = settings and method_named(settings.method).data
     if reads and not calibration:
-        raise AlphaqError(f'{settings.method} reads text; name some with --calibration')
+        raise AlphaqError(f'{settings.method} reads text; name some with --calibration, like what '
+                          'the model will read')
     device = device_named(device, engine)
     work = engine_named(engine, device)
     if gate and quantizer != 'mse':
