@@ -20,7 +20,7 @@ from ..checkpoint import open_checkpoint
 from ..core import (AlphaqError, data_dir, one_line, provenance, results_dir, track,
                          write_rows)
 from ..evaluate import (Sample, calibration_windows, load_model, log_probabilities,
-                             window_kl)
+                             paired, window_kl)
 from ..grid import WIDTHS
 from .rivals import Variant, allocated, stored_bits
 from ..methods import Settings, choice_sizes
@@ -129,8 +129,9 @@ def divergences(
     plans:dict,           # name -> `Allocation`, from `planned`
     bits:float,           # uniform widths whose stored size all meet
 )->list:                  # rows
-    "Divergence of every plan, and its paired difference to uniform widths on the same windows."
-    plain = losses(plans['uniform'].bits)
+    """Divergence of every plan, and its paired difference to uniform widths on the same windows;
+    `beside`: to those of every kind."""
+    plain = {n: losses(p.bits) for n, p in plans.items() if n.startswith('uniform')}
     rows = []
     numel = [s.numel for s in scores]
     for name, plan in track(plans.items(), f'{bits:g} bits', len(plans)):
@@ -140,7 +141,9 @@ def divergences(
         rows.append(dict(
             name=name, bits=bits, kl=float(torch.cat([*found.values()]).mean()),
             stored=float(size / sum(numel)), average=float(np.average(plan.bits, weights=numel)),
-            histogram=[int((plan.bits == b).sum()) for b in WIDTHS], **over_uniform(found, plain)))
+            histogram=[int((plan.bits == b).sum()) for b in WIDTHS],
+            beside={n: paired(found, p) for n, p in plain.items()},
+            **over_uniform(found, plain['uniform'])))
     return rows
 
 # %% ../../nbs/89_evidence.ipynb #56f1f6b7
