@@ -272,16 +272,16 @@ class Blocks:
     table:Tensor  # `[1 + blocks, 2]` int32: (number of blocks, 0), then (expert, pairs) of each
     slots:Tensor  # `[blocks, size]` int32, pairs; what lies behind a block's own is not read
 
-def most_blocks(pairs, experts, size): return min(pairs, experts + pairs // size)
+def most_blocks(pairs, experts, size): return min(pairs, experts + 1 + pairs // size)
 
 def by_expert(
-    top:Tensor,   # `[tokens, k]` expert of each pair; what is no expert has no block
+    top:Tensor,   # `[tokens, k]` expert of each pair; what is no expert counts as `experts`
     cost:Tensor,  # `[experts]` int, larger goes first
     size:int,     # pairs of a block, 8 or 16
 )->Blocks:
     "Sort pairs by expert and cut them into blocks, in plain torch."
-    flat = top.flatten().tolist()
-    order = sorted(range(len(cost)), key=lambda e: (-int(cost[e]), e))
+    flat = [e if 0 <= e < len(cost) else len(cost) for e in top.flatten().tolist()]
+    order = [*sorted(range(len(cost)), key=lambda e: (-int(cost[e]), e)), len(cost)]
     runs = [(e, [i for i, f in enumerate(flat) if f == e]) for e in order]
     cut = [(e, run[a:a + size]) for e, run in runs for a in range(0, len(run), size)]
     most = most_blocks(len(flat), len(cost), size)
@@ -334,19 +334,20 @@ if triton:
             slot = tl.load(slots + block * BM + tl.arange(0, BM), seen, 0)
             g = tl.zeros([BN, BM], tl.float32)
             y = g
-            for part in tl.range(0, 2, num_stages=1):
-                first = part == 0
-                g = y
-                y = _matrix(table + part * 2 * E, tl.where(first, gate, up),
-                            tl.where(first, gate_scale, up_scale),
-                            tl.where(first, gate_zero, up_zero), x, sums, slot // TOP, e, n, N,
-                            K, G, S, KW, BN, BM, PLAIN)
+            if e < E:
+                for part in tl.range(0, 2, num_stages=1):
+                    first = part == 0
+                    g = y
+                    y = _matrix(table + part * 2 * E, tl.where(first, gate, up),
+                                tl.where(first, gate_scale, up_scale),
+                                tl.where(first, gate_zero, up_zero), x, sums, slot // TOP, e, n,
+                                N, K, G, S, KW, BN, BM, PLAIN)
             _keep(g / (1 + tl.exp(-g)) * y, h, h_sums, slot, seen, n, N, NEXT, BN)
 
 # %% ../nbs/18_kernel.ipynb #f415adc0
 if triton:
     @triton.jit
-    def _down_kernel(table, words, scale, zero, x, sums, blocks, slots, weight, out,
+    def _down_kernel(table, words, scale, zero, x, sums, blocks, slots, weight, out, E,
                      N: tl.constexpr, K: tl.constexpr, G: tl.constexpr, S: tl.constexpr,
                      KW: tl.constexpr, WEIGHTED: tl.constexpr, BN: tl.constexpr,
                      BM: tl.constexpr, PLAIN: tl.constexpr):
@@ -357,8 +358,10 @@ if triton:
             e = tl.load(blocks + 2 + 2 * block)
             seen = tl.arange(0, BM) < tl.load(blocks + 3 + 2 * block)
             slot = tl.load(slots + block * BM + tl.arange(0, BM), seen, 0)
-            y = _matrix(table, words, scale, zero, x, sums, slot, e, n, N, K, G, S, KW, BN, BM,
-                        PLAIN)
+            y = tl.zeros([BN, BM], tl.float32)
+            if e < E:
+                y = _matrix(table, words, scale, zero, x, sums, slot, e, n, N, K, G, S, KW, BN,
+                            BM, PLAIN)
             if WEIGHTED: y *= tl.load(weight + slot, seen, 0).to(tl.float32)[None, :]
             at = out + slot[None, :] * N + (n * BN + tl.arange(0, BN))[:, None]
             tl.store(at, y.to(out.dtype.element_ty), seen[None, :])
@@ -415,14 +418,15 @@ def gate_up(
     blocks:Blocks,   # pairs by expert, as many in a block as the tile has tokens
     top:int,         # experts of a token
     tile:Tile=Tile(),
+    lines=None,      # `[2 experts, 2]`, both tables, where they are kept together
 )->Prepared:         # a line for each pair, `tile.rows` inputs a sum
     "h = SiLU(gate x) * up x of every pair, in one launch."
     N, pairs = gate.shape[0], len(x.copies) * top
     h = x.copies.new_empty(pairs, COPIES, N)
     sums = x.sums.new_empty(pairs, 1 + len(WIDTHS), N // tile.rows)
-    table = torch.cat([gate.table, up.table])
+    if lines is None: lines = torch.cat([gate.table, up.table])
     _gate_up_kernel[N // tile.rows, len(blocks.slots)](
-        table, gate.words, gate.scale, gate.zero, up.words, up.scale, up.zero, x.copies, x.sums,
+        lines, gate.words, gate.scale, gate.zero, up.words, up.scale, up.zero, x.copies, x.sums,
         blocks.table, blocks.slots, h, sums, len(gate.table), TOP=top,
         NEXT=tuple(slice_width(N, b) for b in WIDTHS), **_fixed(gate, x.sums, tile))
     return Prepared(h, sums)
@@ -438,10 +442,11 @@ def down(
 )->Tensor:           # `[pairs, out]`; pairs without an expert are zero
     "Weighted product of every pair with its expert, in one launch."
     N = arena.shape[0]
-    out = h.sums.new_zeros(len(h.copies), N, dtype=dtype)
+    out = h.sums.new_empty(len(h.copies), N, dtype=dtype)
     _down_kernel[N // tile.rows, len(blocks.slots)](
         arena.table, arena.words, arena.scale, arena.zero, h.copies, h.sums, blocks.table,
-        blocks.slots, out if weight is None else weight, out, WEIGHTED=weight is not None,
+        blocks.slots, out if weight is None else weight, out, len(arena.table),
+        WEIGHTED=weight is not None,
         **_fixed(arena, h.sums, tile))
     return out
 
