@@ -167,12 +167,27 @@ if triton:
                                               True, 2)
         return q
 
+# %% ../nbs/18_kernel.ipynb #40a566b1
+if triton:
+    _SHORT = tl.constexpr('{.reg .b32 t; shr.u32 t, $1, $2; '
+                          'lop3.b32 $0, t, 0x70007, 0x43004300, 0xEA;}')
+
     @triton.jit
-    def _short(w0, w1, w2, j, BITS: tl.constexpr):
-        "The same at three bits and slices shorter than 16, lane by lane: field j[i], p = 0."
-        w = tl.where(j < 5, w0, tl.where(j < 10, w1, w2))
-        q = tl.where(j == 15, _sixteenth(w0, w1, w2), w >> (j % 5 * 3).to(tl.int16) & 7)
-        return (q | 0x4300).to(tl.int16)
+    def _short(w0, w1, w2, J: tl.constexpr, KW: tl.constexpr, PLAIN: tl.constexpr):
+        "The same at three bits and slices shorter than 16: fields from J on side by side, p = 0."
+        j = (J + tl.arange(0, 16) // KW)[None, :]
+        LAST: tl.constexpr = (J + 16 // KW - 1) // 5
+        w = w0
+        if J >= 5: w = w1
+        if J >= 10: w = w2
+        if LAST == 1 and J < 5: w = tl.where(j < 5, w0, w1)
+        if LAST >= 2 and J < 10: w = tl.where(j < 10, w1, w2)
+        shift = tl.broadcast_to(tl.where(j < 15, j % 5 * 3, 0), w.shape)
+        if PLAIN: q = ((w >> shift.to(tl.int16) & 7) | 0x4300).to(tl.int16)
+        else: q = tl.inline_asm_elementwise(_SHORT, '=r,r,r,r', [w, shift], tl.int16, True, 2)
+        if LAST == 3:
+            q = tl.where(j == 15, _numbers(w0, w1, w2, 3, 15, 16, PLAIN), q)
+        return q
 
 # %% ../nbs/18_kernel.ipynb #aee7cbf7
 if triton:
@@ -181,8 +196,7 @@ if triton:
                W: tl.constexpr, J: tl.constexpr, PLAIN: tl.constexpr):
         "Adds the product of field J with its inputs."
         PLACE: tl.constexpr = _place(BITS, J, KW)
-        if KW < 16 and BITS == 3:
-            q = _short(w0, w1, w2, (J + tl.arange(0, W) // KW)[None, :], BITS)
+        if KW < 16 and BITS == 3: q = _short(w0, w1, w2, J, KW, PLAIN)
         else: q = _numbers(w0, w1, w2, BITS, J, KW, PLAIN)
         a = q.to(tl.bfloat16, bitcast=True)
         b = tl.load(x + PLACE[2] * K + J * KW)
