@@ -37,11 +37,13 @@ def case(seed, fault=None):
     experts = pick.randint(1, 2 if K > 300 else 5)
     top = pick.randint(1, min(experts, 2))
     tokens = pick.choice((1, 2, 3, 7)) if K > 300 else pick.choice((1, 2, 5, 8, 9, 33, 64))
-    kind = pick.choice(('uniform', 'skewed', 'lost'))
+    if fault: K, N, experts, top, tokens = 256, 64, 4, 2, 5
+    kind = 'uniform' if fault else pick.choice(('uniform', 'skewed', 'lost'))
     tile = k.Tile(pick.choice((32, 64)), pick.choice((8, 16)))
     group = 128 if K % 128 == 0 else 64
     part = pick.choice([p for p in (32, 64, 128) if group % p == 0])
     widths = [[pick.randint(1, 4) for _ in range(experts)] for _ in range(2)]
+    if fault: widths = [[1, 2, 3, 4]] * 2
     matrices = [[packed((N, K), b, g) for b in some] for some in widths]
     arenas = [k.arena_of(some) for some in matrices]
     if fault: arenas[0], tile = fault(arenas[0]), k.Tile(64, 8)
