@@ -12,13 +12,14 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from importlib.util import find_spec
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ..core import one_line, provenance, read_rows, results_dir, track, write_rows
 from ..grid import FIELDS, WIDTHS, group_of
 from ..kernel import Tile, triton
+from ..launch import tile_for
 from ..pack import slice_width
 
 if triton:
@@ -154,30 +155,27 @@ def kernel_row(
                 triton=triton.__version__, registers=registers, shared=made.metadata.shared,
                 instructions=sum(kinds.values()), local=kinds['LDL'] + kinds['STL'])
 
-# %% ../../nbs/62_offline.ipynb #d67ce07b
-FIRST = (4096, 2048, 5632, 2816, 10944)   # inputs whose sums span a group
-SECOND = (14336, 1408, 1024, 768)         # inputs that gate and up have written
+# %% ../../nbs/62_offline.ipynb #8793428b
+FIRST = (2048, 4096, 5632, 2816, 10944)   # inputs whose sums span a group
+SECOND = (14336, 1408, 1024, 768)         # inputs that gate and up have written, 32 a sum
 
 def candidates(
     capabilities=(90, 80),
     tokens=(8, 16),
-    parts=(32, 64), # of the second launch
+    rows=None,      # of a tile; `None` takes the rule's
 ):                  # yields arguments of `width_row`, each once
     "What is compiled."
     seen = set()
     for capability in capabilities:
         for some in tokens:
-            for inputs, of in ((FIRST, ('group',)), (SECOND, parts)):
-                for K in inputs:
-                    for part in of:
-                        for rows in (32, 64):
-                            for bits in WIDTHS:
-                                p = group_of(K, 128) if part == 'group' else part
-                                key = (bits, slice_width(K, bits), group_of(K, 128), p, rows,
-                                       some, capability)
-                                if key not in seen:
-                                    seen.add(key)
-                                    yield bits, K, p, Tile(rows, some), capability
+            for K in FIRST + SECOND:
+                tile = tile_for(K, some)
+                if rows: tile = replace(tile, rows=rows)
+                part = group_of(K, 128) if K in FIRST else 32
+                for bits in WIDTHS:
+                    key = bits, slice_width(K, bits), part, tile, capability
+                    if key not in seen: yield bits, K, part, tile, capability
+                    seen.add(key)
 
 # %% ../../nbs/62_offline.ipynb #3e73564e
 def _path(): return results_dir()/'bench'/'kernel-offline.jsonl'
@@ -218,9 +216,10 @@ def main(
                                      description='Compile the kernels for GPUs and count.')
     parser.add_argument('--capability', type=int, nargs='*', default=(90, 80))
     parser.add_argument('--tokens', type=int, nargs='*', default=(8, 16))
+    parser.add_argument('--rows', type=int, help='of a tile; left out, those that are used')
     args = parser.parse_args(argv)
     if why := no_compiler(): sys.exit(why)
-    write_offline([*width_jobs(capabilities=args.capability, tokens=args.tokens)])
+    write_offline([*width_jobs(capabilities=args.capability, tokens=args.tokens, rows=args.rows)])
 
 # %% ../../nbs/62_offline.ipynb #d5cc2e52
 #| eval: false
