@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GROUPS', 'CAPABILITY', 'MOST_PAIRS', 'SCRATCH', 'no_kernels', 'unfit', 'checked', 'prepare', 'tile_for', 'block_size',
            'FusedLayer', 'fused_layer', 'run_layer', 'run_linear', 'dense', 'spec_dense', 'grouped_layer', 'moe',
-           'call_layer', 'linear', 'say_once']
+           'call_layer', 'fused_linear', 'say_once']
 
 # %% ../nbs/49_launch.ipynb #85cfa0b7
 from dataclasses import dataclass, replace
@@ -372,8 +372,8 @@ def call_layer(
                [a.zero for a in parts], [a.table for a in parts], layer.lines, layer.cost)
 
 # %% ../nbs/49_launch.ipynb #a9ceaf37
-@torch.library.custom_op('alphaq::linear', mutates_args=())
-def linear(
+@torch.library.custom_op('alphaq::fused_linear', mutates_args=())
+def fused_linear(
     x:Tensor, words:Tensor, scale:Tensor, zero:Tensor, table:Tensor,
 )->Tensor:
     "Product with one packed matrix; many tokens are multiplied by its dequantized weights."
@@ -381,7 +381,7 @@ def linear(
     if len(x) <= MOST_PAIRS // 8: return run_linear(x, arena)
     return x @ dense(arena, torch.zeros(1, dtype=torch.int32, device=x.device), x.dtype)[0].mT
 
-@linear.register_fake
+@fused_linear.register_fake
 def _(x, words, scale, zero, table): return x.new_empty(len(x), scale.shape[1])
 
 # %% ../nbs/49_launch.ipynb #95053353

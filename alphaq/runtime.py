@@ -25,7 +25,7 @@ from .families import biases, check_experts, gated, matrices, place_of
 from .grid import dequantize_codes, group_of, to_grid
 from .hook import CURE, poison_tensors
 from .kernel import PLAIN, Arena, table_of
-from .launch import call_layer, fused_layer, linear, no_kernels, say_once, unfit
+from .launch import call_layer, fused_layer, fused_linear, no_kernels, say_once, unfit
 from .pack import PackedWeight, check_table, pack, unpack_codes, word_count
 
 # %% ../nbs/50_runtime.ipynb #1939f247
@@ -233,7 +233,7 @@ class AlphaqLinear(PackedMatrices):
     def forward(self, x:Tensor)->Tensor:
         arena = fused(self, [self], lambda: _as_arena(self), x)
         if not arena: return packed_linear(x, self, bias=self.bias)
-        y = linear(x.flatten(0, -2), arena.words, arena.scale, arena.zero, arena.table)
+        y = fused_linear(x.flatten(0, -2), arena.words, arena.scale, arena.zero, arena.table)
         y = y.view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
 
