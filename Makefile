@@ -61,7 +61,7 @@ $(VENV)/demo-stamp: $(INSTALLED_BY) | $(BIN)/python
 	$(PIP) -e .
 	@touch $@
 
-# neither triton (1 GB) nor lm-eval: what needs them is skipped with a reason where they are missing
+# triton for its interpreter and compiler, which need no GPU; not lm-eval: what needs it is skipped with a reason
 $(VENV)/test-stamp: $(VENV)/demo-stamp
-	$(PIP) -e '.[dev,book]'
+	$(PIP) -e '.[dev,book,gpu]'
 	@touch $@
