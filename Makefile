@@ -31,6 +31,7 @@ book: $(VENV)/test-stamp ## the book, in _build/html/index.html; a warning is an
 	@echo "open _build/html/index.html"
 
 gpu: ## on a GPU machine: every benchmark whose rows are missing, with PYTHON=... as it is; installs nothing
+	PYTHONPATH=. $(PYTHON) -m alphaq.lab.gpu
 	PYTHONPATH=. $(PYTHON) -m alphaq.lab.demo gpu
 
 results: $(VENV)/demo-stamp ## everything in results/ that needs neither a GPU nor a training run; ALPHAQ_DATA names the texts
@@ -60,7 +61,7 @@ $(VENV)/demo-stamp: $(INSTALLED_BY) | $(BIN)/python
 	$(PIP) -e .
 	@touch $@
 
-# neither triton (1 GB) nor lm-eval: what needs them is skipped with a reason where they are missing
+# triton for its interpreter and compiler, which need no GPU; not lm-eval: what needs it is skipped with a reason
 $(VENV)/test-stamp: $(VENV)/demo-stamp
-	$(PIP) -e '.[dev,book]'
+	$(PIP) -e '.[dev,book,gpu]'
 	@touch $@

@@ -1,0 +1,129 @@
+"The kernels against float64 in Triton's interpreter: random layers, planted faults, bad input. In a process of its own, since interpreted and compiled kernels cannot share one."
+import json, os, subprocess, sys
+from importlib.util import find_spec
+
+import pytest
+
+CASES, JOBS = 200, 4
+
+def packed(shape, bits, generator):
+    "Random codes, scales and zero points."
+    import torch
+    from alphaq.grid import group_of
+    from alphaq.pack import PackedWeight, pack_codes
+    group = group_of(shape[1], 128)
+    grid = shape[0], shape[1] // group
+    codes = torch.randint(0, 2**bits, shape, generator=generator)
+    zero = torch.randint(0, 16 * (2**bits - 1) + 1, grid, generator=generator).to(torch.uint8)
+    return PackedWeight(pack_codes(codes, bits), (.01 + .02 * torch.rand(grid, generator=generator)).half(), zero, bits, shape, group)
+
+def routing(tokens, top, experts, kind, generator):
+    "`[tokens, top]`: uniform, skewed to the first experts, or with pairs of no expert; experts may stay empty."
+    import torch
+    if kind == 'skewed': noise = torch.rand(tokens, experts, generator=generator) + 2. * (torch.arange(experts) < top)
+    else: noise = torch.rand(tokens, experts, generator=generator)
+    chosen = noise.topk(top, 1).indices
+    if kind == 'lost': chosen[torch.rand(tokens, top, generator=generator) < .3] = experts
+    return chosen
+
+def case(seed, fault=None):
+    "What was tried, and the relative error of a launch."
+    import random, torch
+    from alphaq import kernel as k
+    from alphaq.pack import unpack
+    pick, g = random.Random(seed), torch.Generator().manual_seed(seed)
+    K = {7: 10944, 23: 1408, 24: 1408, 41: 1024}.get(seed % 50) or pick.choice((64, 128, 128, 192, 256, 320, 384, 768))
+    N = 128 if seed % 9 == 0 else 64
+    experts = pick.randint(1, 2 if K > 300 else 5)
+    top = pick.randint(1, min(experts, 2))
+    tokens = pick.choice((1, 2, 3, 7)) if K > 300 else pick.choice((1, 2, 5, 8, 9, 33, 64))
+    if fault: K, N, experts, top, tokens = 256, 64, 4, 2, 5
+    kind = 'uniform' if fault else pick.choice(('uniform', 'skewed', 'lost'))
+    tile = k.Tile(pick.choice((32, 64)), pick.choice((8, 16)))
+    group = 128 if K % 128 == 0 else 64
+    part = pick.choice([p for p in (32, 64, 128) if group % p == 0])
+    widths = [[pick.randint(1, 4) for _ in range(experts)] for _ in range(2)]
+    if fault: widths = [[1, 2, 3, 4]] * 2
+    matrices = [[packed((N, K), b, g) for b in some] for some in widths]
+    arenas = [k.arena_of(some) for some in matrices]
+    if fault: arenas[0], tile = fault(arenas[0]), k.Tile(64, 8)
+    x = torch.randn(tokens, K, generator=g).bfloat16()
+    chosen = routing(tokens, top, experts, kind, g)
+    blocks = k.by_expert(chosen, sum(a.table[:, 0] for a in arenas), tile.tokens)
+    dense = [[unpack(m).dequantize(torch.float64) for m in some] for some in matrices]
+    def product(role, i, e): return dense[role][e] @ x[i].double()
+    pairs = [(j, i // top, e) for j, (i, e) in enumerate(zip(range(tokens * top), chosen.flatten().tolist())) if e < experts]
+    weight = torch.rand(tokens * top, generator=g)
+    if seed % 2 and not fault:  # gate and up, compared before h is rounded
+        h = k.gate_up(k.prepared(x.float(), part), *arenas, blocks, top, tile)
+        found = h.copies[:, 0]
+        truth = [torch.nn.functional.silu(product(0, i, e)) * product(1, i, e) for _, i, e in pairs]
+        def run(): return k.gate_up(k.prepared(x.float(), part), *arenas, blocks, top, tile).copies[:, 0]
+    else:                       # down, whose pairs have activations of their own
+        own = x.repeat_interleave(top, 0).float()
+        def run(): return k.down(k.prepared(own, part), arenas[0], blocks, weight, tile)
+        found = run()
+        truth = [product(0, i, e) * weight[j].double() for j, i, e in pairs]
+    assert seed % 10 or torch.equal(found, run()), 'two runs differ'
+    assert not found[(chosen == experts).flatten()].any(), 'a pair without an expert has a result'
+    if not pairs: return 'no pair has an expert', 0.
+    mine, truth = found[[j for j, _, _ in pairs]].double(), torch.stack(truth)
+    worst = ((mine - truth).norm() / truth.norm()).item()
+    return f'K {K}, N {N}, {experts} experts, top {top}, {tokens} tokens {kind}, {tile}, part {part}, widths {widths}', worst
+
+def faults():
+    "Each planted fault, by name."
+    from dataclasses import replace
+    import torch
+    return dict(
+        shift=lambda a: replace(a, words=(a.words >> 1).to(torch.int16)),
+        zero=lambda a: replace(a, zero=a.zero.flip(0, 1, 2)),
+        descriptor=lambda a: replace(a, table=a.table.roll(1, 0)),
+        tile=lambda a: replace(a, words=a.words.roll(64)))
+
+def child(*args):
+    "Run this file in the interpreter, read what it prints."
+    if find_spec('triton') is None: pytest.skip("Triton is not installed (pip install 'alphaq[gpu]')")
+    done = subprocess.run([sys.executable, __file__, *map(str, args)], capture_output=True, text=True,
+                          env=os.environ | dict(TRITON_INTERPRET='1', OMP_NUM_THREADS='1'))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+@pytest.mark.parametrize('job', range(JOBS))
+def test_random_layers_equal_float64(job):
+    found = child('cases', job)
+    assert len(found) == CASES // JOBS
+    far = [line for line in found if not line[1] < 1e-5]
+    assert not far, far
+
+def test_planted_faults_are_caught():
+    found = child('faults')
+    assert found.keys() == {'shift', 'zero', 'descriptor', 'tile', 'none'}
+    assert found.pop('none') < 1e-5 and all(error > .05 for error in found.values()), found
+
+def test_bad_input_is_refused():
+    from dataclasses import replace
+    import torch
+    from alphaq import kernel as k, launch
+    from alphaq.core import AlphaqError
+    g = torch.Generator().manual_seed(0)
+    good = k.arena_of([packed((64, 128), b, g) for b in (1, 4)])
+    launch.checked(good)
+    table = good.table
+    for what, bad in dict(
+        width=replace(good, table=table + torch.tensor([4, 0], dtype=torch.int32)),
+        start=replace(good, table=table + torch.tensor([0, 1], dtype=torch.int32)),
+        negative=replace(good, table=table - torch.tensor([0, 1], dtype=torch.int32)),
+        short=replace(good, words=good.words[:-1]), kind=replace(good, zero=good.zero.short()),
+        scale=replace(good, scale=good.scale.float()), rows=replace(good, scale=good.scale[:, :32]),
+        experts=replace(good, zero=good.zero[:1]), shape=replace(good, shape=(64, 96)),
+        outputs=replace(good, shape=(65, 128)), axes=replace(good, scale=good.scale[0])).items():
+        with pytest.raises(AlphaqError): launch.checked(bad, what)
+    with pytest.raises(AlphaqError, match='no layer'): launch.fused_layer(good, good, good)
+    assert launch.no_kernels('mps') and launch.unfit((64, 100), 100)
+
+if __name__ == '__main__':
+    what, *rest = sys.argv[1:]
+    if what == 'cases': made = [case(seed) for seed in range(int(rest[0]), CASES, JOBS)]
+    else: made = {name: case(10, fault)[1] for name, fault in faults().items()} | dict(none=case(10, lambda a: a)[1])
+    print(json.dumps(made))
