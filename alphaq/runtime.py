@@ -20,6 +20,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from . import cpu
 from .core import ROLES, AlphaqError
 from .families import biases, check_experts, gated, matrices, place_of
 from .grid import dequantize_codes, group_of, to_grid
@@ -77,6 +78,14 @@ class PackedMatrices(nn.Module):
         return dequantize_codes(codes.unflatten(1, (-1, self.group_size)), scale,
                                 zero).flatten(1).to(dtype)
 
+    def table(self)->cpu.Table: # made again when a tensor has moved
+        "The matrices as the CPU kernel reads them."
+        key = cpu.table_key(self.words, self.scale, self.zero)
+        if getattr(self, '_table', (None, None))[0] != key:
+            self._table = key, cpu.table(self.words, self.scale, self.zero, self.widths,
+                                         self.shape, self.group_size)
+        return self._table[1]
+
     def put(self,
         index:int,           # which matrix
         packed:PackedWeight, # of the right shape, width and group size
@@ -108,8 +117,20 @@ def packed_linear(
     index:int=0,              # which matrix of it
     bias:Tensor|None=None,    # `[out]`
 )->Tensor:                    # `[..., out]`
-    "Product with one packed matrix: unpack, dequantize, multiply. The seam for a fused kernel."
-    return nn.functional.linear(x, matrices.dense(index, x.dtype), bias)
+    "Product with one packed matrix: unpack, dequantize, multiply, or the kernel that does it all."
+    if not cpu.serves(x): return nn.functional.linear(x, matrices.dense(index, x.dtype), bias)
+    rows = x.reshape(-1, x.shape[-1])
+    if torch.compiler.is_compiling(): y = _traced(rows, matrices, index)
+    else: y = cpu.linear(rows, matrices.table(), index, cpu.mode())
+    if bias is not None: y = y + bias
+    return y.to(x.dtype).view(*x.shape[:-1], -1)
+
+def _traced(x, matrices, index):
+    scale, zero = (t.view(len(matrices.widths), matrices.shape[0], -1)[index]
+                   for t in (matrices.scale, matrices.zero))
+    words = matrices.words[matrices.starts[index]:matrices.starts[index + 1]]
+    return cpu.packed_linear_op(x, words, scale, zero, matrices.widths[index], matrices.shape[0],
+                                matrices.group_size, cpu.mode())
 
 # %% ../nbs/50_runtime.ipynb #6b1fb9a5
 class AlphaqExperts(nn.Module):
@@ -139,6 +160,22 @@ class AlphaqExperts(nn.Module):
 
     def _apply_gate(self, fused): return self.family._apply_gate(self, fused)
 
+    def plain_silu(self)->bool: # what the CPU kernel has between the products; asked of the family once
+        "Whether the products are joined by SiLU and nothing else."
+        if not hasattr(self, '_silu'):
+            gate = torch.linspace(-40, 40, self.gate_proj.shape[0])[None]
+            with torch.no_grad(): found = gated(self, gate, gate.flip(1))
+            meant = nn.functional.silu(gate) * gate.flip(1)
+            self._silu = not self.has_bias and torch.allclose(found, meant, atol=1e-5)
+        return self._silu
+
+    def tables(self)->tuple: # for `cpu.experts`
+        "All matrices as the CPU kernel reads them."
+        parts = tuple(self.get_submodule(role).table() for role in ROLES)
+        if getattr(self, '_tables', (None, None))[0] != parts:  # compared by identity
+            self._tables = parts, cpu.expert_tables(*parts)
+        return self._tables[1]
+
     def expert(self,
         index:int,  # which expert
         x:Tensor,   # `[tokens, hidden]`
@@ -156,10 +193,27 @@ class AlphaqExperts(nn.Module):
         top_k_weights:Tensor, # `[tokens, k]`, weight of each slot
     )->Tensor:                # `[tokens, hidden]`
         "Weighted sum of the chosen experts' outputs."
+        if cpu.serves(hidden_states) and not top_k_weights.requires_grad and self.plain_silu():
+            return self._by_kernel(hidden_states, top_k_index, top_k_weights)
+        out = torch.zeros_like(hidden_states)
+        return self._one_by_one(hidden_states, top_k_index, top_k_weights, out)
+
+    def _by_kernel(self, x, index, weights):
+        "Experts with few tokens in one call, the others one after the other."
+        if len(x) < cpu.BLOCK_TOKENS:
+            return cpu.experts(x, self.tables(), index, weights, cpu.mode()).to(x.dtype)
+        counts = torch.bincount(index.flatten(), minlength=self.num_experts + 1)
+        many = (counts >= cpu.BLOCK_TOKENS)[index]
+        none = torch.full_like(index, self.num_experts)
+        few, crowded = torch.where(many, none, index), torch.where(many, index, none)
+        out = cpu.experts(x, self.tables(), few, weights, cpu.mode())
+        return self._one_by_one(x.float(), crowded, weights, out).to(x.dtype)
+
+    def _one_by_one(self, hidden_states, top_k_index, top_k_weights, out):
+        "Each expert with its tokens, added to `out`."
         slots = top_k_index.flatten().argsort(stable=True)
         counts = torch.bincount(top_k_index.flatten(),
                                 minlength=self.num_experts).tolist()[:self.num_experts]
-        out = torch.zeros_like(hidden_states)
         weights = top_k_weights.reshape(-1, 1)
         for index, mine in enumerate(slots[:sum(counts)].split(counts)):
             if not len(mine): continue
