@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from . import cpu
 from .activations import load_weights
 from .checkpoint import (INCLUDE, Checkpoint, Folder, open_checkpoint, open_dense,
                                open_folder)
@@ -217,6 +218,7 @@ def check_kept(
 # of the recorded logits' root mean square; share of tokens that may exceed it
 TOLERANCE, STRAYS = 1e-3, .25
 
+@cpu.exactly()
 @torch.inference_mode()
 def check_logits(
     model,     # the loaded folder
@@ -238,7 +240,7 @@ def check_runs(
     "The folder opens in transformers and gives finite logits, those that were recorded."
     model = load_weights(folder)
     tokens = torch.arange(min(16, model.config.get_text_config().vocab_size))[None]
-    with torch.inference_mode(), third_party(f'{folder}: loads, and does not run',
+    with cpu.exactly(), torch.inference_mode(), third_party(f'{folder}: loads, and does not run',
                                              'quantize it again, with --other-bits 16'):
         logits = model(tokens).logits
     if bad := int((~logits.isfinite()).sum()):

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['LARGEST', 'SETS', 'FLAGS', 'SOURCE', 'INTERFACE', 'MODES', 'BLOCK_TOKENS', 'BLOCK_ROWS', 'quantize_activations',
            'int8_product', 'compilers', 'built_path', 'build', 'open_library', 'kernel', 'Table', 'table_key', 'table',
-           'dequantize', 'linear', 'expert_tables', 'experts', 'choose', 'using', 'mode', 'serves', 'packed_linear_op']
+           'dequantize', 'linear', 'expert_tables', 'experts', 'choose', 'using', 'exactly', 'mode', 'serves',
+           'packed_linear_op']
 
 # %% ../nbs/48_cpu.ipynb #2c047aa2
 import ctypes
@@ -342,6 +343,12 @@ def using(
     before = choose(mode)
     try: yield
     finally: _chosen[0] = before
+
+@contextmanager
+def exactly(
+):
+    "What measures a model does not round its activations; the specification stays where it was chosen."
+    with using('spec' if _chosen[0] == 'spec' else 'exact'): yield
 
 @torch.compiler.assume_constant_result
 def mode(
