@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_roof', 'expert_sizes', 'always_read', 'decode_seconds', 'decode_bytes', 'Speed', 'speed', 'bench']
 
-# %% ../nbs/59_bench.ipynb #0b18409c
+# %% ../nbs/59_bench.ipynb #629195fb
 import time
 from dataclasses import asdict, dataclass
 from statistics import median
@@ -19,7 +19,7 @@ from .evaluate import load_model
 from .families import experts_modules
 from .kernel import bytes_per_token
 
-# %% ../nbs/59_bench.ipynb #4dd738dc
+# %% ../nbs/59_bench.ipynb #fe1d6c00
 def read_roof(
     megabytes:int=256, # read in a pass; more than the caches hold
     passes:int=5,      # the fastest counts
@@ -35,7 +35,7 @@ def read_roof(
         return time.perf_counter() - start
     return stream.nbytes / min(seconds() for _ in range(passes))
 
-# %% ../nbs/59_bench.ipynb #a564ebd6
+# %% ../nbs/59_bench.ipynb #f8285e96
 def expert_sizes(
     experts:nn.Module, # routed experts, packed or plain
 )->list:               # bytes of each expert
@@ -60,7 +60,7 @@ def always_read(
     kept = sum(t.nbytes for key, t in tensors.items() if key not in inside and t is not table)
     return kept + (table.nbytes if tied else table[0].nbytes)
 
-# %% ../nbs/59_bench.ipynb #45a74754
+# %% ../nbs/59_bench.ipynb #a25bc464
 @torch.inference_mode()
 def _write(model, prompt, tokens):
     "Greedy decoding, token by token: yields after each."
@@ -106,7 +106,7 @@ def decode_bytes(
         for hook in hooks: hook.remove()
     return always_read(model) + sum(read) / max(tokens - 1, 1)
 
-# %% ../nbs/59_bench.ipynb #1f81caa2
+# %% ../nbs/59_bench.ipynb #0ea7dd72
 @dataclass(frozen=True)
 class Speed:
     "How fast a model writes, and what that means on this machine."

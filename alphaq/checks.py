@@ -218,7 +218,6 @@ def check_kept(
 # of the recorded logits' root mean square; share of tokens that may exceed it
 TOLERANCE, STRAYS = 1e-3, .25
 
-@cpu.exactly()
 @torch.inference_mode()
 def check_logits(
     model,     # the loaded folder
@@ -227,8 +226,8 @@ def check_logits(
     "The model says what it said when it was made."
     if said.get('logits') is None: return
     tokens, places, wanted = (torch.tensor(said[k]) for k in ('tokens', 'places', 'logits'))
-    far = (model(tokens).logits[..., places]
-           - wanted).abs().amax(-1) / wanted.square().mean().sqrt()
+    with cpu.exactly(): found = model(tokens).logits[..., places]
+    far = (found - wanted).abs().amax(-1) / wanted.square().mean().sqrt()
     off = int((far > TOLERANCE).sum())
     if off > STRAYS * far.numel():
         yield f'{off} of {far.numel()} tokens have other logits than when the folder was made, by up to {far.max():.2g} of a typical one'
