@@ -99,15 +99,20 @@ def run_cases(folder, cases, *flags):
     assert ran.returncode == 0, ran.stderr[-2000:]
     return np.fromfile(folder/'out', np.float32)
 
-def random_cases(count, sets, seed=1):
-    "Cases, and what is meant by each: product, bound and weights."
+def cases_of(numbers, seed=1):
+    "Cases from `(bits, shape, group, tokens, mode, threads, set)`, and what is meant by each: product and weights."
     rng = random.Random(seed)
-    for n, (shape, group) in enumerate(shapes(count, rng, 70)):
-        bits, tokens, mode = 1 + n % 4, rng.choice((1, 2, 4)), n // 4 % 2
+    for bits, shape, group, tokens, mode, threads, number in numbers:
         tensors, W = one(bits, shape, group, rng)
         x = inputs(tokens, shape[1], group, rng)
         meant = cpu.int8_product(x, W, group)[0] if mode else x.double() @ W.T
-        yield ((bits, *shape, group, tokens, mode, rng.choice((1, 3)), sets[n % len(sets)]), tensors, x), meant, W
+        yield ((bits, *shape, group, tokens, mode, threads, number), tensors, x), meant, W
+
+def random_numbers(count, sets, seed=1):
+    "Numbers of random cases: every width, mode and instruction set in turn."
+    rng = random.Random(seed)
+    for n, (shape, group) in enumerate(shapes(count, rng, 70)):
+        yield 1 + n % 4, shape, group, rng.choice((1, 2, 4)), n // 4 % 2, rng.choice((1, 3)), sets[n // 8 % len(sets)]
 
 def disagree(answers, made):
     "How many cases differ from what is meant."
@@ -123,7 +128,7 @@ def disagree(answers, made):
 @needs_compiler
 def test_under_sanitizers(tmp_path):
     "Addresses and undefined behaviour are watched; buffers have exactly their size. VNNI's walk runs with the instruction emulated."
-    made = [*random_cases(120, (0, 1, 2, 3) if cpu.kernel().alphaq_best_set() else (0,))]
+    made = [*cases_of(random_numbers(120, (0, 1, 2, 3) if cpu.kernel().alphaq_best_set() else (0,)))]
     answers = run_cases(tmp_path, [c for c, *_ in made], '-O1', '-g', '-DALPHAQ_EMULATE', '-fsanitize=address,undefined', '-fno-sanitize-recover=all')
     if answers is None: pytest.skip('this compiler has no sanitizers')
     assert disagree(answers, made) == 0
@@ -134,7 +139,7 @@ FAULTS = {
     'plane': ('field(w[1], 5, 0x0400)', 'field(w[0], 5, 0x0400)'),
     'zero': ('eight_floats(zero + g)', 'eight_floats(zero + g + 1)'),
     'group': ('b * (block / group) + f * V / group', 'b * (block / group)'),
-    'tile': ('from = tile * TILE * shape', 'from = 0 * shape'),
+    'tile': ('m.words + tile * at.tile_words, rows, at, way', 'm.words, rows, at, way'),
     'oracle': ('words[step] >> 15 << 1', 'words[step] >> 14 << 1'),
 }
 
@@ -150,7 +155,8 @@ def test_faults_are_seen(fault, tmp_path, monkeypatch):
     (tmp_path/'alphaq/cpu.cpp').write_text(text.replace(old, new))
     shutil.copy(ROOT/'tests/cpu_cases.cpp', tmp_path/'tests')
     monkeypatch.setattr('test_cpu.ROOT', tmp_path)
-    made = [*random_cases(48, (0, 1) if cpu.kernel().alphaq_best_set() else (0,), 2)]
+    number = 0 if fault == 'oracle' else 1
+    made = [*cases_of((bits, (70, cols), 128, 1, 1, 1, number) for bits in (1, 2, 3, 4) for cols in (768, 1024, 1408))]
     assert disagree(run_cases(tmp_path, [c for c, *_ in made], '-O1'), made)
 
 def test_ten_thousand_tables():
@@ -158,11 +164,11 @@ def test_ten_thousand_tables():
     rng = random.Random(3)
     outcome = Counter()
     for _ in range(10_000):
-        shape, widths = (rng.randint(0, 70), rng.choice((0, 1, 16, 20, 48, 64, 128))), [rng.randint(0, 5) for _ in range(rng.randint(0, 3))]
-        group = rng.choice((0, 1, 5, 16, 32, 64, 128))
+        shape, widths = (rng.randint(0, 20), rng.choice((0, 1, 20, 48, 64, 128, 128))), [rng.choice((0, 5, *(1, 2, 3, 4) * 5)) for _ in range(rng.randint(0, 3))]
+        group = rng.choice((0, 5, 16, 16, 16, 64, 128))
         right = [sum(word_count(shape, b) if b in (1, 2, 3, 4) else 7 for b in widths)]
         right += [len(widths) * shape[0] * (shape[1] // group if group else 1)] * 2
-        tensors = [torch.zeros(max(0, n + rng.choice((0, 0, 0, 0, 1, -1, 64))), dtype=rng.choice((d, d, d, d, d, torch.int32)))
+        tensors = [torch.zeros(max(0, n + rng.choice((0,) * 9 + (1, -1, 64))), dtype=rng.choice((d,) * 9 + (torch.int32,)))
                    for n, d in zip(right, (torch.int16, torch.float16, torch.uint8))]
         if rng.random() < .05: tensors[0] = tensors[0].repeat_interleave(2)[::2]
         try: t = cpu.table(*tensors, widths, shape, group)
