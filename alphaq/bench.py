@@ -85,6 +85,7 @@ def decode_seconds(
         seconds.append(time.perf_counter() - start)
     return seconds
 
+# %% ../nbs/59_bench.ipynb #ea45ae3b
 def decode_bytes(
     model:nn.Module,      # as above
     prompt:torch.Tensor,  # as above
@@ -119,9 +120,10 @@ class Speed:
     tokens_per_second:float   # of all texts together
     bytes_per_step:int        # weights that a step reads
     bytes_per_second:float    # weights, at that speed
-    roof:float|None           # bytes a second of a stream; None on another device, or without the kernel
+    roof:float|None           # bytes a second of a stream; None where it was not measured
     share:float|None          # of the roof ({eq}`eq-share`)
 
+# %% ../nbs/59_bench.ipynb #46b99954
 def speed(
     model:nn.Module, # a causal language model
     name:str,        # for the row
@@ -143,6 +145,7 @@ def speed(
                  round(read), read / seconds, roof,
                  read / seconds / roof if roof else None)
 
+# %% ../nbs/59_bench.ipynb #b48483aa
 def bench(
     name:str,          # a model, as `load_model` takes it
     tokens:int=32,     # to write

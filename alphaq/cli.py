@@ -858,6 +858,7 @@ def _speed_rows(s):
             ['share of the roof', f'{s.share:.1%}' if s.share else 'not measured'],
             ['how', f'{s.mode}, {s.dtype}, batch {s.batch}, {s.threads} threads']]
 
+# %% ../nbs/61_cli.ipynb #48fce854
 @verb
 def bench(
     model:Loadable='pocket',

@@ -82,7 +82,7 @@ class PackedMatrices(nn.Module):
         "The matrices as the CPU kernel reads them."
         key = cpu.table_key(self.words, self.scale, self.zero)
         if getattr(self, '_table', (None, None))[0] != key:
-            self._table = key, cpu.table(self.words, self.scale, self.zero, self.widths,
+            self._table = key, cpu.arena_table(self.words, self.scale, self.zero, self.widths,
                                          self.shape, self.group_size)
         return self._table[1]
 
@@ -160,7 +160,8 @@ class AlphaqExperts(nn.Module):
 
     def _apply_gate(self, fused): return self.family._apply_gate(self, fused)
 
-    def plain_silu(self)->bool: # what the CPU kernel has between the products; asked of the family once
+    # what the CPU kernel has between the products; the family is asked once
+    def plain_silu(self)->bool:
         "Whether the products are joined by SiLU and nothing else."
         if not hasattr(self, '_silu'):
             gate = torch.linspace(-40, 40, self.gate_proj.shape[0])[None]

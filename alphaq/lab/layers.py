@@ -75,6 +75,7 @@ def plain_experts(
     for p in module.parameters(): p.normal_(std=.02)
     return module
 
+# %% ../../nbs/66_layers.ipynb #7dd0daa2
 def plain_ways(
     module:nn.Module, # `plain_experts`
 )->list:              # ways
@@ -107,6 +108,7 @@ def product16(
                             torch.get_num_threads(), library.alphaq_best_set())
     return y
 
+# %% ../../nbs/66_layers.ipynb #64545b01
 def int4_way(
     m:Mixture,
 )->Way:
@@ -136,6 +138,7 @@ def mixed_widths(
         widths[i] = min(max(widths[i] + (1 if off > 0 else -1), WIDTHS[0]), WIDTHS[-1])
     return widths
 
+# %% ../../nbs/66_layers.ipynb #7e403ad3
 def packed_experts(
     plain:nn.Module, # `plain_experts`, for its form only
     widths:dict,     # role to the width of each expert
@@ -151,6 +154,7 @@ def packed_experts(
         arena.zero.random_(0, 16)
     return module
 
+# %% ../../nbs/66_layers.ipynb #11442a14
 def packed_way(
     name:str,
     module:AlphaqExperts,
@@ -176,6 +180,7 @@ def choices(
     return torch.stack([torch.randperm(m.experts, generator=generator)[:m.visited]
                         for _ in range(batch)])
 
+# %% ../../nbs/66_layers.ipynb #e3ed0175
 def time_way(
     way:Way,
     m:Mixture,
@@ -196,6 +201,7 @@ def time_way(
         read.append(sum(way.sizes[e] for e in set(index.flatten().tolist())))
     return times[1:], sum(read) / len(read)
 
+# %% ../../nbs/66_layers.ipynb #a19bc83e
 def layer_row(
     shape:str,        # a name of `MIXTURES`
     way:Way,
@@ -233,6 +239,7 @@ def layer_ways(
         yield packed_way('packed, mixed, exact', module, 'exact')
         yield packed_way('packed, mixed, no kernel', module, 'spec')
 
+# %% ../../nbs/66_layers.ipynb #70540f69
 def layer_rows(
     shapes=tuple(MIXTURES), # names
     batches=(1, 4, 16),     # tokens
@@ -265,6 +272,7 @@ def small_stack(
     linears = {f'{n}.self_attn.{p}_proj': 4 for n in names for p in 'qkvo'}
     return quantize_model(model, AlphaqConfig(experts, linears), 'min_max')
 
+# %% ../../nbs/66_layers.ipynb #c6100a5a
 def decode_rows(
     tokens:int=24,  # to write
 ):                  # yields rows
