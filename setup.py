@@ -14,7 +14,7 @@ setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'].split(),
     author=cfg['author'], author_email=cfg['author_email'], license='Apache-2.0', url=cfg['git_url'],
     long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
-    packages=find_packages(include=['alphaq', 'alphaq.*']), package_data={'alphaq': ['py.typed', 'models/**/*', 'tasks_yaml/*', 'schemas/*']},
+    packages=find_packages(include=['alphaq', 'alphaq.*']), package_data={'alphaq': ['py.typed', '*.cpp', 'models/**/*', 'tasks_yaml/*', 'schemas/*']},
     python_requires='>=' + cfg['min_python'], install_requires=cfg['requirements'].split(), extras_require=extras,
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': ['alphaq=alphaq._modidx:d']},
     classifiers=['Development Status :: 3 - Alpha', 'Programming Language :: Python :: 3', 'Intended Audience :: Science/Research',

@@ -672,6 +672,7 @@ def open_dense(
             f'{folder.path}: no matrices in numbered layers; seen: {_seen(folder.tensors)}')
     return dense
 
+# %% ../nbs/22_checkpoint.ipynb #9a973f7b
 def open_either(
     path,          # `str | Path | Folder` a model with experts or without
 )->Checkpoint:

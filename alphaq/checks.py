@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from . import cpu
 from .activations import load_weights
 from .checkpoint import (INCLUDE, Checkpoint, Folder, open_checkpoint, open_dense,
                                open_folder)
@@ -225,8 +226,8 @@ def check_logits(
     "The model says what it said when it was made."
     if said.get('logits') is None: return
     tokens, places, wanted = (torch.tensor(said[k]) for k in ('tokens', 'places', 'logits'))
-    far = (model(tokens).logits[..., places]
-           - wanted).abs().amax(-1) / wanted.square().mean().sqrt()
+    with cpu.exactly(): found = model(tokens).logits[..., places]
+    far = (found - wanted).abs().amax(-1) / wanted.square().mean().sqrt()
     off = int((far > TOLERANCE).sum())
     if off > STRAYS * far.numel():
         yield f'{off} of {far.numel()} tokens have other logits than when the folder was made, by up to {far.max():.2g} of a typical one'
@@ -238,7 +239,7 @@ def check_runs(
     "The folder opens in transformers and gives finite logits, those that were recorded."
     model = load_weights(folder)
     tokens = torch.arange(min(16, model.config.get_text_config().vocab_size))[None]
-    with torch.inference_mode(), third_party(f'{folder}: loads, and does not run',
+    with cpu.exactly(), torch.inference_mode(), third_party(f'{folder}: loads, and does not run',
                                              'quantize it again, with --other-bits 16'):
         logits = model(tokens).logits
     if bad := int((~logits.isfinite()).sum()):

@@ -7,7 +7,7 @@ __all__ = ['app', 'EXAMPLES', 'Model', 'Loadable', 'Anywhere', 'Json', 'Quiet', 
            'Size', 'Preset', 'Method', 'Gamma', 'Cap', 'Noise', 'Choices', 'Count', 'Scope', 'Granularity', 'Bound',
            'Group', 'Also', 'Target', 'Measure', 'Other', 'NAMES', 'FORETOLD', 'Samples', 'Window', 'Quantized', 'verb',
            'info', 'score', 'merge', 'doctor', 'allocate', 'frontier', 'diff', 'export', 'collect', 'quantize', 'tune',
-           'verify', 'dequantize', 'eval', 'generate', 'main']
+           'verify', 'dequantize', 'eval', 'generate', 'bench', 'main']
 
 # %% ../nbs/61_cli.ipynb #391f0627
 import functools
@@ -45,6 +45,7 @@ EXAMPLES = dict(
     dequantize='OUT -o PLAIN',
     eval='OUT --text pydoc --tokens 2000',
     generate='OUT "Once upon a time"',
+    bench='OUT --against pocket',
 )
 
 # %% ../nbs/61_cli.ipynb #08706c87
@@ -846,6 +847,41 @@ def generate(
         out = loaded.generate(**given, max_new_tokens=tokens, do_sample=temperature > 0, **more)
     emit(dict(prompt=prompt, text=tokenizer.decode(out[0], skip_special_tokens=True)), json_,
          tokenizer.decode(out[0], skip_special_tokens=True))
+
+# %% ../nbs/61_cli.ipynb #36b70845
+def _speed_rows(s):
+    "A measured speed, for people."
+    return [['tokens a second', f'{s.tokens_per_second:.1f}'],
+            ['weights a step reads', size(s.bytes_per_step)],
+            ['weights read a second', f'{size(s.bytes_per_second)}'],
+            ['memory reads a second', size(s.roof) if s.roof else 'not measured'],
+            ['share of the roof', f'{s.share:.1%}' if s.share else 'not measured'],
+            ['how', f'{s.mode}, {s.dtype}, batch {s.batch}, {s.threads} threads']]
+
+# %% ../nbs/61_cli.ipynb #48fce854
+@verb
+def bench(
+    model:Loadable='pocket',
+    tokens:Annotated[int, typer.Option(help='tokens to write', min=1)]=32,
+    batch:Annotated[int, typer.Option(help='texts at once', min=1)]=1,
+    against:Annotated[Optional[str], typer.Option(
+        help='another model, measured after it, such as the unquantized one',
+        metavar='MODEL')]=None,
+    device:Device='auto', json_:Json=False, quiet:Quiet=False,
+):
+    """How fast a model writes: tokens a second, bytes that a token reads, and their share of what
+    this machine's memory gives."""
+    from dataclasses import asdict
+    from alphaq.bench import bench as measure
+    from alphaq.pipeline import device_named
+    _still()
+    names = [model, *([against] if against else [])]
+    found = [measure(name, tokens, batch, device_named(device)) for name in names]
+    ratio = found[0].tokens_per_second / found[-1].tokens_per_second
+    shown = [facts(_speed_rows(s), s.model) for s in found]
+    if against: shown.append(f'{model} writes {ratio:.2f} times as fast as {against}')
+    emit(dict(rows=[asdict(s) for s in found]) | (dict(ratio=ratio) if against else {}), json_,
+         *shown)
 
 # %% ../nbs/61_cli.ipynb #73c08dfb
 def main(): # console script

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import alphaq  # so that transformers knows our folders
+from . import cpu
 from .activations import check_device, load_weights
 from .checkpoint import open_folder
 from .core import AlphaqError, third_party, track
@@ -124,6 +125,7 @@ class Perplexity:
     python:str             # version that read the text; `pydoc` and `pycode` depend on it
 
 # %% ../nbs/54_evaluate.ipynb #5078aa2e
+@cpu.exactly()
 @torch.no_grad()
 def spec_nll(
     model:nn.Module, # causal language model
@@ -139,6 +141,7 @@ def spec_nll(
 # %% ../nbs/54_evaluate.ipynb #243ec654
 LOGIT_BYTES = 2**28  # of the windows that go through a model at a time
 
+@cpu.exactly()
 @torch.no_grad()
 def window_nll(
     model:nn.Module, # causal language model in evaluation mode
@@ -159,6 +162,7 @@ def window_nll(
         return torch.cat([nll(part) for part in rows.split(max(1, min(batch, LOGIT_BYTES // row)))])
 
 # %% ../nbs/54_evaluate.ipynb #3c283a3e
+@cpu.exactly()
 @torch.no_grad()
 def log_probabilities(
     model:nn.Module, # causal language model in evaluation mode

@@ -399,6 +399,7 @@ def table_of(
     starts = accumulate((word_count(shape, b) for b in widths), initial=0)
     return torch.tensor([(b, at // UNIT) for b, at in zip(widths, starts)], dtype=torch.int32)
 
+# %% ../nbs/18_kernel.ipynb #d9bc18fc
 def arena_of(
     packed, # `PackedWeight`s of one shape
 )->Arena:

@@ -20,6 +20,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from . import cpu
 from .core import ROLES, AlphaqError
 from .families import biases, check_experts, gated, matrices, place_of
 from .grid import dequantize_codes, group_of, to_grid
@@ -79,6 +80,14 @@ class PackedMatrices(nn.Module):
         return dequantize_codes(codes.unflatten(1, (-1, self.group_size)), scale,
                                 zero).flatten(1).to(dtype)
 
+    def table(self)->cpu.Table: # made again when a tensor has moved
+        "The matrices as the CPU kernel reads them."
+        key = cpu.table_key(self.words, self.scale, self.zero)
+        if getattr(self, '_table', (None, None))[0] != key:
+            self._table = key, cpu.arena_table(self.words, self.scale, self.zero, self.widths,
+                                         self.shape, self.group_size)
+        return self._table[1]
+
     def put(self,
         index:int,           # which matrix
         packed:PackedWeight, # of the right shape, width and group size
@@ -110,8 +119,20 @@ def packed_linear(
     index:int=0,              # which matrix of it
     bias:Tensor|None=None,    # `[out]`
 )->Tensor:                    # `[..., out]`
-    "Product with one packed matrix: unpack, dequantize, multiply. The seam for a fused kernel."
-    return nn.functional.linear(x, matrices.dense(index, x.dtype), bias)
+    "Product with one packed matrix: unpack, dequantize, multiply, or the kernel that does it all."
+    if not cpu.serves(x): return nn.functional.linear(x, matrices.dense(index, x.dtype), bias)
+    rows = x.reshape(-1, x.shape[-1])
+    if torch.compiler.is_compiling(): y = _traced(rows, matrices, index)
+    else: y = cpu.linear(rows, matrices.table(), index, cpu.mode())
+    if bias is not None: y = y + bias
+    return y.to(x.dtype).view(*x.shape[:-1], -1)
+
+def _traced(x, matrices, index):
+    scale, zero = (t.view(len(matrices.widths), matrices.shape[0], -1)[index]
+                   for t in (matrices.scale, matrices.zero))
+    words = matrices.words[matrices.starts[index]:matrices.starts[index + 1]]
+    return cpu.packed_linear_op(x, words, scale, zero, matrices.widths[index], matrices.shape[0],
+                                matrices.group_size, cpu.mode())
 
 # %% ../nbs/50_runtime.ipynb #9678ccf1
 def _as_arena(matrices):
@@ -179,6 +200,20 @@ class AlphaqExperts(nn.Module):
 
     def _apply_gate(self, fused): return self.family._apply_gate(self, fused)
 
+    # what the kernels have between the products; the family is asked once
+    def plain_silu(self)->bool:
+        "Whether the products are joined by SiLU and nothing else."
+        if not hasattr(self, '_silu'):
+            self._silu = not self.has_bias and _silu_gated(self, self.down_proj.shape[1])
+        return self._silu
+
+    def tables(self)->tuple: # for `cpu.experts`
+        "All matrices as the CPU kernel reads them."
+        parts = tuple(self.get_submodule(role).table() for role in ROLES)
+        if getattr(self, '_tables', (None, None))[0] != parts:  # compared by identity
+            self._tables = parts, cpu.expert_tables(*parts)
+        return self._tables[1]
+
     def expert(self,
         index:int,  # which expert
         x:Tensor,   # `[tokens, hidden]`
@@ -190,7 +225,7 @@ class AlphaqExperts(nn.Module):
 
     def _layer(self):
         "What the kernels need, or why they do not know this family."
-        if self.has_bias or not _silu_gated(self, self.down_proj.shape[1]):
+        if not self.plain_silu():
             return f'they know no experts like those of {self.family.__name__}'
         return fused_layer(*(_as_arena(getattr(self, role)) for role in ROLES))
 
@@ -203,16 +238,33 @@ class AlphaqExperts(nn.Module):
         arenas = [getattr(self, role) for role in ROLES]
         layer = kernels_for(self, arenas, self._layer, hidden_states, top_k_weights)
         if layer: return call_layer(hidden_states, top_k_index, top_k_weights, layer)
-        return self.one_by_one(hidden_states, top_k_index, top_k_weights)
+        return self.routed(hidden_states, top_k_index, top_k_weights)
 
     # which experts run, and on how many tokens, is known only once the router has spoken
     @torch.compiler.disable
-    def one_by_one(self, hidden_states, top_k_index, top_k_weights):
-        "The same in plain torch, expert by expert."
+    def routed(self, hidden_states, top_k_index, top_k_weights):
+        "The same by the CPU kernel where it serves, else in plain torch."
+        if cpu.serves(hidden_states) and not top_k_weights.requires_grad and self.plain_silu():
+            return self._by_kernel(hidden_states, top_k_index, top_k_weights)
+        out = torch.zeros_like(hidden_states)
+        return self.one_by_one(hidden_states, top_k_index, top_k_weights, out)
+
+    def _by_kernel(self, x, index, weights):
+        "Experts with few tokens in one call, the others one after the other."
+        if len(x) < cpu.BLOCK_TOKENS:
+            return cpu.experts(x, self.tables(), index, weights, cpu.mode()).to(x.dtype)
+        counts = torch.bincount(index.flatten(), minlength=self.num_experts + 1)
+        many = (counts >= cpu.BLOCK_TOKENS)[index]
+        none = torch.full_like(index, self.num_experts)
+        few, crowded = torch.where(many, none, index), torch.where(many, index, none)
+        out = cpu.experts(x, self.tables(), few, weights, cpu.mode())
+        return self.one_by_one(x.float(), crowded, weights, out).to(x.dtype)
+
+    def one_by_one(self, hidden_states, top_k_index, top_k_weights, out):
+        "Each expert with its tokens, added to `out`, in plain torch."
         slots = top_k_index.flatten().argsort(stable=True)
         counts = torch.bincount(top_k_index.flatten(),
                                 minlength=self.num_experts).tolist()[:self.num_experts]
-        out = torch.zeros_like(hidden_states)
         weights = top_k_weights.reshape(-1, 1)
         for index, mine in enumerate(slots[:sum(counts)].split(counts)):
             if not len(mine): continue

@@ -1,0 +1,1166 @@
+// Products with matrices packed in format v1 (chapter 07), on a CPU: codes are taken out of the
+// words where they lie, multiplied and summed in registers, and never written to memory as weights.
+//
+// The file is read once for what every instruction set shares (part 1), then includes itself once
+// for each instruction set (part 2), then chooses among them at run time (part 3). The interface
+// is plain C. Chapter 48 derives what is done here and tests it.
+
+#ifndef ALPHAQ_SET
+
+// ------------------------------------------------------------------------ part 1: shared by all
+
+#include <algorithm>
+#include <atomic>
+#include <cfloat>
+#include <cmath>
+#include <condition_variable>
+#include <cstdint>
+#include <cstring>
+#include <mutex>
+#include <new>
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
+
+#define INLINE inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 8")
+
+namespace {
+
+// What Python hands over: one matrix of an arena, or the only matrix of a linear layer.
+struct Matrix {
+    const uint16_t* words;
+    const uint16_t* scale;  // float16 [rows, groups]
+    const uint8_t* zero;    // [rows, groups], sixteenths of a code
+    int64_t bits;           // 1 .. 4
+};
+
+struct Shape {
+    int64_t rows, cols, group;
+    int64_t groups() const { return cols / group; }
+};
+
+enum Mode { EXACT = 0, FAST = 1 };                       // float32 or int8 activations
+enum Status { OK = 0, NO_MEMORY = 1, BAD_ARGUMENT = 2 };
+
+constexpr int TILE = 64;         // rows of a tile
+constexpr int VECTOR_WORDS = 16; // words in a vector of 32 bytes
+constexpr int SAFE_RUN = 128;    // codes a 16-bit sum can take in: 128 / 16 * 2 * 15 * 127 < 2^15
+
+constexpr int fields_of(int bits) { return bits == 3 ? 16 : 16 / bits; }
+constexpr int words_of(int bits) { return bits == 3 ? 3 : 1; }
+constexpr int pairs_of(int bits) { return fields_of(bits) / 2; }
+
+// A vector of words holds two fields in each word that can be multiplied side by side, one in the
+// low byte and one in the high byte. Pair p of a block position is these two fields.
+constexpr int low_field(int bits, int p) {
+    if (bits != 3) return p;
+    return p < 6 ? 5 * (p / 2) + p % 2 : p == 6 ? 2 : 12;
+}
+constexpr int high_field(int bits, int p) {
+    if (bits != 3) return p + pairs_of(bits);
+    return p < 6 ? 5 * (p / 2) + p % 2 + 3 : p == 6 ? 7 : 15;
+}
+// At three bits the code in the high byte stands one bit higher, which saves a shift.
+constexpr float high_weight(int bits) { return bits == 3 ? .5f : 1.f; }
+
+// Fields that a 16-bit sum can hold. At three bits neighbouring pairs share no group.
+constexpr int longest_run(int bits, int unit) {
+    return bits == 3 ? 1 : SAFE_RUN / unit < pairs_of(bits) ? SAFE_RUN / unit : pairs_of(bits);
+}
+
+// Where the words of a matrix lie (format v1).
+struct Layout {
+    int64_t padded, slice, blocks, tile_words;  // tile_words: of 64 rows
+
+    Layout(int bits, int64_t cols) {
+        const int64_t fields = fields_of(bits);
+        padded = (cols + fields - 1) / fields * fields;
+        const int64_t slices = padded / fields;
+        slice = std::min<int64_t>(slices & -slices, 128);
+        blocks = slices / slice;
+        tile_words = TILE * padded * bits / 16;
+    }
+};
+
+// How the direct kernel walks along a row. Sums of products stay integers for `unit` inputs of a
+// field. With groups of 128 the walk is regular: as many fields join a sum as 16 bits can hold,
+// and which groups a sum's halves belong to is known when the kernel is compiled.
+struct Walk {
+    int64_t unit = 0;  // 0: the direct kernel cannot do this shape
+    bool regular = false;
+    int run = 1;                        // fields in a sum
+    int64_t sums = 0;                   // integer sums of a row
+    std::vector<uint16_t> low, high;    // the group of each sum's low and high half
+
+    Walk() = default;
+    Walk(int bits, const Shape& shape) {
+        const Layout at(bits, shape.cols);
+        int64_t common = at.slice;
+        while (shape.group % common) common /= 2;
+        if (common < VECTOR_WORDS) return;
+        unit = common;
+        regular = shape.group == SAFE_RUN;
+        if (regular) run = longest_run(bits, (int)unit);
+        fill(bits, shape, at);
+    }
+
+  private:
+    void fill(int bits, const Shape& shape, const Layout& at) {
+        const int64_t last = shape.groups() - 1;
+        const int64_t block = fields_of(bits) * at.slice;
+        for (int64_t b = 0; b < at.blocks; b++)
+            for (int64_t u = 0; u < at.slice; u += unit)
+                for (int p = 0; p < pairs_of(bits); p += run) {
+                    const int64_t start = b * block + u;
+                    low.push_back(std::min(
+                        (start + low_field(bits, p) * at.slice) / shape.group, last));
+                    high.push_back(std::min(
+                        (start + high_field(bits, p) * at.slice) / shape.group, last));
+                }
+        sums = (int64_t)low.size();
+    }
+};
+
+// Tokens that meet matrices of one shape. In fast mode a group of activations is int8 times a step.
+struct Activations {
+    const float* x;                 // [tokens, cols]
+    int64_t tokens, cols, group, groups;
+    std::vector<int8_t> codes;      // [tokens, cols]
+    std::vector<float> step;        // [tokens, groups]
+    std::vector<float> sum;         // [tokens, groups] of activations as multiplied, sixteenths
+    Walk walk[5];                   // by width
+    std::vector<int8_t> ordered[5]; // [tokens, padded], in the order of the walk
+    std::vector<float> steps[5];    // [tokens, sums, 8]
+
+    Activations(const float* x, int64_t tokens, int64_t cols, int64_t group, Mode mode)
+        : x(x), tokens(tokens), cols(cols), group(group), groups(cols / group) {
+        if (mode == FAST) codes.resize(tokens * cols);
+        if (mode == FAST) step.resize(tokens * groups);
+        sum.resize(tokens * groups);
+    }
+
+    // Make room for the order of a width; filled token by token with `order`.
+    void expect(int bits) {
+        walk[bits] = Walk(bits, Shape{1, cols, group});
+        if (!walk[bits].unit) return;
+        ordered[bits].assign(tokens * Layout(bits, cols).padded, 0);
+        steps[bits].resize(tokens * walk[bits].sums * 8);
+    }
+
+    void order(int bits, int64_t token) {
+        if (ordered[bits].empty()) return;
+        order_codes(bits, token);
+        order_steps(bits, token);
+    }
+
+  private:
+    void order_codes(int bits, int64_t token) {
+        const Layout at(bits, cols);
+        const int8_t* from = codes.data() + token * cols;
+        int8_t* to = ordered[bits].data() + token * at.padded;
+        const int64_t block = fields_of(bits) * at.slice, unit = walk[bits].unit;
+        for (int64_t start = 0; start < at.padded; start += block)
+            for (int64_t u = start; u < start + at.slice; u += unit)
+                for (int p = 0; p < pairs_of(bits); p++, to += 2 * unit)
+                    order_pair(from, u + low_field(bits, p) * at.slice,
+                               u + high_field(bits, p) * at.slice, unit, to);
+    }
+
+    // Four of the low field, four of the high, and so on.
+    void order_pair(const int8_t* from, int64_t low, int64_t high, int64_t unit, int8_t* to) {
+        if (high + unit <= cols) {
+            for (int64_t i = 0; i < unit; i += 4, to += 8) {
+                std::memcpy(to, from + low + i, 4);
+                std::memcpy(to + 4, from + high + i, 4);
+            }
+            return;
+        }
+        for (int64_t i = 0; i < unit; i++) {  // where zero codes were appended
+            if (low + i < cols) to[i / 4 * 8 + i % 4] = from[low + i];
+            if (high + i < cols) to[i / 4 * 8 + 4 + i % 4] = from[high + i];
+        }
+    }
+
+    void order_steps(int bits, int64_t token) {
+        const Walk& way = walk[bits];
+        const float* from = step.data() + token * groups;
+        float* to = steps[bits].data() + token * way.sums * 8;
+        for (int64_t s = 0; s < way.sums; s++, to += 8) {
+            const float low = from[way.low[s]];
+            const float high = from[way.high[s]] * high_weight(bits);
+            const float eight[8] = {low, high, low, high, low, high, low, high};
+            std::memcpy(to, eight, sizeof eight);
+        }
+    }
+};
+
+// What a thread needs for itself.
+struct Scratch {
+    std::vector<float> scale;     // [64, groups]
+    std::vector<uint8_t> codes;   // rows that were taken apart
+    std::vector<float> gate, up;  // [slots, 64]
+};
+
+Scratch& scratch() {
+    thread_local Scratch mine;
+    return mine;
+}
+
+// One instruction set.
+struct Kernels {
+    bool direct;  // has a kernel that multiplies words as they lie
+    void (*quantize)(Activations&, int64_t token, Mode);
+    // products of a tile's rows with some tokens, y is [count, 64]
+    void (*tile)(const Matrix&, const Shape&, int64_t tile, const Activations&,
+                 const int64_t* tokens, int64_t count, Mode, float* y);
+    void (*dequantize)(const Matrix&, const Shape&, int64_t row, float* out);
+    float (*dot16)(const uint16_t* w, const float* x, int64_t n);  // bfloat16, for comparison
+    uint64_t (*read)(const char* bytes, int64_t n);                // a stream, for comparison
+};
+
+float half_to_float(uint16_t h) {
+    const uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = h & 0x7fff;
+    float value;
+    if (rest >= 0x7c00) {  // infinity, NaN
+        const uint32_t bits = sign | 0x7f800000 | (rest & 0x3ff) << 13;
+        std::memcpy(&value, &bits, 4);
+        return value;
+    }
+    if (rest < 0x400) return (sign ? -1.f : 1.f) * (float)rest * 0x1p-24f;
+    const uint32_t bits = sign | ((rest << 13) + (112u << 23));
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+
+// ---- threads
+
+// Tasks 0 .. count - 1, each taken by one thread. A task writes only what is its own, so that
+// results do not depend on who did it.
+struct Work {
+    void (*task)(void*, int64_t);
+    void* context;
+    int64_t count;
+    std::atomic<int64_t> next{0};
+    std::atomic<bool> failed{false};
+
+    void drain() {
+        try {
+            for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;)
+                task(context, i);
+        } catch (const std::bad_alloc&) { failed = true; }
+    }
+};
+
+void drain_work(void* work) { static_cast<Work*>(work)->drain(); }
+
+// A team of threads that somebody else keeps: OpenMP's, so that torch's threads are ours and do
+// not compete with them.
+using Team = void (*)(void (*)(void*), void*, unsigned threads, unsigned flags);
+std::atomic<Team> borrowed{nullptr};
+
+// Our own, where there is none to borrow: threads that wait a while and then sleep.
+class Pool {
+    std::mutex lock;
+    std::condition_variable wake;
+    std::atomic<uint64_t> round{0};
+    std::atomic<int> left{0};
+    std::atomic<int> wanted{0};
+    Work* work = nullptr;
+    int workers = 0;
+
+    void wait_for(uint64_t seen) {
+        for (int i = 0; i < 20000; i++) {
+            if (round.load(std::memory_order_acquire) != seen) return;
+#if defined(__x86_64__)
+            _mm_pause();
+#endif
+        }
+        std::unique_lock<std::mutex> held(lock);
+        wake.wait(held, [&] { return round.load() != seen; });
+    }
+
+    void live(int me, uint64_t seen) {
+        for (;;) {
+            wait_for(seen);
+            seen = round.load(std::memory_order_acquire);
+            if (me >= wanted.load()) continue;
+            work->drain();
+            left.fetch_sub(1, std::memory_order_release);
+        }
+    }
+
+  public:
+    std::mutex busy;  // one call at a time; another one works alone
+
+    void run(Work& todo, int threads) {
+        {
+            std::lock_guard<std::mutex> held(lock);
+            for (; workers < threads - 1; workers++)
+                std::thread(&Pool::live, this, workers, round.load()).detach();
+            work = &todo;
+            wanted = threads - 1;
+            left = threads - 1;
+            round.fetch_add(1, std::memory_order_release);
+        }
+        wake.notify_all();
+        todo.drain();
+        while (left.load(std::memory_order_acquire)) std::this_thread::yield();
+    }
+};
+
+Pool* pool = new Pool;  // never destroyed: its threads outlive static destructors
+
+// A forked process has none of the threads.
+void forget_pool() { pool = new Pool; }
+
+template <class F>
+Status parallel(int64_t count, int threads, F& each) {
+    Work work;
+    work.task = [](void* context, int64_t i) { (*static_cast<F*>(context))(i); };
+    work.context = &each;
+    work.count = count;
+    threads = (int)std::min<int64_t>(threads, count);
+    if (threads <= 1) work.drain();
+    else if (Team team = borrowed.load()) team(drain_work, &work, (unsigned)threads, 0);
+    else if (pool->busy.try_lock()) {
+        pool->run(work, threads);
+        pool->busy.unlock();
+    } else work.drain();
+    return work.failed ? NO_MEMORY : OK;
+}
+
+}  // namespace
+
+// ------------------------------------------------------------------- part 2, for each set in turn
+
+#define ALPHAQ_SET scalar
+#define ALPHAQ_VECTORS 0
+#define ALPHAQ_TARGET
+#include "cpu.cpp"
+
+#if defined(__x86_64__)
+#define ALPHAQ_SET avx2
+#define ALPHAQ_VECTORS 1
+#define ALPHAQ_TARGET __attribute__((target("avx2,fma,f16c")))
+#define ALPHAQ_DOT(sum, q, x) add_products(sum, q, x)
+#include "cpu.cpp"
+
+#define ALPHAQ_SET avxvnni
+#define ALPHAQ_VECTORS 2
+#ifdef ALPHAQ_EMULATE  // the same walk without the instruction, so that any machine can test it
+#define ALPHAQ_TARGET __attribute__((target("avx2,fma,f16c")))
+#define ALPHAQ_DOT(sum, q, x) \
+    _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(q, x), _mm256_set1_epi16(1)))
+#else
+#define ALPHAQ_TARGET __attribute__((target("avx2,fma,f16c,avxvnni")))
+#define ALPHAQ_DOT(sum, q, x) _mm256_dpbusd_avx_epi32(sum, q, x)
+#endif
+#include "cpu.cpp"
+
+#define ALPHAQ_SET avx512vnni
+#define ALPHAQ_VECTORS 2
+#ifdef ALPHAQ_EMULATE
+#define ALPHAQ_TARGET __attribute__((target("avx2,fma,f16c")))
+#define ALPHAQ_DOT(sum, q, x) \
+    _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(q, x), _mm256_set1_epi16(1)))
+#else
+#define ALPHAQ_TARGET __attribute__((target("avx2,fma,f16c,avx512f,avx512vl,avx512vnni")))
+#define ALPHAQ_DOT(sum, q, x) _mm256_dpbusd_epi32(sum, q, x)
+#endif
+#include "cpu.cpp"
+#endif
+
+// ------------------------------------------------------------------------- part 3: the interface
+
+namespace {
+
+#if defined(__x86_64__)
+const Kernels* const SETS[] = {&scalar::kernels, &avx2::kernels, &avxvnni::kernels,
+                               &avx512vnni::kernels};
+#else
+const Kernels* const SETS[] = {&scalar::kernels};
+#endif
+constexpr int SET_COUNT = sizeof SETS / sizeof *SETS;
+
+bool runs(int set) {
+#if defined(__x86_64__)
+#ifdef ALPHAQ_EMULATE
+    if (set >= 2) return runs(1);
+#endif
+    __builtin_cpu_init();
+    if (set == 1) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
+                         && __builtin_cpu_supports("f16c");
+    if (set == 3) return runs(1) && __builtin_cpu_supports("avx512vl")
+                         && __builtin_cpu_supports("avx512vnni");
+    if (set == 2) {  // no name for it in older compilers: leaf 7, subleaf 1, eax bit 4
+        unsigned a = 7, b = 0, c = 1, d = 0;
+        __asm__("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+        return runs(1) && (a >> 4 & 1);
+    }
+#endif
+    return set == 0;
+}
+
+const Kernels* kernels_of(int set) {
+    return set >= 0 && set < SET_COUNT && runs(set) ? SETS[set] : nullptr;
+}
+
+bool sound(const Matrix& m) { return m.words && m.scale && m.zero && m.bits >= 1 && m.bits <= 4; }
+bool sound(const Shape& s) {
+    return s.rows > 0 && s.cols > 0 && s.group > 0 && s.cols % s.group == 0
+           && s.cols / s.group <= 65535;
+}
+int64_t tiles(int64_t rows) { return (rows + TILE - 1) / TILE; }
+int64_t tile_rows(int64_t rows, int64_t tile) {
+    return std::min<int64_t>(TILE, rows - tile * TILE);
+}
+
+float silu(float v) { return v / (1.f + std::exp(-v)); }
+
+// A call to the experts of a layer.
+struct Layer {
+    const Kernels& set;
+    const Matrix* gate;
+    const Matrix* up;
+    const Matrix* down;
+    Shape into, out_of;  // of gate and up, of down
+    const float* weights;
+    float* out;
+    int64_t slots_per_token;
+    Mode mode;
+    int threads;
+    std::vector<int64_t> visited;  // experts that have tokens
+    std::vector<int64_t> begin;    // of each visited expert's places, and the end
+    std::vector<int64_t> slot;     // place to slot, sorted by expert
+    std::vector<int64_t> token;    // place to token
+    std::vector<float> hidden;     // [places, inner]
+
+    Status sort(const int64_t* index, int64_t slots, int64_t experts);
+    Status prepare(Activations& x, bool down_side);
+    Status gate_and_up(const Activations& x);
+    Status down_and_sum(const Activations& h);
+    int64_t count(int64_t v) const { return begin[v + 1] - begin[v]; }
+};
+
+// Slots in the order of their experts. An index equal to the number of experts is no slot.
+Status Layer::sort(const int64_t* index, int64_t slots, int64_t experts) {
+    std::vector<int64_t> at(experts + 1, 0);
+    for (int64_t s = 0; s < slots; s++) {
+        if (index[s] < 0 || index[s] > experts) return BAD_ARGUMENT;
+        if (index[s] < experts) at[index[s] + 1]++;
+    }
+    begin.push_back(0);
+    for (int64_t e = 0; e < experts; e++) {
+        if (at[e + 1]) {
+            visited.push_back(e);
+            begin.push_back(begin.back() + at[e + 1]);
+        }
+        at[e + 1] += at[e];
+    }
+    slot.resize(begin.back());
+    token.resize(begin.back());
+    for (int64_t s = 0; s < slots; s++) {
+        if (index[s] == experts) continue;
+        const int64_t place = at[index[s]]++;
+        slot[place] = s;
+        token[place] = s / slots_per_token;
+    }
+    return OK;
+}
+
+// Quantize activations, and put them in the order of every width that will meet them.
+Status Layer::prepare(Activations& x, bool down_side) {
+    bool width[5] = {};
+    std::vector<uint8_t> wanted(x.tokens * 5, 0);  // [rows of x, width]
+    if (mode == FAST && set.direct) for (size_t v = 0; v < visited.size(); v++) {
+        const int64_t e = visited[v];
+        for (int64_t place = begin[v]; place < begin[v + 1]; place++) {
+            if (down_side) wanted[place * 5 + down[e].bits] = width[down[e].bits] = true;
+            else for (const Matrix* m : {gate + e, up + e})
+                wanted[token[place] * 5 + m->bits] = width[m->bits] = true;
+        }
+    }
+    for (int bits = 1; bits <= 4; bits++) if (width[bits]) x.expect(bits);
+    auto each = [&](int64_t t) {
+        set.quantize(x, t, mode);
+        for (int bits = 1; bits <= 4; bits++) if (wanted[t * 5 + bits]) x.order(bits, t);
+    };
+    return parallel(x.tokens, threads, each);
+}
+
+Status Layer::gate_and_up(const Activations& x) {
+    const int64_t inner = into.rows, each_expert = tiles(inner);
+    auto each = [&](int64_t task) {
+        const int64_t v = task / each_expert, tile = task % each_expert, n = count(v);
+        Scratch& mine = scratch();
+        mine.gate.resize(n * TILE);
+        mine.up.resize(n * TILE);
+        const int64_t* who = token.data() + begin[v];
+        set.tile(gate[visited[v]], into, tile, x, who, n, mode, mine.gate.data());
+        set.tile(up[visited[v]], into, tile, x, who, n, mode, mine.up.data());
+        for (int64_t i = 0; i < n; i++) {
+            float* to = hidden.data() + (begin[v] + i) * inner + tile * TILE;
+            for (int64_t r = 0; r < tile_rows(inner, tile); r++)
+                to[r] = silu(mine.gate[i * TILE + r]) * mine.up[i * TILE + r];
+        }
+    };
+    return parallel((int64_t)visited.size() * each_expert, threads, each);
+}
+
+// A task owns 64 outputs of every token, and adds experts in their order.
+Status Layer::down_and_sum(const Activations& h) {
+    const int64_t outputs = out_of.rows;
+    auto each = [&](int64_t tile) {
+        Scratch& mine = scratch();
+        std::vector<int64_t> places;
+        for (size_t v = 0; v < visited.size(); v++) {
+            const int64_t n = count(v);
+            mine.gate.resize(n * TILE);
+            places.clear();
+            for (int64_t place = begin[v]; place < begin[v + 1]; place++) places.push_back(place);
+            set.tile(down[visited[v]], out_of, tile, h, places.data(), n, mode, mine.gate.data());
+            for (int64_t i = 0; i < n; i++) {
+                const int64_t place = begin[v] + i;
+                float* to = out + token[place] * outputs + tile * TILE;
+                for (int64_t r = 0; r < tile_rows(outputs, tile); r++)
+                    to[r] += weights[slot[place]] * mine.gate[i * TILE + r];
+            }
+        }
+    };
+    return parallel(tiles(outputs), threads, each);
+}
+
+Status run_linear(const Matrix& m, const Shape& shape, const float* x, int64_t tokens, float* y,
+                  Mode mode, int threads, const Kernels& set) {
+    Activations input(x, tokens, shape.cols, shape.group, mode);
+    if (mode == FAST && set.direct) input.expect((int)m.bits);
+    auto ready = [&](int64_t t) {
+        set.quantize(input, t, mode);
+        input.order((int)m.bits, t);
+    };
+    if (Status failed = parallel(tokens, threads, ready)) return failed;
+    std::vector<int64_t> who(tokens);
+    for (int64_t t = 0; t < tokens; t++) who[t] = t;
+    auto each = [&](int64_t tile) {
+        Scratch& mine = scratch();
+        mine.gate.resize(tokens * TILE);
+        set.tile(m, shape, tile, input, who.data(), tokens, mode, mine.gate.data());
+        for (int64_t t = 0; t < tokens; t++)
+            std::memcpy(y + t * shape.rows + tile * TILE, mine.gate.data() + t * TILE,
+                        sizeof(float) * tile_rows(shape.rows, tile));
+    };
+    return parallel(tiles(shape.rows), threads, each);
+}
+
+Status run_experts(Layer& layer, const float* x, int64_t tokens, const int64_t* index,
+                   int64_t experts) {
+    std::fill(layer.out, layer.out + tokens * layer.out_of.rows, 0.f);
+    const int64_t slots = tokens * layer.slots_per_token;
+    if (Status failed = layer.sort(index, slots, experts)) return failed;
+    if (layer.slot.empty()) return OK;
+    Activations input(x, tokens, layer.into.cols, layer.into.group, layer.mode);
+    if (Status failed = layer.prepare(input, false)) return failed;
+    layer.hidden.resize(layer.slot.size() * layer.into.rows);
+    if (Status failed = layer.gate_and_up(input)) return failed;
+    Activations inner(layer.hidden.data(), (int64_t)layer.slot.size(), layer.out_of.cols,
+                      layer.out_of.group, layer.mode);
+    if (Status failed = layer.prepare(inner, true)) return failed;
+    return layer.down_and_sum(inner);
+}
+
+}  // namespace
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+// Threads of an OpenMP that is loaded already (the address of GOMP_parallel); null: our own.
+EXPORT void alphaq_borrow_team(void* team) { borrowed = reinterpret_cast<Team>(team); }
+
+// The best instruction set of this machine.
+EXPORT int alphaq_best_set() {
+    for (int set : {3, 2, 1}) if (kernels_of(set)) return set;
+    return 0;
+}
+
+EXPORT int alphaq_has_set(int set) { return kernels_of(set) != nullptr; }
+
+// y[tokens, rows] = x[tokens, cols] W^T
+EXPORT int alphaq_linear(const Matrix* m, int64_t rows, int64_t cols, int64_t group,
+                         const float* x, int64_t tokens, float* y, int mode, int threads,
+                         int set) {
+    const Kernels* kernels = kernels_of(set);
+    const Shape shape{rows, cols, group};
+    if (!kernels || !sound(*m) || !sound(shape) || tokens < 1) return BAD_ARGUMENT;
+    try { return run_linear(*m, shape, x, tokens, y, (Mode)mode, threads, *kernels); }
+    catch (const std::bad_alloc&) { return NO_MEMORY; }
+}
+
+// out[tokens, hidden] = sum over slots of weight * down(silu(gate x) * up x); matrices are
+// [3, experts]: gate, up, down.
+EXPORT int alphaq_experts(const Matrix* matrices, int64_t experts, int64_t hidden, int64_t inner,
+                          int64_t group_hidden, int64_t group_inner, const float* x,
+                          int64_t tokens, const int64_t* index, const float* weights,
+                          int64_t slots_per_token, float* out, int mode, int threads, int set) {
+    const Kernels* kernels = kernels_of(set);
+    const Shape into{inner, hidden, group_hidden}, out_of{hidden, inner, group_inner};
+    if (!kernels || !sound(into) || !sound(out_of) || tokens < 1 || slots_per_token < 1
+        || experts < 1) return BAD_ARGUMENT;
+    for (int64_t i = 0; i < 3 * experts; i++) if (!sound(matrices[i])) return BAD_ARGUMENT;
+    try {
+        Layer layer{*kernels, matrices, matrices + experts, matrices + 2 * experts, into, out_of,
+                    weights, out, slots_per_token, (Mode)mode, threads, {}, {}, {}, {}, {}};
+        return run_experts(layer, x, tokens, index, experts);
+    } catch (const std::bad_alloc&) { return NO_MEMORY; }
+}
+
+// Rows first .. first + count - 1 as float32 weights.
+EXPORT int alphaq_dequantize(const Matrix* m, int64_t rows, int64_t cols, int64_t group,
+                             int64_t first, int64_t count, float* out, int threads, int set) {
+    const Kernels* kernels = kernels_of(set);
+    const Shape shape{rows, cols, group};
+    if (!kernels || !sound(*m) || !sound(shape) || first < 0 || count < 1
+        || first + count > rows) return BAD_ARGUMENT;
+    auto each = [&](int64_t i) { kernels->dequantize(*m, shape, first + i, out + i * cols); };
+    return parallel(count, threads, each);
+}
+
+// For comparison: y[rows] = W x with W in bfloat16, by the same threads.
+EXPORT int alphaq_linear16(const uint16_t* w, int64_t rows, int64_t cols, const float* x,
+                           float* y, int threads, int set) {
+    const Kernels* kernels = kernels_of(set);
+    if (!kernels || rows < 1 || cols < 1) return BAD_ARGUMENT;
+    auto each = [&](int64_t tile) {
+        for (int64_t r = tile * TILE; r < std::min(rows, (tile + 1) * TILE); r++)
+            y[r] = kernels->dot16(w + r * cols, x, cols);
+    };
+    return parallel(tiles(rows), threads, each);
+}
+
+// For comparison: read `bytes` bytes once; the result only keeps the compiler from leaving out.
+EXPORT uint64_t alphaq_read(const char* from, int64_t bytes, int threads, int set) {
+    const Kernels* kernels = kernels_of(set);
+    if (!kernels) return 0;
+    constexpr int64_t PART = 1 << 20;
+    std::atomic<uint64_t> all{0};
+    auto each = [&](int64_t i) {
+        all ^= kernels->read(from + i * PART, std::min(PART, bytes - i * PART));
+    };
+    parallel((bytes + PART - 1) / PART, threads, each);
+    return all;
+}
+
+#if defined(__unix__) || defined(__APPLE__)
+namespace { const int at_fork = pthread_atfork(nullptr, nullptr, forget_pool); }
+#endif
+
+#else  // ALPHAQ_SET
+
+// --------------------------------------------------------------- part 2: one instruction set
+
+namespace {
+namespace ALPHAQ_SET {
+
+#if ALPHAQ_VECTORS
+
+using Bytes = __m256i;
+using Floats = __m256;
+
+ALPHAQ_TARGET INLINE Bytes load(const void* from) { return _mm256_loadu_si256((const Bytes*)from); }
+
+// The low bytes of four words, then their high bytes, and so on.
+ALPHAQ_TARGET INLINE Bytes split(Bytes words) {
+    return _mm256_shuffle_epi8(words, _mm256_setr_epi8(
+        0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15,
+        0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15));
+}
+
+// The words of 16 places, `step` words apart at three bits.
+template <int B>
+ALPHAQ_TARGET INLINE void load_words(const uint16_t* from, int64_t step, Bytes* words) {
+    if (B == 3) for (int w = 0; w < 3; w++) words[w] = load(from + w * step);
+    else words[0] = split(load(from));
+}
+
+// Shift a vector of words by a constant, left where `by` is negative, and mask.
+ALPHAQ_TARGET INLINE Bytes field(Bytes words, int by, int mask) {
+    const Bytes moved = by > 0 ? _mm256_srli_epi16(words, by)
+                      : by < 0 ? _mm256_slli_epi16(words, -by) : words;
+    return _mm256_and_si256(moved, _mm256_set1_epi16((short)mask));
+}
+
+// Pair p of 16 places as 32 bytes: four low codes, four high ones, and so on.
+template <int B>
+ALPHAQ_TARGET INLINE Bytes codes_of(const Bytes* w, int p) {
+    if (B != 3) return field(w[0], B * p, 0x101 * ((1 << B) - 1));
+    if (p < 6) return split(field(w[p / 2], p % 2 * 3, 0x0e07));
+    if (p == 6) return split(_mm256_or_si256(field(w[0], 6, 0x0007), field(w[1], -3, 0x0e00)));
+    const Bytes last = _mm256_or_si256(_mm256_or_si256(field(w[0], 6, 0x0200),
+                                                       field(w[1], 5, 0x0400)),
+                                       field(w[2], 4, 0x0800));
+    return split(_mm256_or_si256(field(w[2], 6, 0x0007), last));
+}
+
+// Sums of products of unsigned codes and signed activations. Without an instruction that adds
+// four of them to 32 bits, pairs are added to 16 bits and widened once a run is complete.
+#if ALPHAQ_VECTORS == 1
+ALPHAQ_TARGET INLINE Bytes add_products(Bytes sum, Bytes q, Bytes x) {
+    return _mm256_add_epi16(sum, _mm256_maddubs_epi16(q, x));
+}
+ALPHAQ_TARGET INLINE Floats to_floats(Bytes sum) {
+    return _mm256_cvtepi32_ps(_mm256_madd_epi16(sum, _mm256_set1_epi16(1)));
+}
+#else
+ALPHAQ_TARGET INLINE Floats to_floats(Bytes sum) { return _mm256_cvtepi32_ps(sum); }
+#endif
+
+ALPHAQ_TARGET INLINE float total(Floats v) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+// What `unit` = 16 V places of a row give to R pairs, beginning with p: products, four to a lane.
+template <int B, int R, int V>
+ALPHAQ_TARGET INLINE Bytes multiply_pairs(const Bytes (*words)[words_of(B)], int p,
+                                          const int8_t* x) {
+    Bytes sum = _mm256_setzero_si256();
+    UNROLL for (int i = 0; i < R; i++)
+        UNROLL for (int v = 0; v < V; v++)
+            sum = ALPHAQ_DOT(sum, codes_of<B>(words[v], p + i), load(x + 32 * (i * V + v)));
+    return sum;
+}
+
+// The scales of a sum's low and high half, in turn.
+ALPHAQ_TARGET INLINE Floats two_scales(const float* low, const float* high) {
+    return _mm256_blend_ps(_mm256_broadcast_ss(low), _mm256_broadcast_ss(high), 0xaa);
+}
+
+// In a regular walk: the group of field f in block b.
+template <int B, int V>
+INLINE int64_t group_of(int64_t b, int f) {
+    constexpr int block = fields_of(B) * V, group = SAFE_RUN / VECTOR_WORDS;
+    return block < group ? (b * block + f * V) / group : b * (block / group) + f * V / group;
+}
+
+// The words of a tile's rows as they lie, block by block; sum[r] collects row r in eight lanes.
+template <int B, int R, int V, bool REGULAR>
+ALPHAQ_TARGET void multiply_words(const uint16_t* words, int64_t rows, const Layout& at,
+                                  const Walk& way, const int8_t* x, const float* steps,
+                                  const float* scale, int64_t groups, Floats* sum) {
+    constexpr int SUMS = pairs_of(B) / R;
+    const int64_t units = REGULAR ? 1 : at.slice / (V * VECTOR_WORDS);
+    const int64_t plane = rows * at.slice;  // words between the words of a place
+    for (int64_t b = 0; b < at.blocks; b++) {
+        for (int64_t r = 0; r < rows; r++) {
+            const uint16_t* from = words + (b * words_of(B) * rows + r) * at.slice;
+            const float* of_row = scale + r * groups;
+            const int8_t* xs = x;
+            Floats even = sum[r], odd = _mm256_setzero_ps();
+            for (int64_t u = 0; u < units; u++, from += V * VECTOR_WORDS) {
+                Bytes w[V][words_of(B)];
+                UNROLL for (int v = 0; v < V; v++)
+                    load_words<B>(from + v * VECTOR_WORDS, plane, w[v]);
+                UNROLL for (int s = 0; s < SUMS; s++, xs += 32 * R * V) {
+                    const int64_t n = u * SUMS + s, all = b * units * SUMS + n;
+                    const Floats both = REGULAR
+                        ? two_scales(of_row + group_of<B, V>(b, low_field(B, s * R)),
+                                     of_row + group_of<B, V>(b, high_field(B, s * R)))
+                        : two_scales(of_row + way.low[all], of_row + way.high[all]);
+                    const Floats factor = _mm256_mul_ps(both, _mm256_loadu_ps(steps + 8 * n));
+                    const Floats part = to_floats(multiply_pairs<B, R, V>(w, s * R, xs));
+                    if (s % 2) odd = _mm256_fmadd_ps(part, factor, odd);
+                    else even = _mm256_fmadd_ps(part, factor, even);
+                }
+            }
+            sum[r] = _mm256_add_ps(even, odd);
+        }
+        x += fields_of(B) * at.slice;
+        steps += 8 * units * SUMS;
+    }
+}
+
+using Multiply = void (*)(const uint16_t*, int64_t, const Layout&, const Walk&, const int8_t*,
+                          const float*, const float*, int64_t, Floats*);
+
+template <int B, int V>
+Multiply multiply_by(bool regular) {
+    return regular ? multiply_words<B, longest_run(B, V * VECTOR_WORDS), V, true>
+                   : multiply_words<B, 1, V, false>;
+}
+
+template <int B>
+Multiply multiply_of(const Walk& way) {
+    switch (way.unit / VECTOR_WORDS) {
+        case 1: return multiply_by<B, 1>(way.regular);
+        case 2: return multiply_by<B, 2>(way.regular);
+        case 4: return multiply_by<B, 4>(way.regular);
+        default: return multiply_by<B, 8>(way.regular);
+    }
+}
+
+Multiply multiply_for(int bits, const Walk& way) {
+    return bits == 1 ? multiply_of<1>(way) : bits == 2 ? multiply_of<2>(way)
+         : bits == 3 ? multiply_of<3>(way) : multiply_of<4>(way);
+}
+
+ALPHAQ_TARGET INLINE Floats eight_floats(const uint8_t* from) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)from)));
+}
+
+// What the zero points of a row take away from the product with one token.
+ALPHAQ_TARGET float zero_part(const float* scale, const uint8_t* zero, const float* sum,
+                              int64_t groups) {
+    Floats all = _mm256_setzero_ps();
+    int64_t g = 0;
+    for (; g + 8 <= groups; g += 8) {
+        const Floats product = _mm256_mul_ps(_mm256_loadu_ps(scale + g), eight_floats(zero + g));
+        all = _mm256_fmadd_ps(product, _mm256_loadu_ps(sum + g), all);
+    }
+    float rest = 0;
+    for (; g < groups; g++) rest += scale[g] * (float)zero[g] * sum[g];
+    return total(all) + rest;
+}
+
+ALPHAQ_TARGET void tile_direct(const Matrix& m, const Shape& shape, int64_t tile,
+                               const Activations& x, int64_t token, const Scratch& mine, float* y) {
+    const int bits = (int)m.bits;
+    const Layout at(bits, shape.cols);
+    const Walk& way = x.walk[bits];
+    const int64_t rows = std::min<int64_t>(TILE, shape.rows - tile * TILE), groups = x.groups;
+    Floats sum[TILE];
+    for (int64_t r = 0; r < rows; r++) sum[r] = _mm256_setzero_ps();
+    multiply_for(bits, way)(m.words + tile * at.tile_words, rows, at, way,
+                            x.ordered[bits].data() + token * at.padded,
+                            x.steps[bits].data() + token * way.sums * 8, mine.scale.data(),
+                            groups, sum);
+    for (int64_t r = 0; r < rows; r++)
+        y[r] = total(sum[r]) - zero_part(mine.scale.data() + r * groups,
+                                         m.zero + (tile * TILE + r) * groups,
+                                         x.sum.data() + token * groups, groups);
+}
+
+// Codes of the rows that one vector of words covers: one row, or several where slices are short.
+template <int B>
+ALPHAQ_TARGET INLINE void store_codes(Bytes codes, int p, int64_t slice, int64_t stride,
+                                      int64_t rows, uint8_t* to) {
+    codes = _mm256_shuffle_epi32(codes, 0xd8);  // eight low, eight high, and again
+    if (B == 3)  // the high codes stand one bit higher
+        codes = _mm256_blend_epi32(codes, _mm256_srli_epi16(codes, 1), 0xcc);
+    uint8_t* low = to + low_field(B, p) * slice;
+    uint8_t* high = to + high_field(B, p) * slice;
+    if (slice >= VECTOR_WORDS) {
+        codes = _mm256_permute4x64_epi64(codes, 0xd8);
+        _mm_storeu_si128((__m128i*)low, _mm256_castsi256_si128(codes));
+        _mm_storeu_si128((__m128i*)high, _mm256_extracti128_si256(codes, 1));
+        return;
+    }
+    alignas(32) uint8_t all[32];
+    _mm256_store_si256((Bytes*)all, codes);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < slice; i++) {
+            const int64_t word = r * slice + i, at = word / 8 * 16 + word % 8;
+            low[r * stride + i] = all[at];
+            high[r * stride + i] = all[at + 8];
+        }
+}
+
+// Words of 16 places that may end before a vector does.
+template <int B>
+ALPHAQ_TARGET INLINE void load_some(const uint16_t* from, int64_t step, int64_t count, Bytes* w) {
+    if (count == VECTOR_WORDS) return load_words<B>(from, step, w);
+    uint16_t some[3 * VECTOR_WORDS] = {};
+    for (int i = 0; i < words_of(B); i++)
+        std::memcpy(some + i * VECTOR_WORDS, from + i * step, 2 * count);
+    load_words<B>(some, VECTOR_WORDS, w);
+}
+
+template <int B>
+ALPHAQ_TARGET void take_apart(const uint16_t* words, int64_t rows, int64_t first, int64_t count,
+                              const Layout& at, uint8_t* codes) {
+    const int64_t plane = rows * at.slice;
+    const int64_t places = std::min<int64_t>(count * at.slice, VECTOR_WORDS);
+    for (int64_t b = 0; b < at.blocks; b++) {
+        const uint16_t* from = words + (b * words_of(B) * rows + first) * at.slice;
+        uint8_t* to = codes + b * fields_of(B) * at.slice;
+        for (int64_t v = 0; v < at.slice; v += VECTOR_WORDS) {
+            Bytes w[3];
+            load_some<B>(from + v, plane, places, w);
+            for (int p = 0; p < pairs_of(B); p++)
+                store_codes<B>(codes_of<B>(w, p), p, at.slice, at.padded, count, to + v);
+        }
+    }
+}
+
+// One group of a row whose codes were taken apart; `rest` is what fills no vector.
+ALPHAQ_TARGET INLINE Floats multiply_group(const uint8_t* q, const int8_t* x, int64_t n,
+                                           float& rest) {
+    Floats all = _mm256_setzero_ps();
+    int64_t i = 0;
+    while (i + 32 <= n) {
+        Bytes sum = _mm256_setzero_si256();
+        for (const int64_t end = std::min(n - 31, i + SAFE_RUN); i < end; i += 32)
+            sum = ALPHAQ_DOT(sum, load(q + i), load(x + i));
+        all = _mm256_add_ps(all, to_floats(sum));
+    }
+    int left = 0;
+    for (; i < n; i++) left += q[i] * x[i];
+    rest = (float)left;
+    return all;
+}
+
+ALPHAQ_TARGET INLINE Floats multiply_group(const uint8_t* q, const float* x, int64_t n,
+                                           float& rest) {
+    Floats even = _mm256_setzero_ps(), odd = even;
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        even = _mm256_fmadd_ps(eight_floats(q + i), _mm256_loadu_ps(x + i), even);
+        odd = _mm256_fmadd_ps(eight_floats(q + i + 8), _mm256_loadu_ps(x + i + 8), odd);
+    }
+    rest = 0;
+    for (; i < n; i++) rest += (float)q[i] * x[i];
+    return _mm256_add_ps(even, odd);
+}
+
+// One row whose codes were taken apart, with one token.
+template <class X>
+ALPHAQ_TARGET float multiply_row(const uint8_t* q, const X* x, const float* step,
+                                 const float* scale, int64_t groups, int64_t group) {
+    Floats sum = _mm256_setzero_ps();
+    float left = 0;
+    for (int64_t g = 0; g < groups; g++) {
+        float rest;
+        const Floats inner = multiply_group(q + g * group, x + g * group, group, rest);
+        const float factor = scale[g] * (step ? step[g] : 1.f);
+        sum = _mm256_fmadd_ps(inner, _mm256_set1_ps(factor), sum);
+        left += factor * rest;
+    }
+    return total(sum) + left;
+}
+
+ALPHAQ_TARGET void halves_to_floats(const uint16_t* from, int64_t n, float* to) {
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(from + i))));
+    for (; i < n; i++) to[i] = half_to_float(from[i]);
+}
+
+ALPHAQ_TARGET float dot16(const uint16_t* w, const float* x, int64_t n) {
+    Floats sum[4] = {};
+    int64_t i = 0;
+    for (; i + 32 <= n; i += 32)
+        UNROLL for (int j = 0; j < 4; j++) {
+            const __m256i wide = _mm256_cvtepu16_epi32(
+                _mm_loadu_si128((const __m128i*)(w + i + 8 * j)));
+            sum[j] = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16)),
+                                     _mm256_loadu_ps(x + i + 8 * j), sum[j]);
+        }
+    float rest = 0;
+    for (; i < n; i++) {
+        const uint32_t bits = (uint32_t)w[i] << 16;
+        float value;
+        std::memcpy(&value, &bits, 4);
+        rest += value * x[i];
+    }
+    return rest + total(_mm256_add_ps(_mm256_add_ps(sum[0], sum[1]),
+                                      _mm256_add_ps(sum[2], sum[3])));
+}
+
+ALPHAQ_TARGET uint64_t read(const char* bytes, int64_t n) {
+    Bytes all[4] = {};
+    for (int64_t i = 0; i + 128 <= n; i += 128)
+        UNROLL for (int j = 0; j < 4; j++)
+            all[j] = _mm256_xor_si256(all[j], load(bytes + i + 32 * j));
+    const Bytes one = _mm256_xor_si256(_mm256_xor_si256(all[0], all[1]),
+                                       _mm256_xor_si256(all[2], all[3]));
+    return (uint64_t)_mm256_extract_epi64(one, 0) ^ (uint64_t)_mm256_extract_epi64(one, 2);
+}
+
+#else  // the oracle: no vectors, one code at a time
+
+template <int B>
+unsigned code_at(const uint16_t* words, int64_t step, int field) {
+    if (B != 3) return words[0] >> B * field & ((1u << B) - 1);
+    if (field < 15) return words[field / 5 * step] >> 3 * (field % 5) & 7u;
+    return words[0] >> 15 | words[step] >> 15 << 1 | words[2 * step] >> 15 << 2;
+}
+
+template <int B>
+void take_apart(const uint16_t* words, int64_t rows, int64_t first, int64_t count,
+                const Layout& at, uint8_t* codes) {
+    for (int64_t r = 0; r < count; r++)
+        for (int64_t b = 0; b < at.blocks; b++)
+            for (int field = 0; field < fields_of(B); field++)
+                for (int64_t i = 0; i < at.slice; i++) {
+                    const uint16_t* word =
+                        words + (b * words_of(B) * rows + first + r) * at.slice + i;
+                    codes[r * at.padded + (b * fields_of(B) + field) * at.slice + i] =
+                        (uint8_t)code_at<B>(word, rows * at.slice, field);
+                }
+}
+
+template <class X>
+float multiply_row(const uint8_t* q, const X* x, const float* step, const float* scale,
+                   int64_t groups, int64_t group) {
+    float y = 0;
+    for (int64_t g = 0; g < groups; g++) {
+        decltype(X() * 1) sum = 0;
+        for (int64_t i = g * group; i < (g + 1) * group; i++) sum += q[i] * x[i];
+        y += scale[g] * (step ? step[g] : 1.f) * (float)sum;
+    }
+    return y;
+}
+
+float zero_part(const float* scale, const uint8_t* zero, const float* sum, int64_t groups) {
+    float all = 0;
+    for (int64_t g = 0; g < groups; g++) all += scale[g] * (float)zero[g] * sum[g];
+    return all;
+}
+
+void halves_to_floats(const uint16_t* from, int64_t n, float* to) {
+    for (int64_t i = 0; i < n; i++) to[i] = half_to_float(from[i]);
+}
+
+float dot16(const uint16_t* w, const float* x, int64_t n) {
+    float sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const uint32_t bits = (uint32_t)w[i] << 16;
+        float value;
+        std::memcpy(&value, &bits, 4);
+        sum += value * x[i];
+    }
+    return sum;
+}
+
+uint64_t read(const char* bytes, int64_t n) {
+    uint64_t all = 0;
+    for (int64_t i = 0; i + 8 <= n; i += 8) {
+        uint64_t word;
+        std::memcpy(&word, bytes + i, 8);
+        all ^= word;
+    }
+    return all;
+}
+
+void tile_direct(const Matrix&, const Shape&, int64_t, const Activations&, int64_t,
+                 const Scratch&, float*) {}
+
+#endif
+
+// ---- the same for every set, compiled for each
+
+using TakeApart = void (*)(const uint16_t*, int64_t, int64_t, int64_t, const Layout&, uint8_t*);
+
+TakeApart take_apart_for(int64_t bits) {
+    return bits == 1 ? take_apart<1> : bits == 2 ? take_apart<2>
+         : bits == 3 ? take_apart<3> : take_apart<4>;
+}
+
+// Activations of a group as int8 times a step. What is not finite makes the whole group NaN.
+ALPHAQ_TARGET void quantize_group(const float* x, int64_t n, int8_t* codes, float* step,
+                                  float* sum) {
+    // the bits of positive floats are in the order of their values
+    uint32_t bits = 0;
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t size;
+        std::memcpy(&size, x + i, 4);
+        bits = std::max(bits, size & 0x7fffffffu);
+    }
+    float most;
+    std::memcpy(&most, &bits, 4);
+    *step = bits >= 0x7f800000u ? NAN : most < 256 * FLT_MIN ? 0.f : most / 127.f;
+    const float inverse = *step > 0 ? 127.f / most : 0.f;
+    int total = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const int code = inverse > 0 ? (int)std::nearbyint(x[i] * inverse) : 0;
+        codes[i] = (int8_t)code;
+        total += code;
+    }
+    *sum = *step * (float)total * .0625f;
+}
+
+ALPHAQ_TARGET void quantize(Activations& x, int64_t token, Mode mode) {
+    for (int64_t g = 0; g < x.groups; g++) {
+        const int64_t at = token * x.groups + g, from = token * x.cols + g * x.group;
+        if (mode == FAST) {
+            quantize_group(x.x + from, x.group, x.codes.data() + from, &x.step[at], &x.sum[at]);
+            continue;
+        }
+        double sum = 0;
+        for (int64_t i = 0; i < x.group; i++) sum += x.x[from + i];
+        x.sum[at] = (float)sum * .0625f;
+    }
+}
+
+ALPHAQ_TARGET void tile_apart(const Matrix& m, const Shape& shape, int64_t tile,
+                              const Activations& x, const int64_t* tokens, int64_t count, Mode mode,
+                              Scratch& mine, float* y) {
+    const Layout at((int)m.bits, shape.cols);
+    const int64_t rows = std::min<int64_t>(TILE, shape.rows - tile * TILE), groups = x.groups;
+    const int64_t together = std::max<int64_t>(1, VECTOR_WORDS / at.slice);
+    mine.codes.resize(together * at.padded);
+    for (int64_t first = 0; first < rows; first += together) {
+        const int64_t some = std::min(together, rows - first);
+        take_apart_for(m.bits)(m.words + tile * at.tile_words, rows, first, some, at,
+                               mine.codes.data());
+        for (int64_t r = first; r < first + some; r++)
+            for (int64_t i = 0; i < count; i++) {
+                const int64_t t = tokens[i];
+                const uint8_t* q = mine.codes.data() + (r - first) * at.padded;
+                const float* scale = mine.scale.data() + r * groups;
+                const float inner = mode == FAST
+                    ? multiply_row(q, x.codes.data() + t * x.cols, x.step.data() + t * groups,
+                                   scale, groups, x.group)
+                    : multiply_row(q, x.x + t * x.cols, (const float*)nullptr, scale, groups,
+                                   x.group);
+                y[i * TILE + r] = inner - zero_part(scale, m.zero + (tile * TILE + r) * groups,
+                                                    x.sum.data() + t * groups, groups);
+            }
+    }
+}
+
+void tile(const Matrix& m, const Shape& shape, int64_t tile, const Activations& x,
+          const int64_t* tokens, int64_t count, Mode mode, float* y) {
+    Scratch& mine = scratch();
+    const int64_t grid = std::min<int64_t>(TILE, shape.rows - tile * TILE) * x.groups;
+    mine.scale.resize(grid);
+    halves_to_floats(m.scale + tile * TILE * x.groups, grid, mine.scale.data());
+    if (x.ordered[m.bits].empty())
+        return tile_apart(m, shape, tile, x, tokens, count, mode, mine, y);
+    for (int64_t i = 0; i < count; i++)
+        tile_direct(m, shape, tile, x, tokens[i], mine, y + i * TILE);
+}
+
+// One row as weights: scale times the difference of code and zero point, rounded once.
+ALPHAQ_TARGET void dequantize(const Matrix& m, const Shape& shape, int64_t row, float* out) {
+    const Layout at((int)m.bits, shape.cols);
+    const int64_t tile = row / TILE, rows = std::min<int64_t>(TILE, shape.rows - tile * TILE);
+    Scratch& mine = scratch();
+    mine.codes.resize(at.padded);
+    take_apart_for(m.bits)(m.words + tile * at.tile_words, rows, row % TILE, 1, at,
+                           mine.codes.data());
+    for (int64_t g = 0; g < shape.groups(); g++) {
+        const int64_t from = row * shape.groups() + g;
+        const float scale = half_to_float(m.scale[from]);
+        const float zero = (float)m.zero[from] * .0625f;
+        for (int64_t i = g * shape.group; i < (g + 1) * shape.group; i++)
+            out[i] = scale * ((float)mine.codes[i] - zero);
+    }
+}
+
+const Kernels kernels = {ALPHAQ_VECTORS != 0, quantize, tile, dequantize, dot16, read};
+
+}  // namespace ALPHAQ_SET
+}  // namespace
+
+#undef ALPHAQ_SET
+#undef ALPHAQ_VECTORS
+#undef ALPHAQ_TARGET
+#undef ALPHAQ_DOT
+
+#endif

@@ -1,0 +1,184 @@
+"The CPU kernel: random cases, under sanitizers, with planted faults, and tables that do not fit."
+import random, shutil, subprocess
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from alphaq import cpu
+from alphaq.core import AlphaqError
+from alphaq.pack import pack_codes, word_count
+from conftest import ROOT
+
+CXX = (cpu.compilers() or [None])[0]
+needs_compiler = pytest.mark.skipif(CXX is None, reason='no C++ compiler')
+COLS = (2048, 1408, 2880, 576, 768, 512, 1024, 150, 37, 20, 960, 96, 256, 48)
+GROUPS = (16, 32, 48, 64, 96, 128, 256)
+
+def one(bits, shape, group, rng):
+    "Random words, scales, zero points, and the weights they stand for in float64."
+    gen = torch.Generator().manual_seed(rng.randrange(2**31))
+    groups = shape[1] // group
+    codes = torch.randint(2**bits, shape, generator=gen)
+    scale = ((torch.rand(shape[0], groups, generator=gen) + .5) * .02).half()
+    zero = torch.randint(16 * (2**bits - 1) + 1, (shape[0], groups), generator=gen).to(torch.uint8)
+    weights = scale.double()[..., None] * (codes.double().unflatten(1, (groups, -1)) - zero.double()[..., None] / 16)
+    return (pack_codes(codes, bits), scale, zero), weights.flatten(1)
+
+def shapes(count, rng, rows=140):
+    "Random shapes: columns of real models and odd ones, every group that divides them."
+    for _ in range(count):
+        cols = rng.choice(COLS)
+        yield (rng.randint(1, rows), cols), rng.choice([g for g in GROUPS if cols % g == 0] + [cols])
+
+def inputs(tokens, cols, group, rng):
+    "Activations that are int8 codes times a step already, one of them 300 times the others."
+    x = torch.randn(tokens, cols, generator=torch.Generator().manual_seed(rng.randrange(2**31)))
+    x[:, rng.randrange(cols)] *= rng.choice((1, 300))
+    codes, step = cpu.quantize_activations(x, group)
+    codes[..., 0] = cpu.INT8  # so that quantizing again gives the same codes
+    return (codes * step[..., None]).flatten(1)
+
+def relative(found, truth): return ((found.double() - truth).norm() / truth.norm().clamp(min=1e-30)).item()
+
+def sets(library): return [n for i, n in enumerate(cpu.SETS) if library.alphaq_has_set(i)]
+
+def arena(count, shape, group, rng):
+    "A table of random matrices, and their weights."
+    widths = [rng.randint(1, 4) for _ in range(count)]
+    made = [one(b, shape, group, rng) for b in widths]
+    words, scale, zero = zip(*(m for m, _ in made))
+    return cpu.arena_table(torch.cat(words), torch.stack(scale), torch.stack(zero), widths, shape, group), [w for _, w in made]
+
+def layer_truth(x, weights, index, w):
+    "The layer in float64, slot by slot."
+    gate, up, down = weights
+    out = torch.zeros(x.shape, dtype=torch.float64)
+    for t, row in enumerate(index.tolist()):
+        for e, v in zip(row, w[t].tolist()):
+            if e == len(gate): continue
+            h = torch.nn.functional.silu(gate[e] @ x[t].double()) * (up[e] @ x[t].double())
+            out[t] += v * (down[e] @ h)
+    return out
+
+@needs_compiler
+def test_three_hundred_layers():
+    "Experts with mixed widths; nobody, everybody and no expert at all are visited."
+    rng = random.Random(0)
+    torch.manual_seed(0)
+    for n in range(300):
+        ((inner, hidden), group) = next(shapes(1, rng, 96))
+        other = rng.choice([g for g in GROUPS if inner % g == 0] + [inner])
+        experts, tokens = rng.randint(1, 5), rng.choice((1, 1, 2, 5, 9))
+        grids = ((inner, hidden), group), ((inner, hidden), group), ((hidden, inner), other)
+        tables, weights = zip(*(arena(experts, shape, g, rng) for shape, g in grids))
+        tables = cpu.expert_tables(*tables)
+        x, w = torch.randn(tokens, hidden), torch.rand(tokens, 2)
+        index = torch.tensor([[rng.choice((0, rng.randrange(experts + 1))) for _ in 'ab'] for _ in range(tokens)])
+        truth = layer_truth(x, weights, index, w)
+        for name in sets(cpu.kernel()):
+            assert relative(cpu.experts(x, tables, index, w, 'exact', instructions=name), truth) < 1e-5, (n, name, grids)
+            alone, four = (cpu.experts(x, tables, index, w, 'fast', threads, name) for threads in (1, 4))
+            assert torch.equal(alone, four), (n, name, grids)
+
+def write_cases(path, cases):
+    "Cases as `cpu_cases.cpp` reads them."
+    with open(path, 'wb') as f:
+        for numbers, tensors, x in cases:
+            f.write(np.array(numbers, np.int64).tobytes())
+            for t in (*tensors, x): f.write(t.contiguous().numpy().tobytes())
+
+def run_cases(folder, cases, *flags):
+    "Compile and run; the answers, or None where this machine cannot build it so."
+    program = folder/f'cases{len([*folder.iterdir()])}'
+    done = subprocess.run([*CXX, '-std=c++17', '-pthread', *flags, '-o', program, ROOT/'tests/cpu_cases.cpp'], capture_output=True, text=True)
+    if done.returncode: return None
+    write_cases(folder/'in', cases)
+    ran = subprocess.run([program, folder/'in', folder/'out'], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    return np.fromfile(folder/'out', np.float32)
+
+def cases_of(numbers, seed=1):
+    "Cases from `(bits, shape, group, tokens, mode, threads, set)`, and what is meant by each: product and weights."
+    rng = random.Random(seed)
+    for bits, shape, group, tokens, mode, threads, number in numbers:
+        tensors, W = one(bits, shape, group, rng)
+        x = inputs(tokens, shape[1], group, rng)
+        meant = cpu.int8_product(x, W, group)[0] if mode else x.double() @ W.T
+        yield ((bits, *shape, group, tokens, mode, threads, number), tensors, x), meant, W
+
+def random_numbers(count, sets, seed=1):
+    "Numbers of random cases: every width, mode and instruction set in turn."
+    rng = random.Random(seed)
+    for n, (shape, group) in enumerate(shapes(count, rng, 70)):
+        yield 1 + n % 4, shape, group, rng.choice((1, 2, 4)), n // 4 % 2, rng.choice((1, 3)), sets[n // 8 % len(sets)]
+
+def disagree(answers, made):
+    "How many cases differ from what is meant."
+    count = at = 0
+    for _, meant, W in made:
+        y, w = (torch.from_numpy(answers[i:i + n].copy()).view_as(v) for v, i, n in
+                ((meant, at, meant.numel()), (W, at + meant.numel(), W.numel())))
+        at += meant.numel() + W.numel()
+        count += not (relative(y, meant) < 1e-5 and relative(w, W) < 1e-6)
+    assert at == len(answers)
+    return count
+
+@needs_compiler
+def test_under_sanitizers(tmp_path):
+    "Addresses and undefined behaviour are watched; buffers have exactly their size. VNNI's walk runs with the instruction emulated."
+    made = [*cases_of(random_numbers(120, (0, 1, 2, 3) if cpu.kernel().alphaq_best_set() else (0,)))]
+    answers = run_cases(tmp_path, [c for c, *_ in made], '-O1', '-g', '-DALPHAQ_EMULATE', '-fsanitize=address,undefined', '-fno-sanitize-recover=all')
+    if answers is None: pytest.skip('this compiler has no sanitizers')
+    assert disagree(answers, made) == 0
+
+FAULTS = {
+    'shift': ('field(w[0], B * p,', 'field(w[0], B * p + (p == 1),'),
+    'mask': ('0x0e07', '0x0e03'),
+    'plane': ('field(w[1], 5, 0x0400)', 'field(w[0], 5, 0x0400)'),
+    'zero': ('eight_floats(zero + g)', 'eight_floats(zero + g + 1)'),
+    'group': ('b * (block / group) + f * V / group', 'b * (block / group)'),
+    'tile': ('m.words + tile * at.tile_words, rows, at, way', 'm.words, rows, at, way'),
+    'oracle': ('words[step] >> 15 << 1', 'words[step] >> 14 << 1'),
+}
+
+@needs_compiler
+@pytest.mark.parametrize('fault', FAULTS)
+def test_faults_are_seen(fault, tmp_path, monkeypatch):
+    "A wrong shift, mask, plane, zero point or group in the source changes what the cases say."
+    if cpu.kernel().alphaq_best_set() == 0 and fault != 'oracle': pytest.skip('the faults are in the kernel for AVX2')
+    text = (ROOT/'alphaq/cpu.cpp').read_text()
+    old, new = FAULTS[fault]
+    if old not in text: pytest.fail(f'{fault}: the source no longer says {old!r}')
+    (tmp_path/'alphaq').mkdir(); (tmp_path/'tests').mkdir()
+    (tmp_path/'alphaq/cpu.cpp').write_text(text.replace(old, new))
+    shutil.copy(ROOT/'tests/cpu_cases.cpp', tmp_path/'tests')
+    monkeypatch.setattr('test_cpu.ROOT', tmp_path)
+    number = 0 if fault == 'oracle' else 1
+    made = [*cases_of((bits, (70, cols), 128, 1, 1, 1, number) for bits in (1, 2, 3, 4) for cols in (768, 1024, 1408))]
+    assert disagree(run_cases(tmp_path, [c for c, *_ in made], '-O1'), made)
+
+def test_ten_thousand_tables():
+    "Whatever the sizes, types, widths and groups: refused in one line, or every address lies inside its tensor."
+    rng = random.Random(3)
+    outcome = Counter()
+    for _ in range(10_000):
+        shape, widths = (rng.randint(0, 20), rng.choice((0, 1, 20, 48, 64, 128, 128))), [rng.choice((0, 5, *(1, 2, 3, 4) * 5)) for _ in range(rng.randint(0, 3))]
+        group = rng.choice((0, 5, 16, 16, 16, 64, 128))
+        right = [sum(word_count(shape, b) if b in (1, 2, 3, 4) else 7 for b in widths)]
+        right += [len(widths) * shape[0] * (shape[1] // group if group else 1)] * 2
+        tensors = [torch.zeros(max(0, n + rng.choice((0,) * 9 + (1, -1, 64))), dtype=rng.choice((d,) * 9 + (torch.int32,)))
+                   for n, d in zip(right, (torch.int16, torch.float16, torch.uint8))]
+        if rng.random() < .05: tensors[0] = tensors[0].repeat_interleave(2)[::2]
+        try: t = cpu.arena_table(*tensors, widths, shape, group)
+        except AlphaqError as e:
+            assert '\n' not in str(e)
+            outcome['refused'] += 1
+            continue
+        outcome['taken'] += 1
+        sizes = [2 * torch.tensor([word_count(shape, b) for b in widths])] + [torch.tensor(shape[0] * (shape[1] // group) * n) for n in (2, 1)]
+        for column, (tensor, size) in enumerate(zip(tensors, sizes)):
+            first = t.entries[:, column]
+            assert (first >= tensor.data_ptr()).all() and (first + size <= tensor.data_ptr() + tensor.nbytes).all()
+    assert min(outcome['refused'], outcome['taken']) > 300, outcome
