@@ -45,7 +45,7 @@ def no_kernels(
         return f'they need capability {least}, this GPU has {found[0]}.{found[1]}'
     return ''
 
-# %% ../nbs/49_launch.ipynb #10ea70e7
+# %% ../nbs/49_launch.ipynb #96c8ae3c
 def unfit(
     shape,          # `(out, in)` of a matrix
     group_size:int, # inputs that share a scale
