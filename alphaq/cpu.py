@@ -118,6 +118,7 @@ INTERFACE = dict(
     alphaq_read=[_address, _long, _int, _int],
 )
 
+# %% ../nbs/48_cpu.ipynb #2d1862cc
 def open_library(
     path:Path, # that `build` made
 ):             # the library, its functions declared
