@@ -40,7 +40,7 @@ from ..texts import BUILTIN, load_text, texts_at_hand
 @dataclass(frozen=True)
 class Trial:
     "One quantized folder of the demonstration."
-    preset:str      # key of `allocators.PRESETS`
+    preset:str      # key of `PRESETS`
     bits:float      # average width by parameters
     quantizer:str   # mse | gptq
 
