@@ -869,8 +869,7 @@ def bench(
         metavar='MODEL')]=None,
     device:Device='auto', json_:Json=False, quiet:Quiet=False,
 ):
-    """How fast a model writes: tokens a second, bytes that a token reads, and their share of what
-    this machine's memory gives."""
+    "Tokens a second, and their share of what memory allows."
     from dataclasses import asdict
     from alphaq.bench import bench as measure
     from alphaq.pipeline import device_named
