@@ -220,7 +220,7 @@ if triton:
         sums += token * (5 * (K // S))
         scale += tl.arange(0, BN) * (K // G)
         zero += tl.arange(0, BN) * (K // G)
-        y = tl.zeros([BN, BM], tl.float32)
+        y = tl.full([BN, BM], 0., tl.float32)
         for b in range(K // BLOCK):
             w0 = tl.load(at)
             w1 = w0
@@ -317,6 +317,11 @@ if triton:
         else: p = j % (7 // BITS) * BITS
         return p
 
+    # `tl.sum` and `tl.zeros` are kernels themselves, compiled or interpreted as whoever imported
+    # Triton first wanted them
+    @triton.jit
+    def _plus(a, b): return a + b
+
     @triton.jit
     def _keep(h, copies, sums, slot, seen, n, N: tl.constexpr, KW: tl.constexpr,
               BN: tl.constexpr):
@@ -327,10 +332,10 @@ if triton:
         for p in tl.static_range(7):
             tl.store(at + p * N, (h * 0.5**p).to(copies.dtype.element_ty), seen[None, :])
         sums += slot * (5 * (N // BN)) + n
-        tl.store(sums, -tl.sum(h, 0) / 16, seen)
+        tl.store(sums, -tl.reduce(h, 0, _plus) / 16, seen)
         for b in tl.static_range(1, 5):
             factor = -128 * tl.exp2(-_power(k, b, KW[b - 1]).to(tl.float32))
-            tl.store(sums + b * (N // BN), tl.sum(h * factor[:, None], 0), seen)
+            tl.store(sums + b * (N // BN), tl.reduce(h * factor[:, None], 0, _plus), seen)
 
 # %% ../nbs/18_kernel.ipynb #0c0087c1
 if triton:
@@ -347,7 +352,7 @@ if triton:
             e = tl.load(blocks + 2 + 2 * block)
             seen = tl.arange(0, BM) < tl.load(blocks + 3 + 2 * block)
             slot = tl.load(slots + block * BM + tl.arange(0, BM), seen, 0)
-            g = tl.zeros([BN, BM], tl.float32)
+            g = tl.full([BN, BM], 0., tl.float32)
             y = g
             if e < E:
                 for part in tl.range(0, 2, num_stages=1):
@@ -373,7 +378,7 @@ if triton:
             e = tl.load(blocks + 2 + 2 * block)
             seen = tl.arange(0, BM) < tl.load(blocks + 3 + 2 * block)
             slot = tl.load(slots + block * BM + tl.arange(0, BM), seen, 0)
-            y = tl.zeros([BN, BM], tl.float32)
+            y = tl.full([BN, BM], 0., tl.float32)
             if e < E:
                 y = _matrix(table, words, scale, zero, x, sums, slot, e, n, N, K, G, S, KW, BN,
                             BM, PLAIN)
