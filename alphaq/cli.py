@@ -136,13 +136,14 @@ def info(
     quantized folder: its widths."""
     from alphaq.grid import WIDTHS, stored_bytes
     from alphaq.plans import read_plan
+    from alphaq.checkpoint import open_checkpoint, open_dense
     from alphaq.rounding import QuantizeJob, predicted_files, predicted_tensors
     from alphaq.remote import open_anywhere
     folder = open_anywhere(model)
     if folder.packed and not plan:
         data, shown = _packed(folder)
         return emit(data, json_, shown)
-    c = alphaq.open(model, dense)
+    c = (open_dense if dense else open_checkpoint)(folder)  # headers are read once
     shapes = sorted({p.shape for p in c.projections})
     total, numel = sum(t.nbytes for t in c.tensors.values()), sum(p.numel for p in c.projections)
     experts = {b: sum(stored_bytes(p.shape, b, group_size) for p in c.projections) for b in WIDTHS}
