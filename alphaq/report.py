@@ -68,6 +68,7 @@ def evidence(
                           f'{source}; score {plan.model} again')
     return Evidence(plan, str(source), folder, checkpoint, tuple(scores), **more)
 
+# %% ../nbs/59_report.ipynb #b8bb127d
 def _paid(plan):
     "Names of what the budget pays for."
     return {n for n in widths(plan) if n not in plan.modules or n in plan.dense or '.experts.' in n}
@@ -105,10 +106,11 @@ def beside_uniform(
     table = widths(plan)
     bits = np.array([table[s.name] for s in scores])
     costs = method.costs(scores, at)
-    def total(b, values=costs): return float(values[range(len(b)), np.searchsorted(at.choices, b)].sum())
-    numel = sum(s.numel for s in scores)
-    def average(b, count): return total(b, choice_sizes(scores, replace(at, count=count))) / (
-        len(b) if count == 'modules' else numel)
+    def total(b, values=costs):
+        return float(values[range(len(b)), np.searchsorted(at.choices, b)].sum())
+    def average(b, count):
+        return total(b, choice_sizes(scores, replace(at, count=count))) / (
+            len(b) if count == 'modules' else sum(s.numel for s in scores))
     stored = average(bits, 'stored')
     uniform = allocate(scores, replace(at, method='uniform', gamma=None, noise=None, count='stored',
                                        bits=stored)).bits
@@ -118,6 +120,7 @@ def beside_uniform(
     return Priced(at, ours, same, total(uniform), (float(np.mean(dealt)), min(dealt)),
                   (average(bits, at.count), average(uniform, at.count)))
 
+# %% ../nbs/59_report.ipynb #5f7ee9c5
 def _dealt_anew(scores, bits):
     "The same widths in random orders, among matrices of one shape."
     rng = np.random.default_rng(0)
@@ -172,6 +175,7 @@ def drawn(
     svg = re.sub('>', lambda _: f'>{said}', svg.replace('<svg ', head, 1), count=1)
     return Figure(name, title, text, svg.replace(INK, 'currentColor').strip() + '\n')
 
+# %% ../nbs/59_report.ipynb #9d74637b
 def _esc(x): return escape(str(x).encode('utf-8', 'replace').decode('utf-8'))
 
 # %% ../nbs/35_report.ipynb #e851604b
@@ -183,7 +187,8 @@ def maps(
     for module, roles in plan.layers.items():
         layer = re.findall(r'\d+', layer_of(f'{module}.x') or module)
         for role, digits in roles.items():
-            found.setdefault((role, len(digits)), []).append((layer[-1] if layer else module, digits))
+            called = layer[-1] if layer else module
+            found.setdefault((role, len(digits)), []).append((called, digits))
     blocks = {}
     for name, b in plan.dense.items(): blocks.setdefault(layer_of(name), {})[name] = str(b)
     for layer, at in blocks.items():
@@ -210,6 +215,7 @@ def _map_figures(plan):
                     f'{len(rows)} layers, {_counted("".join(rows))}. Every digit is in the table '
                     'below.', draw, min(7, 1.2 + .16 * len(rows)))
 
+# %% ../nbs/59_report.ipynb #a8ccb146
 def _alpha_figure(scores):
     from alphaq.plot import COLORS, MARKERS
     z = [s.null_z for s in scores if s.null_z is not None]
@@ -247,6 +253,7 @@ def _cost_figure(plan, scores, priced):
                  f'its size {priced.uniform:.4g}, its widths dealt at random {priced.dealt[0]:.4g} '
                  'on average; the line is the frontier of the method nearby.', draw)
 
+# %% ../nbs/59_report.ipynb #a11e13a3
 def _loss_figure(rows):
     from alphaq.plot import COLORS
     def draw(ax):
@@ -286,7 +293,7 @@ def _table(caption, columns, rows):
                    + ''.join(tag('td', c, v) for c, v in zip(columns[1:], row[1:])) + '</tr>'
                    for row in rows)
     return (f'<div class="scroll" role="region" tabindex="0" aria-label="{_esc(caption)}"><table>'
-            f'<caption>{_esc(caption)}</caption>{head}<tbody>{body}</tbody></table></div>')
+            f'<caption><span>{_esc(caption)}</span></caption>{head}<tbody>{body}</tbody></table></div>')
 
 def _figure(f): return f'<figure>{f.svg}<figcaption>{_esc(f.title)}</figcaption></figure>'
 
@@ -312,6 +319,7 @@ def _found(e, _):
     if e.folder: rows += _left(e.folder)
     return _table('What the plan covers', ['', ''], rows)
 
+# %% ../nbs/59_report.ipynb #d2125f81
 def _left(folder):
     "How a folder was rounded, what it holds packed, and what stayed as it was."
     held = _held(folder)
@@ -349,6 +357,7 @@ def ledger(
         found[part] += t.nbytes
     return found
 
+# %% ../nbs/59_report.ipynb #c51ab38f
 def _size(e, _):
     found = ledger(e)
     average = [[f'average bits by {k}', v] for k, v in e.plan.average.items() if v is not None]
@@ -384,6 +393,7 @@ def _bits(e, drawings):
                      for role, layers, rows in maps(e.plan))
     return f'{shown}<details><summary>The same in digits</summary>{tables}</details>'
 
+# %% ../nbs/59_report.ipynb #5e0a2a85
 def _certificate(e, _):
     plan = e.plan
     rows = [['budget', f'{plan.bits:g} bits by {plan.count}'], ['widths offered', plan.choices],
@@ -414,6 +424,7 @@ def _cost(e, drawings):
          row('the luckiest of these', priced.dealt[1])]) + _p(
         'This is what the method predicts. Whether the plan is better is measured on text.')
 
+# %% ../nbs/59_report.ipynb #5d044f54
 def _text(e, drawings):
     parts = []
     def of(r, key, form): return format(r[key], form) if key in r else None
@@ -460,6 +471,7 @@ def unmeasured(
 def _unmeasured(e, _):
     return '<ul>' + ''.join(f'<li>{_esc(line)}</li>' for line in unmeasured(e)) + '</ul>'
 
+# %% ../nbs/59_report.ipynb #bd55092e
 def _repeat(e, _):
     model = quote(e.against or 'MODEL')
     source = quote(e.source)
@@ -484,8 +496,9 @@ h1,h2{line-height:1.2;overflow-wrap:anywhere}h2{margin-top:2.5rem}a{color:var(--
 .skip:not(:focus){position:absolute;left:-99rem}nav ul{padding-left:1.2rem;columns:16rem}
 .scroll,pre{overflow-x:auto;margin:1rem 0}pre{border:1px solid var(--line);padding:.6rem;white-space:pre-wrap;overflow-wrap:anywhere}
 table{border-collapse:collapse;min-width:100%}caption{text-align:left;padding:.3rem 0;font-style:italic}
-th,td{text-align:left;vertical-align:top;padding:.25rem .8rem .25rem 0;border-bottom:1px solid var(--line);overflow-wrap:anywhere}
-tbody th{font-weight:normal}.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
+th,td{text-align:left;vertical-align:top;padding:.25rem .8rem .25rem 0;border-bottom:1px solid var(--line);overflow-wrap:break-word}
+tbody th{font-weight:normal}tbody th,td:not(.n){min-width:6.5rem;overflow-wrap:anywhere}
+caption span{display:block;max-width:calc(100vw - 2rem)}.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}thead .n{white-space:normal}
 figure{margin:1rem 0}figure svg{display:block;width:100%;max-width:36rem;height:auto}image{image-rendering:pixelated}
 figcaption{font-style:italic}summary{cursor:pointer;padding:.4rem 0}
 </style></head>
@@ -496,6 +509,7 @@ figcaption{font-style:italic}summary{cursor:pointer;padding:.4rem 0}
 </body></html>
 """)
 
+# %% ../nbs/59_report.ipynb #48a2fe04
 SECTIONS = dict(
     found=('What was found, and what was left', _found),
     size=('Size', _size),
