@@ -68,7 +68,7 @@ def evidence(
                           f'{source}; score {plan.model} again')
     return Evidence(plan, str(source), folder, checkpoint, tuple(scores), **more)
 
-# %% ../nbs/59_report.ipynb #b8bb127d
+# %% ../nbs/35_report.ipynb #b8bb127d
 def _paid(plan):
     "Names of what the budget pays for."
     return {n for n in widths(plan) if n not in plan.modules or n in plan.dense or '.experts.' in n}
@@ -120,7 +120,7 @@ def beside_uniform(
     return Priced(at, ours, same, total(uniform), (float(np.mean(dealt)), min(dealt)),
                   (average(bits, at.count), average(uniform, at.count)))
 
-# %% ../nbs/59_report.ipynb #5f7ee9c5
+# %% ../nbs/35_report.ipynb #5f7ee9c5
 def _dealt_anew(scores, bits):
     "The same widths in random orders, among matrices of one shape."
     rng = np.random.default_rng(0)
@@ -175,7 +175,7 @@ def drawn(
     svg = re.sub('>', lambda _: f'>{said}', svg.replace('<svg ', head, 1), count=1)
     return Figure(name, title, text, svg.replace(INK, 'currentColor').strip() + '\n')
 
-# %% ../nbs/59_report.ipynb #9d74637b
+# %% ../nbs/35_report.ipynb #9d74637b
 def _esc(x): return escape(str(x).encode('utf-8', 'replace').decode('utf-8'))
 
 # %% ../nbs/35_report.ipynb #e851604b
@@ -215,7 +215,7 @@ def _map_figures(plan):
                     f'{len(rows)} layers, {_counted("".join(rows))}. Every digit is in the table '
                     'below.', draw, min(7, 1.2 + .16 * len(rows)))
 
-# %% ../nbs/59_report.ipynb #a8ccb146
+# %% ../nbs/35_report.ipynb #a8ccb146
 def _alpha_figure(scores):
     from alphaq.plot import COLORS, MARKERS
     z = [s.null_z for s in scores if s.null_z is not None]
@@ -253,7 +253,7 @@ def _cost_figure(plan, scores, priced):
                  f'its size {priced.uniform:.4g}, its widths dealt at random {priced.dealt[0]:.4g} '
                  'on average; the line is the frontier of the method nearby.', draw)
 
-# %% ../nbs/59_report.ipynb #a11e13a3
+# %% ../nbs/35_report.ipynb #a11e13a3
 def _loss_figure(rows):
     from alphaq.plot import COLORS
     def draw(ax):
@@ -319,7 +319,7 @@ def _found(e, _):
     if e.folder: rows += _left(e.folder)
     return _table('What the plan covers', ['', ''], rows)
 
-# %% ../nbs/59_report.ipynb #d2125f81
+# %% ../nbs/35_report.ipynb #d2125f81
 def _left(folder):
     "How a folder was rounded, what it holds packed, and what stayed as it was."
     held = _held(folder)
@@ -357,7 +357,7 @@ def ledger(
         found[part] += t.nbytes
     return found
 
-# %% ../nbs/59_report.ipynb #c51ab38f
+# %% ../nbs/35_report.ipynb #c51ab38f
 def _size(e, _):
     found = ledger(e)
     average = [[f'average bits by {k}', v] for k, v in e.plan.average.items() if v is not None]
@@ -393,7 +393,7 @@ def _bits(e, drawings):
                      for role, layers, rows in maps(e.plan))
     return f'{shown}<details><summary>The same in digits</summary>{tables}</details>'
 
-# %% ../nbs/59_report.ipynb #5e0a2a85
+# %% ../nbs/35_report.ipynb #5e0a2a85
 def _certificate(e, _):
     plan = e.plan
     rows = [['budget', f'{plan.bits:g} bits by {plan.count}'], ['widths offered', plan.choices],
@@ -424,7 +424,7 @@ def _cost(e, drawings):
          row('the luckiest of these', priced.dealt[1])]) + _p(
         'This is what the method predicts. Whether the plan is better is measured on text.')
 
-# %% ../nbs/59_report.ipynb #5d044f54
+# %% ../nbs/35_report.ipynb #5d044f54
 def _text(e, drawings):
     parts = []
     def of(r, key, form): return format(r[key], form) if key in r else None
@@ -466,12 +466,12 @@ def unmeasured(
     if texts: lines.append(f'Any text but {", ".join(sorted(texts))}, and windows of other lengths.')
     return [*lines, 'Loss by position in a window, and long contexts.',
             'Tasks: alphaq eval --tasks asks questions with four answers.',
-            'Speed, and memory while running.']
+            'Speed, and memory while running: alphaq bench.']
 
 def _unmeasured(e, _):
     return '<ul>' + ''.join(f'<li>{_esc(line)}</li>' for line in unmeasured(e)) + '</ul>'
 
-# %% ../nbs/59_report.ipynb #bd55092e
+# %% ../nbs/35_report.ipynb #bd55092e
 def _repeat(e, _):
     model = quote(e.against or 'MODEL')
     source = quote(e.source)
@@ -509,7 +509,7 @@ figcaption{font-style:italic}summary{cursor:pointer;padding:.4rem 0}
 </body></html>
 """)
 
-# %% ../nbs/59_report.ipynb #48a2fe04
+# %% ../nbs/35_report.ipynb #48a2fe04
 SECTIONS = dict(
     found=('What was found, and what was left', _found),
     size=('Size', _size),
