@@ -7,7 +7,7 @@ __all__ = ['app', 'EXAMPLES', 'Model', 'Loadable', 'Anywhere', 'Json', 'Quiet', 
            'Size', 'Preset', 'Method', 'Gamma', 'Cap', 'Noise', 'Choices', 'Count', 'Scope', 'Granularity', 'Bound',
            'Group', 'Also', 'Target', 'Measure', 'Other', 'NAMES', 'FORETOLD', 'Samples', 'Window', 'Quantized', 'verb',
            'info', 'score', 'merge', 'doctor', 'allocate', 'frontier', 'diff', 'export', 'collect', 'quantize', 'tune',
-           'verify', 'dequantize', 'eval', 'generate', 'bench', 'main']
+           'verify', 'dequantize', 'eval', 'report', 'generate', 'bench', 'main']
 
 # %% ../nbs/61_cli.ipynb #391f0627
 import functools
@@ -44,6 +44,7 @@ EXAMPLES = dict(
     verify='OUT --against pocket',
     dequantize='OUT -o PLAIN',
     eval='OUT --text pydoc --tokens 2000',
+    report='OUT --against pocket -o report.html',
     generate='OUT "Once upon a time"',
     bench='OUT --against pocket',
 )
@@ -819,6 +820,71 @@ def eval(
     emit(dict(model=model, rows=rows, tasks=scores)
          | (dict(against=against, differences=beside) if against else {}), json_,
          *([shown] if rows else []), *([apart] if beside else []), *([answered] if scores else []))
+
+# %% ../nbs/61_cli.ipynb #191eab64
+@verb
+def report(
+    what:Annotated[Path, typer.Argument(help='folder that `alphaq quantize` made, or a plan')],
+    out:Annotated[Path, typer.Option('-o', '--out', help='page to write')]=Path('report.html'),
+    scores:Annotated[Optional[Path], typer.Option(
+        help='table from `alphaq score`: alpha, and the cost beside uniform widths')]=None,
+    against:Annotated[Optional[str], typer.Option(
+        help='the model it was made from', metavar='MODEL')]=None,
+    text:Annotated[Optional[list[str]], typer.Option(
+        help='measure there what a folder loses, and a plan beside uniform widths: a '
+             'file, or a named text; may be repeated')]=None,
+    tokens:Annotated[int, typer.Option(help='tokens of each text at most', min=2)]=20_000,
+    window:Annotated[int, typer.Option(help='tokens in a window', min=2)]=256,
+    figures:Annotated[Optional[Path], typer.Option(
+        help='folder for the figures as SVG files')]=None,
+    device:Device='auto', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,
+):
+    """What was decided, what it weighs and what it lost, on one page. Says what was not
+    measured."""
+    from dataclasses import replace
+    from alphaq.core import write_text
+    from alphaq.pipeline import experts_only, gated, here
+    from alphaq.report import drawing, evidence, figures as all_figures, report_page, unmeasured
+    from alphaq.scores import read_scores
+    if text and not against:
+        raise UsageError('the original reads --text too; name it with --against')
+    check_free(out, overwrite)
+    drawing()
+    dense = bool(evidence(what).plan.places)
+    table_ = experts_only(read_scores(scores), []) if scores else ()
+    c = here(against, dense) if against else None
+    asked = dict(scores=scores, against=against, text=text, tokens=text and tokens,
+                 window=text and window, figures=figures)
+    e = evidence(what, c, table_, command=_again(what, out, **asked), against=against or '')
+    if text:
+        _still()
+        rows = _lost(what, against, device, text, window, tokens) if e.folder else ()
+        e = replace(e, beside=tuple(rows), gates={t: gated(c, e.plan, t) for t in text})
+    drawings = all_figures(e)
+    write_text(out, report_page(e, drawings))
+    for name, f in drawings.items() if figures else (): write_text(figures/f'{name}.svg', f.svg)
+    data = dict(out=str(out), figures=[f.title for f in drawings.values()],
+                unmeasured=unmeasured(e))
+    emit(data, json_, facts([['out', str(out)], ['figures', len(drawings)],
+                             *[['not measured', line] for line in data['unmeasured']]]))
+
+# %% ../nbs/61_cli.ipynb #34d8d474
+def _lost(folder, against, device, texts, window, tokens):
+    "What a folder loses beside its original, a row for each text."
+    from alphaq.evaluate import sample, sample_nll
+    from alphaq.texts import load_text
+    loaded, tokenizer = alphaq.load(folder, device)
+    samples = {t.name: sample(tokenizer, t, window, tokens) for t in map(load_text, texts)}
+    losses = {name: sample_nll(loaded, s) for name, s in samples.items()}
+    return _beside(loaded, against, device, samples, losses)
+
+def _again(what, out, **asked):
+    "The command line of a report, for a shell."
+    words = ['alphaq', 'report', str(what)]
+    for name, value in asked.items():
+        for v in value if isinstance(value, list) else [value]:
+            if v is not None: words += [f'--{name}', str(v)]
+    return shlex.join([*words, '-o', str(out)])
 
 # %% ../nbs/61_cli.ipynb #26bb6a55
 @verb
