@@ -19,6 +19,7 @@ from ..checkpoint import (INCLUDE, MISREADINGS, PLAIN, agrees, including,
 from ..checks import verify
 from ..console import emit, table
 from ..core import AlphaqError, provenance, results_dir, track, write_json, write_rows
+from ..cpu import exactly
 from ..families import (DENSE, FAMILIES, OTHER_FAMILIES, SWEPT, all_matrices,
                              experts_modules)
 from ..grid import to_grid
@@ -92,9 +93,11 @@ def run_through(
     copy = out.with_name(f'{out.name}-again')
     model.save_pretrained(copy)
     again = load_weights(copy)
-    return dict(quantized=True, loads=torch.allclose(_logits(model), _logits(twin), rtol=1e-3,
-                                                     atol=1e-3), generates=_words(model)
-                == _words(twin), reloads=torch.equal(_logits(model), _logits(again)))
+    with exactly():
+        said = _logits(model)
+        loads = torch.allclose(said, _logits(twin), rtol=1e-3, atol=1e-3)
+        return dict(quantized=True, loads=loads, generates=_words(model) == _words(twin),
+                    reloads=torch.equal(said, _logits(again)))
 
 # %% ../../nbs/87_coverage.ipynb #069fd3a4
 TRIED = (*((family, False) for family in (*FAMILIES, *OTHER_FAMILIES)), ('deepseek_v3', True),
