@@ -330,13 +330,15 @@ def experts(
     return out
 
 # %% ../nbs/48_cpu.ipynb #cd24600e
-_chosen = [os.environ.get('ALPHAQ_CPU') or 'fast']
+_chosen = [None]  # by `choose`; else the environment says, at every call
+
+def _wanted(): return _chosen[0] or os.environ.get('ALPHAQ_CPU') or 'fast'
 
 def choose(
-    mode:str, # of `MODES`
-)->str:       # the one before
+    mode:str|None, # of `MODES`; `None`: as the environment says
+)->str|None:       # the one before
     "Run packed matrices on the CPU in this mode from now on."
-    check_known(mode, MODES, 'modes of ALPHAQ_CPU')
+    if mode is not None: check_known(mode, MODES, 'modes of ALPHAQ_CPU')
     before, _chosen[0] = _chosen[0], mode
     return before
 
@@ -353,15 +355,16 @@ def using(
 def exactly(
 ):
     "What measures a model does not round its activations; the specification stays where it was chosen."
-    with using('spec' if _chosen[0] == 'spec' else 'exact'): yield
+    with using('spec' if _wanted() == 'spec' else 'exact'): yield
 
 # %% ../nbs/48_cpu.ipynb #a31709cf
 @torch.compiler.assume_constant_result
 def mode(
 )->str: # 'spec' where there is no kernel
     "How packed matrices run on the CPU."
-    check_known(_chosen[0], MODES, 'modes of ALPHAQ_CPU')
-    return _chosen[0] if _chosen[0] != 'spec' and kernel() else 'spec'
+    wanted = _wanted()
+    check_known(wanted, MODES, 'modes of ALPHAQ_CPU')
+    return wanted if wanted != 'spec' and kernel() else 'spec'
 
 def serves(
     x:Tensor, # activations
