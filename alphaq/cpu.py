@@ -351,6 +351,7 @@ def using(
     try: yield
     finally: _chosen[0] = before
 
+# %% ../nbs/48_cpu.ipynb #92ab19ee
 @contextmanager
 def exactly(
 ):

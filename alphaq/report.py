@@ -342,6 +342,7 @@ def _part(name, folder):
     q = dict(layers={}, modules={}) | folder.packed
     return PARTS['experts' if role in q['layers'].get(module, ()) else 'linears']
 
+# %% ../nbs/35_report.ipynb #55750ce2
 def ledger(
     e:Evidence,
 )->dict: # part -> bytes; empty when neither a folder nor the original says
