@@ -223,6 +223,10 @@ def _best(library, instructions):
     check_known(instructions, SETS, 'instruction sets')
     return SETS.index(instructions)
 
+def _how(library, mode, threads, instructions):
+    "The last arguments of a product."
+    return mode == 'fast', threads or torch.get_num_threads(), _best(library, instructions)
+
 def _entry(t, index):
     if not 0 <= index < len(t.entries):
         raise AlphaqError(f'there are {len(t.entries)} matrices, no number {index}')
@@ -280,9 +284,8 @@ def linear(
     out = torch.empty(len(x), rows)
     if not len(x): return out
     status = library.alphaq_linear(_entry(t, index), rows, cols, t.group_size, x.data_ptr(),
-                                   len(x), out.data_ptr(), mode == 'fast',
-                                   threads or torch.get_num_threads(),
-                                   _best(library, instructions))
+                                   len(x), out.data_ptr(),
+                                   *_how(library, mode, threads, instructions))
     _ran(status, f'a matrix of {rows} x {cols}')
     return out
 
@@ -323,9 +326,7 @@ def experts(
     if not index.numel(): return out
     status = library.alphaq_experts(entries.data_ptr(), *shape, x.data_ptr(), len(x),
                                     index.data_ptr(), weights.data_ptr(), index.shape[1],
-                                    out.data_ptr(), mode == 'fast',
-                                    threads or torch.get_num_threads(),
-                                    _best(library, instructions))
+                                    out.data_ptr(), *_how(library, mode, threads, instructions))
     _ran(status, f'experts of {shape[1]} x {shape[2]}')
     return out
 

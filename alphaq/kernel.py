@@ -340,6 +340,15 @@ if triton:
 # %% ../nbs/18_kernel.ipynb #0c0087c1
 if triton:
     @triton.jit
+    def _pairs(blocks, slots, block, BM: tl.constexpr):
+        "Expert of a block, its pairs, and which of the BM places hold one."
+        seen = tl.arange(0, BM) < tl.load(blocks + 3 + 2 * block)
+        slot = tl.load(slots + block * BM + tl.arange(0, BM), seen, 0)
+        return tl.load(blocks + 2 + 2 * block), slot, seen
+
+# %% ../nbs/18_kernel.ipynb #b56ab25c
+if triton:
+    @triton.jit
     def _gate_up_kernel(table, gate, gate_scale, gate_zero, up, up_scale, up_zero, x, sums,
                         blocks, slots, h, h_sums, E, N: tl.constexpr, K: tl.constexpr,
                         G: tl.constexpr, S: tl.constexpr, KW: tl.constexpr, NEXT: tl.constexpr,
@@ -349,9 +358,7 @@ if triton:
         n = tl.program_id(0)
         block = tl.program_id(1)
         if block < tl.load(blocks):
-            e = tl.load(blocks + 2 + 2 * block)
-            seen = tl.arange(0, BM) < tl.load(blocks + 3 + 2 * block)
-            slot = tl.load(slots + block * BM + tl.arange(0, BM), seen, 0)
+            e, slot, seen = _pairs(blocks, slots, block, BM)
             g = tl.full([BN, BM], 0., tl.float32)
             y = g
             if e < E:
@@ -375,9 +382,7 @@ if triton:
         n = tl.program_id(0)
         block = tl.program_id(1)
         if block < tl.load(blocks):
-            e = tl.load(blocks + 2 + 2 * block)
-            seen = tl.arange(0, BM) < tl.load(blocks + 3 + 2 * block)
-            slot = tl.load(slots + block * BM + tl.arange(0, BM), seen, 0)
+            e, slot, seen = _pairs(blocks, slots, block, BM)
             y = tl.full([BN, BM], 0., tl.float32)
             if e < E:
                 y = _matrix(table, words, scale, zero, x, sums, slot, e, n, N, K, G, S, KW, BN,
