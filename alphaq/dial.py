@@ -11,9 +11,8 @@ import json
 import numpy as np
 
 from .allocation import plan_frontier, smallest, unit_name
-from .core import layer_of
+from .core import WIDTH_COLORS, layer_of
 from .methods import method_named, units
-from .plot import WIDTH_COLORS
 
 # %% ../nbs/34_dial.ipynb #2cb4dd50
 def dial_data(

@@ -18,7 +18,6 @@ from pathlib import Path
 
 from .activations import check_device
 from .allocation import allocate, checked_choices, preset_named
-from . import checkpoint
 from .checkpoint import Checkpoint, including, open_checkpoint, open_dense
 from .checks import Report, verify as check_folder
 from .collection import collected
@@ -70,7 +69,7 @@ def open(
     Returns Checkpoint.
     Raises `AlphaqError` for what is no such model."""
     if isinstance(model, Checkpoint): return model
-    return getattr(checkpoint, f'open_{"dense" if dense else "checkpoint"}')(open_anywhere(model))
+    return here(open_anywhere(model), dense)
 
 def here(
     model,              # as `open` takes it, but not elsewhere

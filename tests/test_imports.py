@@ -97,6 +97,13 @@ def test_import_is_light():
     loaded = subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     assert loaded == '[]', f'import alphaq loads {loaded}'
 
+def test_nothing_but_figures_needs_matplotlib():
+    "What a bare installation lacks, only the chapter on figures imports; whoever draws asks for it inside a function."
+    names = [f'alphaq.{n}' for n in MODULES if '.' not in n and n != 'plot']
+    code = f"import sys, importlib\nsys.modules['matplotlib'] = None\nfor n in {names}: importlib.import_module(n)"
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-1500:]
+
 def test_modules_can_be_named():
     import alphaq
     assert alphaq.core.AlphaqError and alphaq.__version__
