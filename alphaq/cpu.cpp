@@ -30,6 +30,7 @@
 
 #define INLINE inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL_TWICE _Pragma("GCC unroll 2")
 
 namespace {
 
@@ -52,6 +53,7 @@ enum Status { OK = 0, NO_MEMORY = 1, BAD_ARGUMENT = 2 };
 constexpr int TILE = 64;         // rows of a tile
 constexpr int VECTOR_WORDS = 16; // words in a vector of 32 bytes
 constexpr int SAFE_RUN = 128;    // codes a 16-bit sum can take in: 128 / 16 * 2 * 15 * 127 < 2^15
+constexpr int AHEAD = 4096;      // bytes that are asked for before they are needed
 
 constexpr int fields_of(int bits) { return bits == 3 ? 16 : 16 / bits; }
 constexpr int words_of(int bits) { return bits == 3 ? 3 : 1; }
@@ -69,6 +71,14 @@ constexpr int high_field(int bits, int p) {
 }
 // At three bits the code in the high byte stands one bit higher, which saves a shift.
 constexpr float high_weight(int bits) { return bits == 3 ? .5f : 1.f; }
+
+// Where a sum holds one pair only, codes are multiplied where they stand in their byte, as long as
+// a lane's 8 sums of two products fit 16 bits: 8 * 2 * 127 * 16 < 2^15. One shift then serves
+// several pairs, and the steps of the activations make up for the place.
+constexpr int shift_of(int bits, int p) {
+    return bits == 1 ? (p < 5 ? 0 : 5) : bits == 2 ? (p < 2 ? 0 : 4) : bits * p;
+}
+constexpr int place_of(int bits, int p) { return bits == 3 ? 0 : bits * p - shift_of(bits, p); }
 
 // Fields that a 16-bit sum can hold. At three bits neighbouring pairs share no group.
 constexpr int longest_run(int bits, int unit) {
@@ -193,8 +203,10 @@ struct Activations {
         const float* from = step.data() + token * groups;
         float* to = steps[bits].data() + token * way.sums * 8;
         for (int64_t s = 0; s < way.sums; s++, to += 8) {
-            const float low = from[way.low[s]];
-            const float high = from[way.high[s]] * high_weight(bits);
+            const int p = way.run == 1 ? (int)(s % pairs_of(bits)) : 0;
+            const float place = 1.f / (float)(1 << place_of(bits, p));
+            const float low = from[way.low[s]] * place;
+            const float high = from[way.high[s]] * place * high_weight(bits);
             const float eight[8] = {low, high, low, high, low, high, low, high};
             std::memcpy(to, eight, sizeof eight);
         }
@@ -389,27 +401,30 @@ const Kernels* const SETS[] = {&scalar::kernels};
 #endif
 constexpr int SET_COUNT = sizeof SETS / sizeof *SETS;
 
-bool runs(int set) {
+bool ask_for(int set) {
 #if defined(__x86_64__)
 #ifdef ALPHAQ_EMULATE
-    if (set >= 2) return runs(1);
+    if (set >= 2) return ask_for(1);
 #endif
     __builtin_cpu_init();
     if (set == 1) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
                          && __builtin_cpu_supports("f16c");
-    if (set == 3) return runs(1) && __builtin_cpu_supports("avx512vl")
+    if (set == 3) return ask_for(1) && __builtin_cpu_supports("avx512vl")
                          && __builtin_cpu_supports("avx512vnni");
     if (set == 2) {  // no name for it in older compilers: leaf 7, subleaf 1, eax bit 4
         unsigned a = 7, b = 0, c = 1, d = 0;
         __asm__("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
-        return runs(1) && (a >> 4 & 1);
+        return ask_for(1) && (a >> 4 & 1);
     }
 #endif
     return set == 0;
 }
 
+// Asked once: in a virtual machine `cpuid` takes as long as a small matrix.
+const bool RUNS[] = {ask_for(0), ask_for(1), ask_for(2), ask_for(3)};
+
 const Kernels* kernels_of(int set) {
-    return set >= 0 && set < SET_COUNT && runs(set) ? SETS[set] : nullptr;
+    return set >= 0 && set < SET_COUNT && RUNS[set] ? SETS[set] : nullptr;
 }
 
 bool sound(const Matrix& m) { return m.words && m.scale && m.zero && m.bits >= 1 && m.bits <= 4; }
@@ -725,15 +740,29 @@ ALPHAQ_TARGET INLINE float total(Floats v) {
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
 
-// What `unit` = 16 V places of a row give to R pairs, beginning with p: products, four to a lane.
+// Pair p of 16 places, each code where `place_of` says.
+template <int B>
+ALPHAQ_TARGET INLINE Bytes placed_codes(const Bytes* w, int p) {
+    if (B == 3) return codes_of<B>(w, p);
+    return field(w[0], shift_of(B, p), 0x101 * (((1 << B) - 1) << place_of(B, p)));
+}
+
+// What `unit` = 16 V places of a row give to all pairs, R of them to a sum: products, four to a
+// lane. Every vector of words is read once and leaves something in every sum.
 template <int B, int R, int V>
-ALPHAQ_TARGET INLINE Bytes multiply_pairs(const Bytes (*words)[words_of(B)], int p,
-                                          const int8_t* x) {
-    Bytes sum = _mm256_setzero_si256();
-    UNROLL for (int i = 0; i < R; i++)
-        UNROLL for (int v = 0; v < V; v++)
-            sum = ALPHAQ_DOT(sum, codes_of<B>(words[v], p + i), load(x + 32 * (i * V + v)));
-    return sum;
+ALPHAQ_TARGET INLINE void multiply_places(const uint16_t* from, int64_t plane, const int8_t* x,
+                                          Bytes* sums) {
+    for (int s = 0; s < pairs_of(B) / R; s++) sums[s] = _mm256_setzero_si256();
+    UNROLL_TWICE for (int v = 0; v < V; v++) {
+        if (B % 2 == 0 && v % 2 == 0)  // a cache line holds two vectors
+            _mm_prefetch((const char*)(from + v * VECTOR_WORDS) + AHEAD, _MM_HINT_T0);
+        Bytes w[words_of(B)];
+        load_words<B>(from + v * VECTOR_WORDS, plane, w);
+        for (int p = 0; p < pairs_of(B); p++) {
+            const Bytes codes = R == 1 ? placed_codes<B>(w, p) : codes_of<B>(w, p);
+            sums[p / R] = ALPHAQ_DOT(sums[p / R], codes, load(x + 32 * (p * V + v)));
+        }
+    }
 }
 
 // The scales of a sum's low and high half, in turn.
@@ -763,17 +792,17 @@ ALPHAQ_TARGET void multiply_words(const uint16_t* words, int64_t rows, const Lay
             const int8_t* xs = x;
             Floats even = sum[r], odd = _mm256_setzero_ps();
             for (int64_t u = 0; u < units; u++, from += V * VECTOR_WORDS) {
-                Bytes w[V][words_of(B)];
-                UNROLL for (int v = 0; v < V; v++)
-                    load_words<B>(from + v * VECTOR_WORDS, plane, w[v]);
-                UNROLL for (int s = 0; s < SUMS; s++, xs += 32 * R * V) {
+                Bytes sums[SUMS];
+                multiply_places<B, R, V>(from, plane, xs, sums);
+                xs += 32 * pairs_of(B) * V;
+                UNROLL for (int s = 0; s < SUMS; s++) {
                     const int64_t n = u * SUMS + s, all = b * units * SUMS + n;
                     const Floats both = REGULAR
                         ? two_scales(of_row + group_of<B, V>(b, low_field(B, s * R)),
                                      of_row + group_of<B, V>(b, high_field(B, s * R)))
                         : two_scales(of_row + way.low[all], of_row + way.high[all]);
                     const Floats factor = _mm256_mul_ps(both, _mm256_loadu_ps(steps + 8 * n));
-                    const Floats part = to_floats(multiply_pairs<B, R, V>(w, s * R, xs));
+                    const Floats part = to_floats(sums[s]);
                     if (s % 2) odd = _mm256_fmadd_ps(part, factor, odd);
                     else even = _mm256_fmadd_ps(part, factor, even);
                 }
@@ -813,18 +842,30 @@ ALPHAQ_TARGET INLINE Floats eight_floats(const uint8_t* from) {
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)from)));
 }
 
-// What the zero points of a row take away from the product with one token.
-ALPHAQ_TARGET float zero_part(const float* scale, const uint8_t* zero, const float* sum,
-                              int64_t groups) {
-    Floats all = _mm256_setzero_ps();
+// A row's products less what its zero points take away, still in eight parts.
+ALPHAQ_TARGET INLINE Floats without_zeros(Floats all, const float* scale, const uint8_t* zero,
+                                          const float* sum, int64_t groups) {
     int64_t g = 0;
     for (; g + 8 <= groups; g += 8) {
         const Floats product = _mm256_mul_ps(_mm256_loadu_ps(scale + g), eight_floats(zero + g));
-        all = _mm256_fmadd_ps(product, _mm256_loadu_ps(sum + g), all);
+        all = _mm256_fnmadd_ps(product, _mm256_loadu_ps(sum + g), all);
     }
     float rest = 0;
     for (; g < groups; g++) rest += scale[g] * (float)zero[g] * sum[g];
-    return total(all) + rest;
+    return _mm256_sub_ps(all, _mm256_set_ps(0, 0, 0, 0, 0, 0, 0, rest));
+}
+
+// What the zero points of a row take away from the product with one token.
+ALPHAQ_TARGET float zero_part(const float* scale, const uint8_t* zero, const float* sum,
+                              int64_t groups) {
+    return -total(without_zeros(_mm256_setzero_ps(), scale, zero, sum, groups));
+}
+
+// The totals of eight rows, added in pairs.
+ALPHAQ_TARGET INLINE Floats eight_totals(const Floats* v) {
+    const Floats a = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
+    const Floats b = _mm256_hadd_ps(_mm256_hadd_ps(v[4], v[5]), _mm256_hadd_ps(v[6], v[7]));
+    return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
 }
 
 ALPHAQ_TARGET void tile_direct(const Matrix& m, const Shape& shape, int64_t tile,
@@ -839,10 +880,13 @@ ALPHAQ_TARGET void tile_direct(const Matrix& m, const Shape& shape, int64_t tile
                             x.ordered[bits].data() + token * at.padded,
                             x.steps[bits].data() + token * way.sums * 8, mine.scale.data(),
                             groups, sum);
+    const float* of_groups = x.sum.data() + token * groups;
     for (int64_t r = 0; r < rows; r++)
-        y[r] = total(sum[r]) - zero_part(mine.scale.data() + r * groups,
-                                         m.zero + (tile * TILE + r) * groups,
-                                         x.sum.data() + token * groups, groups);
+        sum[r] = without_zeros(sum[r], mine.scale.data() + r * groups,
+                               m.zero + (tile * TILE + r) * groups, of_groups, groups);
+    int64_t r = 0;
+    for (; r + 8 <= rows; r += 8) _mm256_storeu_ps(y + r, eight_totals(sum + r));
+    for (; r < rows; r++) y[r] = total(sum[r]);
 }
 
 // Codes of the rows that one vector of words covers: one row, or several where slices are short.

@@ -58,7 +58,9 @@ def int8_product(
 
 # %% ../nbs/48_cpu.ipynb #6b902426
 SETS = ('scalar', 'avx2', 'avxvnni', 'avx512vnni')  # instruction sets, in the file's order
-FLAGS = ('-O3', '-std=c++17', '-shared', '-fPIC', '-pthread', '-fvisibility=hidden')
+# sums in the order in which they are written, or there are not registers enough
+FLAGS = ('-O3', '-fno-tree-reassoc', '-std=c++17', '-shared', '-fPIC', '-pthread',
+         '-fvisibility=hidden')
 SOURCE = Path(alphaq.__path__[0])/'cpu.cpp'
 
 def compilers(

@@ -135,6 +135,8 @@ def test_under_sanitizers(tmp_path):
 
 FAULTS = {
     'shift': ('field(w[0], B * p,', 'field(w[0], B * p + (p == 1),'),
+    'place': ('place_of(B, p)));', 'place_of(B, p) << (p == 1)));'),
+    'step': ('1 << place_of(bits, p)', '1 << place_of(bits, 0)'),
     'mask': ('0x0e07', '0x0e03'),
     'plane': ('field(w[1], 5, 0x0400)', 'field(w[0], 5, 0x0400)'),
     'zero': ('eight_floats(zero + g)', 'eight_floats(zero + g + 1)'),
