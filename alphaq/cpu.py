@@ -57,7 +57,8 @@ def int8_product(
     return rounded @ weights.T, step.double() / 2 @ reach.T
 
 # %% ../nbs/48_cpu.ipynb #6b902426
-SETS = ('scalar', 'avx2', 'avxvnni', 'avx512vnni')  # instruction sets, in the file's order
+# instruction sets, in the file's order
+SETS = ('scalar', 'avx2', 'avxvnni', 'avx512vnni', 'neon')
 # sums in the order in which they are written, or there are not registers enough
 FLAGS = ('-O3', '-fno-tree-reassoc', '-std=c++17', '-shared', '-fPIC', '-pthread',
          '-fvisibility=hidden')
@@ -151,7 +152,8 @@ def kernel(
         say(f'alphaq: packed experts run slowly on this CPU: {e}')
         return None
     if library.alphaq_best_set() == 0:
-        say('alphaq: no fast kernel for this CPU, which lacks AVX2; the portable one is used')
+        say('alphaq: no fast kernel for this CPU, which lacks AVX2 and the dot products of '
+            'ARM v8.2; the portable one is used')
     return library
 
 # %% ../nbs/48_cpu.ipynb #6a82baf4
