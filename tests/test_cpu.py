@@ -9,10 +9,11 @@ import torch
 from alphaq import cpu
 from alphaq.core import AlphaqError
 from alphaq.cpu import SETS
+from alphaq.native import compilers
 from alphaq.pack import pack_codes, word_count
 from conftest import ROOT
 
-CXX = (cpu.compilers() or [None])[0]
+CXX = (compilers() or [None])[0]
 needs_compiler = pytest.mark.skipif(CXX is None, reason='no C++ compiler')
 COLS = (2048, 1408, 2880, 576, 768, 512, 1024, 150, 37, 20, 960, 96, 256, 48)
 GROUPS = (16, 32, 48, 64, 96, 128, 256)
