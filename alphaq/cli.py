@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['app', 'EXAMPLES', 'Model', 'Loadable', 'Anywhere', 'Json', 'Quiet', 'Overwrite', 'Dense', 'Engine', 'Device', 'Bits',
            'Size', 'Preset', 'Method', 'Gamma', 'Cap', 'Noise', 'Choices', 'Count', 'Scope', 'Granularity', 'Bound',
-           'Group', 'Also', 'Target', 'Measure', 'Other', 'NAMES', 'FORETOLD', 'Samples', 'Window', 'Quantized', 'verb',
-           'info', 'score', 'merge', 'doctor', 'allocate', 'frontier', 'diff', 'export', 'collect', 'quantize', 'tune',
-           'verify', 'dequantize', 'eval', 'report', 'generate', 'bench', 'main']
+           'Group', 'Also', 'Target', 'Measure', 'Other', 'NAMES', 'FORETOLD', 'FINISHED', 'Samples', 'Window',
+           'Quantized', 'verb', 'info', 'score', 'merge', 'doctor', 'allocate', 'frontier', 'diff', 'export', 'collect',
+           'quantize', 'tune', 'verify', 'dequantize', 'eval', 'report', 'generate', 'bench', 'main']
 
 # %% ../nbs/61_cli.ipynb #391f0627
 import functools
@@ -537,18 +537,58 @@ def diff(
          table(['field', 'a', 'b'], [[k, *v] for k, v in d['settings'].items()]),
          '\n'.join(d['lines']))
 
+# %% ../nbs/61_cli.ipynb #1685bdaa
+def _checkpoint_and_plan(source, plan, near):
+    "A checkpoint, and the plan that a finished export follows."
+    from alphaq.compressed import nearest_plan
+    from alphaq.plans import read_plan
+    if plan is None: raise UsageError(f'{source} needs a plan of `alphaq allocate`: --plan')
+    chosen = read_plan(plan)
+    return alphaq.open(source, bool(chosen.places)), nearest_plan(chosen) if near else chosen
+
+def _to_compressed(source, plan, near, out, overwrite):
+    "A folder for vLLM and transformers, and what to say of it."
+    from alphaq.compressed import compress
+    from alphaq.folder import open_folder
+    if Path(source).is_dir() and open_folder(source).packed:
+        if plan or near: raise UsageError(f'{source} has a plan of its own; leave out --plan and '
+                                          '--nearest, or name the checkpoint')
+        made = compress(source, out, overwrite=overwrite)
+    else:
+        c, chosen = _checkpoint_and_plan(source, plan, near)
+        made = compress(c, out, chosen, overwrite)
+    return dict(matrices=made.matrices, bytes=made.tensor_bytes, squared_error=made.error,
+                over_our_grid=made.price,
+                opens_in='vLLM, transformers' if made.transformers else 'vLLM')
+
+FINISHED = {'compressed-tensors': _to_compressed} # what writes a model, not a recipe
+
 # %% ../nbs/61_cli.ipynb #3dea1824
 @verb
 def export(
-    plan:Annotated[Path, typer.Argument(help='plan from `alphaq allocate`')],
+    source:Annotated[str, typer.Argument(
+        help='plan from `alphaq allocate`; for compressed-tensors a checkpoint with its --plan, or '
+             'a folder that `alphaq quantize` made')],
     to:Annotated[str, typer.Option(
-        help='gptqmodel, autoround, llm-compressor, hqq, llama.cpp or mlx')],
-    out:Annotated[Path, typer.Option('-o', '--out', help='file to write')],
+        help='a recipe: gptqmodel, autoround, llm-compressor, hqq, llama.cpp or mlx; '
+             'a finished model: compressed-tensors')],
+    out:Annotated[Path, typer.Option('-o', '--out', help='file to write, or folder to make')],
     model:Annotated[Optional[str], typer.Option(
         help='the checkpoint of the plan; mlx has names of its own for some families')]=None,
+    plan:Annotated[Optional[Path], typer.Option(help='for a finished model: the plan')]=None,
+    near:Annotated[bool, typer.Option(
+        '--nearest', help='take the nearest plan that the format holds')]=False,
     overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,
 ):
-    "The plan in another tool's words. Refuses what the tool cannot load."
+    """The plan in another tool's words, or a model that it opens. Refuses what the tool cannot
+    load."""
+    if to in FINISHED: data = FINISHED[to](source, plan, near, out, overwrite)
+    else: data = _recipe(source, to, model, out, overwrite)
+    _show(dict(to=to, out=str(out)) | data, json_)
+
+# %% ../nbs/61_cli.ipynb #d9ed2bda
+def _recipe(plan, to, model, out, overwrite):
+    "A plan as text."
     from alphaq.core import write_text
     from alphaq.exports import EXPORTERS, export as written
     from alphaq.plans import check_plan, read_plan
@@ -561,8 +601,7 @@ def export(
     if EXPORTERS[to].named and not c:
         say(f'alphaq export: {to} names experts by family; these names suit '
             'most, --model makes sure')
-    data = dict(to=to, out=str(out), bytes=len(text.encode()))
-    _show(data, json_)
+    return dict(bytes=len(text.encode()))
 
 # %% ../nbs/61_cli.ipynb #157f7788
 Samples = Annotated[int, typer.Option(help='calibration windows', min=1)]
