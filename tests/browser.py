@@ -115,7 +115,7 @@ def looked_at(tab, path):
     said = tab.run(READ)
     return said | dict(complaints=[*dict.fromkeys(complaints(seen))])
 
-def broken(pages, html):
+def broken(pages):
     "Links of pages that lead to nothing: `(page, link)`."
     known = {path.as_uri(): said['ids'] for path, said in pages.items()}
     for path, said in pages.items():
@@ -126,20 +126,24 @@ def broken(pages, html):
             if not file.is_file(): yield path, link
             elif anchor and address in known and unquote(anchor) not in known[address]: yield path, link
 
-def faults(html, program, workers=2):
-    "Everything that is wrong with a built book, one line each, and how many pages and formulas were seen."
-    html = Path(html).resolve()
+def visited(html, program, words=WORDS, workers=2):
+    "What every page of a folder says of itself, and what its search finds."
     paths = [p for p in sorted(html.rglob('*.html')) if p.relative_to(html).parts[0] not in ('_static', '_sources', '_images')
              and 'http-equiv="Refresh"' not in p.read_text()[:200]]  # the front page leads on
     with Chromium(program) as browser, ThreadPoolExecutor(workers) as pool:
         tabs = threading.local()
-        def look(path):
+        def tab():
             if not hasattr(tabs, 'own'): tabs.own = Tab(browser)
-            return looked_at(tabs.own, path)
-        pages = dict(zip(paths, pool.map(look, paths)))
-        searches = dict(zip(WORDS, pool.map(lambda word: searched(tabs, browser, html, word), WORDS)))
+            return tabs.own
+        pages = dict(zip(paths, pool.map(lambda path: looked_at(tab(), path), paths)))
+        return pages, dict(zip(words, pool.map(lambda word: searched(tab(), html, word), words)))
+
+def faults(html, program):
+    "Everything that is wrong with a built book, one line each, and how many pages and formulas were seen."
+    html = Path(html).resolve()
+    pages, searches = visited(html, program)
     wrong = [f'{path.relative_to(html)}: {line}' for path, said in pages.items() for line in of_page(said)]
-    wrong += [f'{path.relative_to(html)}: the link {link} leads to nothing' for path, link in broken(pages, html)]
+    wrong += [f'{path.relative_to(html)}: the link {link} leads to nothing' for path, link in broken(pages)]
     wrong += [f'the search for {word} does not find {WORDS[word]}, but {hits[:3]}' for word, hits in searches.items() if not any(WORDS[word] in h for h in hits)]
     return wrong, len(pages), sum(said['formulas'] for said in pages.values())
 
@@ -152,16 +156,13 @@ def of_page(said):
     yield from (f'{source} has no text for those who do not see it' for source in said['silent'])
     if said['width'] > PHONE: yield f'scrolls sideways at {PHONE} px, to {said["width"]}: {", ".join(said["over"])}'
 
-def searched(tabs, browser, html, word):
-    "Addresses that the book's search gives for a word."
-    if not hasattr(tabs, 'own'): tabs.own = Tab(browser)
-    tabs.own.open(f'{(html/"search.html").as_uri()}?q={word}')
-    script = '[...document.querySelectorAll("#search-results li a")].map(a => a.getAttribute("href"))'
-    end = time.monotonic() + PATIENCE
+def searched(tab, html, word):
+    "Addresses that the book's search gives for a word, once the page about it is among them or long enough was waited."
+    tab.open(f'{(html/"search.html").as_uri()}?q={word}')
+    end = time.monotonic() + PATIENCE / 2
     while time.monotonic() < end:
-        hits = tabs.own.run(script)
+        hits = tab.run('[...document.querySelectorAll("#search-results li a")].map(a => a.getAttribute("href"))')
         if any(WORDS[word] in h for h in hits): break
-        if hits and tabs.own.run('document.querySelector("#search-progress, .search-summary")?.textContent ?? ""').startswith('Search finished'): break
         time.sleep(.1)
     return hits
 
