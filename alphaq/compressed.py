@@ -243,7 +243,7 @@ def compressed_config(
               _scheme([*_patterns(names)], bits, group)
               for (e, bits, group), names in schemes.items()}
     if sum(e for e, *_ in schemes) > 1:
-        groups = {'guard': _scheme([GUARD], 8, 128, 'int-quantized')} | groups
+        groups = {'guard': _scheme([GUARD], 8, 128, 'dense')} | groups
     return dict(quant_method='compressed-tensors', format='pack-quantized',
                 quantization_status='compressed', global_compression_ratio=None,
                 kv_cache_scheme=None, config_groups=groups, ignore=sorted(ignored))
