@@ -15,7 +15,7 @@ def test_golden(to):
     (wanted,) = (p for p in GOLDEN.glob(f'{to}.*') if '.plan.' not in p.name)
     assert export(plan, to) == wanted.read_text()
 
-SCRIPTS = {to: (to,) for to in EXPORTERS} | {'llm-compressor': ('llmcompressor', 'compressed_tensors'), 'llama.cpp': ('llama_quantize', 'gguf'), 'mlx': ('mlx_lm',)}
+SCRIPTS = {to: (to,) for to in EXPORTERS} | {'llm-compressor': ('llmcompressor', 'compressed_tensors', 'compressed-folder'), 'llama.cpp': ('llama_quantize', 'gguf'), 'mlx': ('mlx_lm',)}
 ANSWERS = sorted((ROOT/'results/consumers').glob('*.jsonl'))
 
 @pytest.mark.parametrize('to', EXPORTERS)
