@@ -567,7 +567,7 @@ def export(
     if c: check_plan(chosen, c)
     _show(_as_recipe(c, chosen, to, out), json_)
 
-# %% ../nbs/61_cli.ipynb #35a645b7
+# %% ../nbs/61_cli.ipynb #f6a6523f
 def _as_file(checkpoint, plan, out, pre, overwrite):
     "A GGUF file, and what one type for each stack has changed."
     from alphaq.ggufout import write_gguf
@@ -575,7 +575,7 @@ def _as_file(checkpoint, plan, out, pre, overwrite):
                                                       overwrite=overwrite))
     if data['changed'].split()[0] != '0':
         say(f'alphaq export: {data["changed"]} got another width: a stack has one type, and rows '
-            'limit it; `alphaq allocate --target gguf` chooses by cost')
+            f'limit it; {data["better"]} chooses by cost')
     if data['vocabulary'] == 'none': say(f'alphaq export: {out} has no vocabulary')
     return data
 
