@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DIALECTS', 'Facts', 'sides', 'layers_with', 'unpermuted', 'Dialect', 'dialect_of', 'Source', 'translated', 'spoken',
-           'paired', 'returned', 'is_gguf', 'parts_of', 'FilePath', 'OneFile', 'Reader', 'open_gguf']
+           'by_pairs', 'returned', 'is_gguf', 'parts_of', 'FilePath', 'OneFile', 'Reader', 'open_gguf']
 
 # %% ../nbs/20_dialects.ipynb #daf3c0f3
 import hashlib
@@ -412,7 +412,7 @@ def spoken(
     known = ', '.join(d.family for d in DIALECTS.values())
     raise AlphaqError(f'no architecture of GGUF is known here for {family!r:.80}; known are {known}')
 
-def paired(
+def by_pairs(
     value,      # `[heads * width, ...]`, rows of a head by halves
     heads:int,
 ):              # by pairs
@@ -427,6 +427,7 @@ def _stem(dialect, place):
     inner, _, suffix = place.rpartition('.')
     return (back[inner], suffix) if inner in back and suffix in ('weight', 'bias') else None
 
+# %% ../nbs/20_dialects.ipynb #5695f18a
 def returned(
     dialect:Dialect,
     name:str,       # of a tensor on the hub that is no expert's matrix
@@ -441,7 +442,7 @@ def returned(
     if found := _stem(dialect, m[2]):
         stem, suffix = found
         if dialect.permuted and stem in ('attn_q', 'attn_k'):
-            same = partial(paired, heads=heads[stem == 'attn_k'])
+            same = partial(by_pairs, heads=heads[stem == 'attn_k'])
         elif stem == 'ffn_gate_inp_shexp': same = lambda v: v[0]
         return [(f'blk.{m[1]}.{stem}.{suffix}', same)]
     stems, bend = dialect.joined.get(m[2], ((), None))
