@@ -23,7 +23,7 @@ import torch
 from .checkpoint import Checkpoint
 from .core import (AlphaqError, BudgetError, alone, atomic, check_free, read_json,
                          third_party, track)
-from .dialects import open_gguf, returned, spoken
+from .dialects import OneFile, open_gguf, returned, spoken
 from .gguf import library
 from .kquants import block_of, encoded, type_for
 from .mckp import solve
@@ -447,6 +447,12 @@ def _written(path, arch, facts, parts, config, called):
     finally: w.close()
 
 # %% ../nbs/38_ggufout.ipynb #1325495e
+def _pre_there(checkpoint):
+    "What a GGUF file that is read says of how text is cut, `None` of a folder."
+    place = checkpoint.place
+    if isinstance(place, OneFile): return place.headers[0].facts.get('tokenizer.ggml.pre')
+
+# %% ../nbs/38_ggufout.ipynb #ea21672a
 def write_gguf(
     checkpoint:Checkpoint,
     out,                   # `str | Path` file to write
@@ -463,7 +469,8 @@ def write_gguf(
     if plan: check_plan(plan, checkpoint)
     arch, config, parts = parts_for(checkpoint, plan, rest)
     facts = {'general.name': checkpoint.name, 'general.quantization_version': 2}
-    facts |= facts_for(config, arch) | vocabulary(checkpoint.home, config, pre)
+    facts |= facts_for(config, arch) | vocabulary(checkpoint.home, config,
+                                                  pre or _pre_there(checkpoint))
     with alone(out), atomic(out) as temporary:
         _written(temporary, arch, facts, parts, config, checkpoint.path)
     return dict(bytes=out.stat().st_size, architecture=arch, **told(checkpoint, plan, parts),
