@@ -544,26 +544,32 @@ def export(
         help='plan from `alphaq allocate`; the checkpoint, where --plan names the plan; for '
              'compressed-tensors also a folder that `alphaq quantize` made')],
     to:Annotated[str, typer.Option(
-        help='compressed-tensors, a finished folder; or gptqmodel, autoround, llm-compressor, hqq, '
-             'llama.cpp or mlx, a recipe')],
+        help='gguf, a finished file; compressed-tensors, a finished folder; or gptqmodel, autoround, '
+             'llm-compressor, hqq, llama.cpp or mlx, a recipe')],
     out:Annotated[Path, typer.Option('-o', '--out', help='file to write, or folder to make')],
     model:Annotated[Optional[str], typer.Option(
         help='the checkpoint of the plan; mlx has names of its own for some families')]=None,
     plan_:Annotated[Optional[Path], typer.Option('--plan', help='the plan')]=None,
     near:Annotated[bool, typer.Option(
         '--nearest', help='compressed-tensors: the nearest plan that it holds')]=False,
+    pre:Annotated[Optional[str], typer.Option(
+        help="gguf: llama.cpp's name for how the tokenizer cuts text; none leaves it out")]=None,
     overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,
 ):
-    "The plan as a folder or a recipe for another tool. Refuses what the tool cannot load."
+    "The plan as a file, a folder or a recipe for another tool. Refuses what the tool cannot load."
     from alphaq.plans import check_plan, read_plan
     if plan_ and model: raise UsageError(f'two models, {plan} and {model}; name one')
     path, model = (plan_, plan) if plan_ else (plan, model)
     if near and to != 'compressed-tensors': raise UsageError('--nearest is for compressed-tensors')
+    if pre and to != 'gguf': raise UsageError(f'--pre is for gguf, not for {to}')
     if to == 'compressed-tensors':
         return _show(_as_folder(path, model, near, out, overwrite), json_)
+    if to == 'gguf' and not model:
+        raise UsageError('a GGUF file holds the weights; name the checkpoint with --model')
     check_free(out, overwrite)
     chosen = read_plan(path)
     c = alphaq.open(model, bool(chosen.places)) if model else None
+    if to == 'gguf': return _show(_as_file(c, chosen, out, pre, overwrite), json_)
     if c: check_plan(chosen, c)
     _show(_as_recipe(c, chosen, to, out), json_)
 
@@ -590,6 +596,18 @@ def _as_folder(path, model, near, out, overwrite):
     return dict(to='compressed-tensors', out=str(out), matrices=made.matrices,
                 bytes=made.tensor_bytes, squared_error=made.error, over_our_grid=made.price,
                 opens_in='vLLM, transformers' if made.transformers else 'vLLM')
+
+# %% ../nbs/61_cli.ipynb #f6a6523f
+def _as_file(checkpoint, plan, out, pre, overwrite):
+    "A GGUF file, and what one type for each stack has changed."
+    from alphaq.ggufout import write_gguf
+    data = dict(to='gguf', out=str(out), **write_gguf(checkpoint, out, plan, pre=pre,
+                                                      overwrite=overwrite))
+    if data['changed'].split()[0] != '0':
+        say(f'alphaq export: {data["changed"]} got another width: a stack has one type, and rows '
+            f'limit it; {data["better"]} chooses by cost')
+    if data['vocabulary'] == 'none': say(f'alphaq export: {out} has no vocabulary')
+    return data
 
 # %% ../nbs/61_cli.ipynb #117881ee
 def _as_recipe(checkpoint, plan, to, out):
