@@ -143,7 +143,7 @@ def _measured_up(config, found, fits):
     if fits: data |= dict(fits=fits, largest_context=dict(zip(found, most)))
     return data, _ledger_table(found, fits, most)
 
-# %% ../nbs/61_cli.ipynb #19972f32
+# %% ../nbs/61_cli.ipynb #c9a794d5
 def _packed(folder):
     "What a quantized folder holds, by its configuration and headers."
     from collections import Counter
@@ -177,8 +177,8 @@ def info(
     fits:Fits=None, context:Context=None, batch:Batch=1, runs_on:RunsOn='cuda',
     dense:Dense=False, json_:Json=False, quiet:Quiet=False,
 ):
-    """Layout, counts and exact sizes; what each budget would weigh, and take in memory. From headers
-    alone. Of a quantized folder: its widths."""
+    """Layout, counts and exact sizes; what each budget would weigh. From headers alone. Of a
+    quantized folder: its widths. With --context: the memory they take."""
     from alphaq.grid import WIDTHS, stored_bytes
     from alphaq.plans import read_plan
     from alphaq.checkpoint import open_checkpoint, open_dense
@@ -231,7 +231,7 @@ def info(
           for k, v in data.get('plan', {}).items()]]
     emit(data, json_, facts(rows, str(c.path)), *beside)
 
-# %% ../nbs/61_cli.ipynb #ee7e0317
+# %% ../nbs/61_cli.ipynb #934c51da
 def _memory(fits, context, batch, runs_on):
     "Bytes and use that `info` was asked about; either may be `None`."
     from alphaq.ledger import a_size, a_use
