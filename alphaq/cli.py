@@ -110,18 +110,22 @@ RunsOn = Annotated[str, typer.Option(
 
 # %% ../nbs/61_cli.ipynb #f9ee4212
 LINES = dict(experts='experts', linears='other matrices', rest='not packed',
-             cache='keys and values', activations='while computing', runtime='the program')
+             cache='keys and values', activations='while computing', holes='freed and kept',
+             program='the program')
 
 def _ledger_data(l):
     "A ledger as JSON."
-    from alphaq.ledger import PARTS
-    return {p: getattr(l, p) for p in PARTS} | dict(
+    from alphaq.ledger import LEDGER_PARTS
+    return {p: getattr(l, p) for p in LEDGER_PARTS} | dict(
         total=l.total, context=l.use.context, batch=l.use.batch, runs_on=l.use.runs_on)
 
+# %% ../nbs/61_cli.ipynb #a31a74db
 def _ledger_table(found, fits=None, most=None):
     "Ledgers side by side, what is left of a memory, and the largest context."
     use = next(iter(found.values())).use
-    words = LINES | (dict(runtime='the program, assumed') if use.runs_on == 'cuda' else {})
+    words = dict(LINES)
+    if use.runs_on == 'cuda': words |= dict(program='the program, assumed')
+    if not any(l.holes for l in found.values()): words.pop('holes')
     rows = [[word, *[size(getattr(l, part)) for l in found.values()]]
             for part, word in words.items()]
     rows.append(['in all', *[size(l.total) for l in found.values()]])
@@ -134,6 +138,7 @@ def _ledger_table(found, fits=None, most=None):
     beside = table(['', *[f'>{name}' for name in found]], rows)
     return f'\nmemory with {texts}, {use.runs_on}', beside
 
+# %% ../nbs/61_cli.ipynb #3f3577ea
 def _measured_up(config, found, fits):
     "What `info` says of memory: data, and a table."
     from alphaq.ledger import longest
@@ -143,7 +148,7 @@ def _measured_up(config, found, fits):
     if fits: data |= dict(fits=fits, largest_context=dict(zip(found, most)))
     return data, _ledger_table(found, fits, most)
 
-# %% ../nbs/61_cli.ipynb #c9a794d5
+# %% ../nbs/61_cli.ipynb #c9defd85
 def _packed(folder):
     "What a quantized folder holds, by its configuration and headers."
     from collections import Counter
@@ -231,7 +236,7 @@ def info(
           for k, v in data.get('plan', {}).items()]]
     emit(data, json_, facts(rows, str(c.path)), *beside)
 
-# %% ../nbs/61_cli.ipynb #934c51da
+# %% ../nbs/61_cli.ipynb #f9368db5
 def _memory(fits, context, batch, runs_on):
     "Bytes and use that `info` was asked about; either may be `None`."
     from alphaq.ledger import a_size, a_use
@@ -241,9 +246,9 @@ def _memory(fits, context, batch, runs_on):
             None if context is None else a_use(context, batch, runs_on))
 
 def _folder_ledger(folder, use):
-    from alphaq.ledger import ledger
+    from alphaq.ledger import ledger_of
     from alphaq.pipeline import folder_weights
-    return ledger(folder.config, folder_weights(folder, use), use)
+    return ledger_of(folder.config, folder_weights(folder, use), use)
 
 # %% ../nbs/61_cli.ipynb #5aa8af11
 def _groups(group_size, columns):
@@ -525,7 +530,8 @@ def allocate(
     table_ = experts_only(read_scores(scores, skipped), skipped)
     check_kind(table_, dense, scores)
     asked = _asked(method, gamma, cap, noise, choices, count, group_size, scope, granularity, bound)
-    needed = model and (size_ or memory or also or measure or model == 'pocket' or Path(model).exists())
+    here = model == 'pocket' or (model and Path(model).exists())
+    needed = model and (size_ or memory or also or measure or here)
     c = alphaq.open(model, dense) if needed else None
     plan = alphaq.plan(table_, bits, size_, preset, target=target,
                        other_bits=4 if other_bits is None else other_bits, also=_also(also),
@@ -551,10 +557,10 @@ def allocate(
 
 # %% ../nbs/61_cli.ipynb #93020dac
 def _planned_ledger(c, plan, use):
-    from alphaq.ledger import ledger
+    from alphaq.ledger import ledger_of
     from alphaq.pipeline import planned_weights
     from alphaq.rounding import QuantizeJob
-    return ledger(c.config, planned_weights(QuantizeJob(c, plan), use), use)
+    return ledger_of(c.config, planned_weights(QuantizeJob(c, plan), use), use)
 
 def _taken(l, memory):
     "What a plan that fits takes, as a summary says it."
@@ -991,6 +997,7 @@ def generate(
 ):
     "Continue a prompt. With one argument, that is the prompt and the model is pocket."
     import torch
+    from alphaq.ledger import chunk_of
     _still()
     if prompt is None and Path(model).is_dir():
         raise AlphaqError(f'{model} is a folder; give the prompt after it')
@@ -1000,6 +1007,8 @@ def generate(
     torch.manual_seed(seed)
     given = tokenizer(prompt, return_tensors='pt', return_token_type_ids=False).to(loaded.device)
     more = {'temperature': temperature} if temperature else {}
+    chunk = chunk_of(loaded.config.to_dict())
+    if chunk and given['input_ids'].shape[1] > chunk: more['prefill_chunk_size'] = chunk
     with third_party(f'{model}: cannot generate', 'see that it does in transformers by itself'):
         out = loaded.generate(**given, max_new_tokens=tokens, do_sample=temperature > 0, **more)
     emit(dict(prompt=prompt, text=tokenizer.decode(out[0], skip_special_tokens=True)), json_,

@@ -30,7 +30,7 @@ from .evaluate import (calibration_windows, load_model, log_probabilities, paire
 from .exports import check_loads, priced
 from .grid import WIDTHS, has_groups, stored_bytes, to_grid
 from .jobs import ENGINES, ScoreJob, score_all
-from .ledger import Ledger, Use, a_size, a_use, itemsize_of, ledger, longest
+from .ledger import Ledger, Use, a_size, a_use, itemsize_of, ledger_of, longest
 from .making import companions
 from .methods import WITH_ALPHA, Settings, choice_sizes, method_named
 from .noise import measured_noise
@@ -232,15 +232,16 @@ def _loaded(model, names, use):
 def plain_weights(
     model:Checkpoint,
     use:Use,
-)->dict: # bytes, as `ledger.ledger` takes them
+)->dict: # bytes, as `ledger.ledger_of` takes them
     "What an unquantized model's weights take in memory."
     experts = itemsize_of(model.config, use) * sum(p.numel for p in model.projections)
     return dict(experts=experts, linears=0, rest=_loaded(model, model.rest, use))
 
+# %% ../nbs/60_pipeline.ipynb #0663cd34
 def planned_weights(
     job:QuantizeJob,
     use:Use,
-)->dict: # bytes, as `ledger.ledger` takes them
+)->dict: # bytes, as `ledger.ledger_of` takes them
     "What the weights of a plan take in memory."
     said = predicted_tensors(job)
     rest = [n for n in job.checkpoint.rest if n.removesuffix('.weight') not in job.linears]
@@ -250,7 +251,7 @@ def planned_weights(
 def folder_weights(
     folder,  # `Folder` that `quantize` made
     use:Use,
-)->dict:     # bytes, as `ledger.ledger` takes them
+)->dict:     # bytes, as `ledger.ledger_of` takes them
     "What the weights of a quantized folder take in memory."
     sizes = dict(experts=0, linears=0)
     kinds = {f'{n}.': k for k, t in (('experts', 'layers'), ('linears', 'modules'))
@@ -272,7 +273,7 @@ def budget_for_memory(
     names the smallest, and the largest context."""
     model, use = widest.checkpoint, memory.use
     weights = planned_weights(widest, use)
-    full = ledger(model.config, weights, use)
+    full = ledger_of(model.config, weights, use)
     shapes, group = [p.shape for p in model.projections], widest.plan.group_size
     least = sum(stored_bytes(s, narrow, group) for s in shapes)
     left = memory.nbytes - (full.total - full.experts)
@@ -285,6 +286,7 @@ def budget_for_memory(
                       + (f'the largest context that fits is {most} tokens' if most
                          else 'no context fits'))
 
+# %% ../nbs/60_pipeline.ipynb #98081012
 def ledgers(
     model:Checkpoint,
     use:Use,
@@ -296,7 +298,7 @@ def ledgers(
     plans = {f'{b} bit{"s" * (b > 1)}': uniform_plan(model, b, group_size) for b in WIDTHS[::-1]}
     for name, p in (plans | (dict(plan=plan) if plan else {})).items():
         found[name] = planned_weights(QuantizeJob(model, p), use)
-    return {name: ledger(model.config, w, use) for name, w in found.items()}
+    return {name: ledger_of(model.config, w, use) for name, w in found.items()}
 
 # %% ../nbs/60_pipeline.ipynb #ee8c2f04
 def sized(
