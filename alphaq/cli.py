@@ -120,7 +120,7 @@ def _ledger_data(l):
         total=l.total, context=l.use.context, batch=l.use.batch, runs_on=l.use.runs_on)
 
 # %% ../nbs/61_cli.ipynb #a31a74db
-def _ledger_table(found, fits=None, most=None):
+def _ledger_table(found, fits=None, most=None, longest=None):
     "Ledgers side by side, what is left of a memory, and the largest context."
     use = next(iter(found.values())).use
     words = dict(LINES)
@@ -136,7 +136,8 @@ def _ledger_table(found, fits=None, most=None):
         rows.append(['largest context', *[f'{n} tokens' if n else 'none' for n in most]])
     texts = f'{use.batch} text{"s" * (use.batch > 1)} of {use.context} tokens'
     beside = table(['', *[f'>{name}' for name in found]], rows)
-    return f'\nmemory with {texts}, {use.runs_on}', beside
+    made = f'; the model was made for {longest}' if longest else ''
+    return f'\nmemory with {texts}, {use.runs_on}{made}', beside
 
 # %% ../nbs/61_cli.ipynb #3f3577ea
 def _measured_up(config, found, fits):
@@ -146,7 +147,9 @@ def _measured_up(config, found, fits):
     most = [longest(config, {k: getattr(l, k) for k in ('experts', 'linears', 'rest')}, l.use,
                     fits) for l in found.values()] if fits else None
     if fits: data |= dict(fits=fits, largest_context=dict(zip(found, most)))
-    return data, _ledger_table(found, fits, most)
+    inner = config.get('text_config') or {}
+    made = config.get('max_position_embeddings') or inner.get('max_position_embeddings')
+    return data, _ledger_table(found, fits, most, made)
 
 # %% ../nbs/61_cli.ipynb #c9defd85
 def _packed(folder):
