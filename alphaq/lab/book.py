@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['split_directives', 'cell_tags', 'chapters', 'symbols', 'link_names', 'named_modules', 'fingerprint', 'number_title',
-           'spoken', 'translate', 'vendor_mathjax', 'clean_show_doc', 'tidy_page', 'setup']
+           'alt_text', 'translate', 'vendor_mathjax', 'clean_show_doc', 'tidy_page', 'setup']
 
 # %% ../../nbs/95_book.ipynb #cd2cffa1
 import ast, hashlib, json, re
@@ -132,7 +132,7 @@ def number_title(
     number = re.match(r'\d\d(?=_)', here)
     return re.sub(r'\A# ', f'# {number[0]} · ', text) if number else text
 
-def spoken(
+def alt_text(
     figure:dict, # its `caption`, Markdown
 )->str:
     "What a figure is to those who do not see it."
@@ -165,7 +165,7 @@ def translate(
                                            *cell_tags(directives, cell['source'], skip)})
         figure = {ours: directives[theirs] for theirs, ours
                   in (('label', 'name'), ('fig-cap', 'caption')) if directives.get(theirs)}
-        if figure: cell['metadata']['mystnb'] = {'figure': figure, 'image': {'alt': spoken(figure)}}
+        if figure: cell['metadata']['mystnb'] = {'figure': figure, 'image': {'alt': alt_text(figure)}}
     first = dict(cell_type='code', id='fingerprint', metadata={'tags': ['remove-cell']},
                  source=f'# {stamp}\n{_settings}', outputs=[], execution_count=None)
     notebook['cells'].insert(0, first)
