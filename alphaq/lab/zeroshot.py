@@ -37,9 +37,8 @@ class Benchmark:
     questions:int     # drawn
 
 BENCHMARKS = {
-    'arc_easy': Benchmark('bench/arc_easy.jsonl', 300),
-    'piqa': Benchmark('bench/piqa.jsonl', 160),
-    'lambada_openai': Benchmark('bench/lambada_openai.jsonl', 200),
+    'arc_easy': Benchmark('bench/arc_easy.jsonl', 200),
+    'lambada_openai': Benchmark('bench/lambada_openai.jsonl', 120),
 }
 
 def drawn_questions(
@@ -219,9 +218,9 @@ def put_together(
     return model
 
 # %% ../../nbs/65_zeroshot.ipynb #54044e4a
-PLANS = ('uniform', 'paper', 'best', 'text')  # presets
+PLANS = ('uniform', 'best', 'text', 'paper')  # presets
 CALIBRATION = 'wikitext2+classics'            # training splits; none of the questions is from them
-WINDOWS = 32                                  # of 256 tokens
+WINDOWS = 16                                  # of 256 tokens
 
 def planner(
     checkpoint,  # network cut into experts
