@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['BENCHMARKS', 'PLANS', 'CALIBRATION', 'WINDOWS', 'Benchmark', 'drawn_questions', 'benchmark_questions', 'guessed',
            'task_config', 'spec_sums', 'shared_sums', 'shared_contexts', 'Answers', 'answers', 'answered',
-           'put_together', 'planner', 'quantized_folder', 'plain_tensors', 'Memory', 'compared', 'arguments', 'Asked',
-           'outcomes', 'main']
+           'put_together', 'planner', 'quantized_folder', 'plain_tensors', 'Memory', 'beside_uniform', 'Asked',
+           'task_rows', 'main']
 
 # %% ../../nbs/65_zeroshot.ipynb #d1b1dcf7
 import argparse, hashlib, json, random
@@ -290,7 +290,7 @@ def _part(found, plain, chance, names):
                 nats_over_uniform=sure, nats_over_uniform_stderr=sure_e,
                 verdict=verdict((-right, right_e)), nats_verdict=verdict((-sure, sure_e)))
 
-def compared(
+def beside_uniform(
     found:dict,  # benchmark -> `Answers`
     plain:dict,  # the same questions, uniform widths
     chance:dict, # benchmark -> accuracy of guessing
@@ -300,8 +300,7 @@ def compared(
     return rows + [dict(task='all', **_part(found, plain, chance, [*found]))]
 
 # %% ../../nbs/65_zeroshot.ipynb #0c1fd96d
-def arguments(
-)->argparse.ArgumentParser:
+def _parser():
     "The command's own words."
     parser = argparse.ArgumentParser(
         prog='python -m alphaq.lab.zeroshot',
@@ -349,19 +348,19 @@ class Asked:
                 for n, q in self.questions.items()}
 
 # %% ../../nbs/65_zeroshot.ipynb #b488fa78
-def outcomes(
-    args,          # from `arguments`
+def task_rows(
+    args,           # from the command line
     questions:dict, # benchmark -> its questions
-)->list:           # rows
+)->list:            # rows
     "The unrounded network, then every preset at every budget."
     said = Asked(args, questions)
     chance = {n: guessed(q) for n, q in questions.items()}
     truth = said('none', 16)
-    rows = [dict(preset='none', bits=16, **r) for r in compared(truth, truth, chance)]
+    rows = [dict(preset='none', bits=16, **r) for r in beside_uniform(truth, truth, chance)]
     for bits in args.bits:
         plain = said('uniform', bits)
         rows += [dict(preset=p, bits=bits, **r) for p in PLANS
-                 for r in compared(said(p, bits), plain, chance)]
+                 for r in beside_uniform(said(p, bits), plain, chance)]
     return rows
 
 # %% ../../nbs/65_zeroshot.ipynb #1eda0c66
@@ -370,7 +369,7 @@ def main(
     argv=None, # arguments, `None` takes the process's own
 ):
     "Entry point of `python -m alphaq.lab.zeroshot`."
-    args = arguments().parse_args(argv)
+    args = _parser().parse_args(argv)
     check_lm_eval()
     logging.disable_progress_bar()
     questions = {n: benchmark_questions(n) for n in BENCHMARKS}
@@ -381,7 +380,7 @@ def main(
                         calibration=CALIBRATION, windows=f'{WINDOWS} of 256 tokens',
                         lm_eval=version('lm_eval'),
                         questions={n: _digest(q) for n, q in questions.items()})
-    rows = outcomes(args, questions)
+    rows = task_rows(args, questions)
     write_rows(results_dir()/'trained'/f'tasks-{args.name}.jsonl', header, rows)
 
 # %% ../../nbs/65_zeroshot.ipynb #34e7a0c8
