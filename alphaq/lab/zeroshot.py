@@ -16,7 +16,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from transformers.utils import logging
 
@@ -24,8 +23,9 @@ from ..checkpoint import open_checkpoint
 from ..core import (AlphaqError, data_dir, entry, one_line, provenance, results_dir,
                          write_rows)
 from ..evaluate import calibration_windows, load_model, paired, verdict
+from ..folder import open_folder
 from ..pipeline import informed, plan, quantize, score
-from ..plain import dequantize
+from ..plain import dense_matrices, folder_parts
 from ..tasks import check_lm_eval, lm_eval_samples
 from ..trial import rounding_code
 
@@ -242,10 +242,16 @@ def quantized_folder(
                  window=256, device='cpu')
     return out
 
-def plain_tensors(folder, home):
+def plain_tensors(
+    folder,  # `str | Path` that `quantize` made
+)->dict:     # name to tensor
     "Every weight of a quantized folder, dequantized in float32."
-    out = dequantize(folder, home/'plain', 'float32', overwrite=True).path
-    return {n: t for file in sorted(out.glob('*.safetensors')) for n, t in load_file(file).items()}
+    source = open_folder(folder)
+    tensors = {}
+    for kept, layers, modules in folder_parts(source, source.packed).values():
+        tensors |= {n: source.tensor(n) for n in kept}
+        tensors |= {f'{n}.weight': W for n, W in dense_matrices(source, layers, modules)}
+    return tensors
 
 # %% ../../nbs/65_zeroshot.ipynb #0da333cc
 class Memory:
@@ -332,7 +338,7 @@ class Asked:
         out = self.home/f'{preset}-{bits:g}'
         made = None if (out/'config.json').is_file() else self.plan_of()(preset, bits)
         folder = quantized_folder(self.checkpoint, made, out)
-        put_together(self.model, plain_tensors(folder, self.home))
+        put_together(self.model, plain_tensors(folder))
         self.worn = preset, bits
 
     def _ask(self, preset, bits, name):
