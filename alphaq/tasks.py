@@ -15,6 +15,7 @@ from math import isfinite, sqrt
 from pathlib import Path
 
 import alphaq
+from . import cpu
 from .core import AlphaqError, data_dir, one_line
 from .texts import Text, load_text
 
@@ -257,7 +258,7 @@ def lm_eval_samples(
     if tokenizer.eos_token_id is None:
         raise AlphaqError('the tokenizer has no end token, which lm-eval needs; name one in '
                           'tokenizer_config.json as eos_token')
-    with _calm():
+    with _calm(), cpu.exactly():
         from lm_eval import evaluate
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager

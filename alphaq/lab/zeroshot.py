@@ -316,6 +316,7 @@ def _parser():
     add('cut', help='the same network cut into experts')
     add('--name', required=True, help='what to call it')
     add('--bits', type=float, nargs='+', default=[3., 2.5], help='(%(default)s)')
+    add('--presets', nargs='+', choices=PLANS, default=PLANS, help='uniform first (%(default)s)')
     return parser
 
 def _digest(questions): return hashlib.sha256(json.dumps(questions).encode()).hexdigest()[:16]
@@ -365,7 +366,7 @@ def task_rows(
     rows = [dict(preset='none', bits=16, **r) for r in beside_uniform(truth, truth, chance)]
     for bits in args.bits:
         plain = said('uniform', bits)
-        rows += [dict(preset=p, bits=bits, **r) for p in PLANS
+        rows += [dict(preset=p, bits=bits, **r) for p in args.presets
                  for r in beside_uniform(said(p, bits), plain, chance)]
     return rows
 
@@ -381,6 +382,7 @@ def main(
     questions = {n: benchmark_questions(n) for n in BENCHMARKS}
     bits = ' '.join(f'{b:g}' for b in args.bits)
     command = f'python -m alphaq.lab.zeroshot PLAIN CUT --name {args.name} --bits {bits}'
+    if list(args.presets) != list(PLANS): command += f' --presets {" ".join(args.presets)}'
     header = provenance(command, seed=0, network=args.name,
                         sha256=open_checkpoint(args.cut).fingerprint(), rounding='gptq, group 128',
                         calibration=CALIBRATION, windows=f'{WINDOWS} of 256 tokens',
