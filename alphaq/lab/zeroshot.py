@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['BENCHMARKS', 'PLANS', 'CALIBRATION', 'WINDOWS', 'Benchmark', 'drawn_questions', 'benchmark_questions', 'guessed',
            'task_config', 'spec_sums', 'shared_sums', 'shared_contexts', 'Answers', 'answers', 'answered',
-           'put_together', 'planner', 'quantized_folder', 'plain_tensors', 'Memory', 'beside_uniform', 'Asked',
-           'task_rows', 'main']
+           'put_together', 'planner', 'quantized_folder', 'plain_tensors', 'Memory', 'set_beside', 'Asked', 'task_rows',
+           'main']
 
 # %% ../../nbs/65_zeroshot.ipynb #d1b1dcf7
 import argparse, hashlib, json, random
@@ -41,6 +41,7 @@ BENCHMARKS = {
     'lambada_openai': Benchmark('bench/lambada_openai.jsonl', 120),
 }
 
+# %% ../../nbs/65_zeroshot.ipynb #657f6c67
 def drawn_questions(
     lines,       # of a file of questions
     n:int,
@@ -116,6 +117,7 @@ def _blocks(pairs):
             segment += [s] * (len(more) - 1)
         yield tokens, at, segment, places
 
+# %% ../../nbs/65_zeroshot.ipynb #410814e1
 def _rows(blocks, size):
     "Blocks together until a row is full, long ones first."
     row, used = [], 0
@@ -135,6 +137,7 @@ def _mask(row):
     seen &= torch.ones_like(seen).tril()
     return torch.zeros(seen.shape).masked_fill(~seen, float('-inf'))[None, None]
 
+# %% ../../nbs/65_zeroshot.ipynb #222540ee
 @torch.no_grad()
 def shared_sums(
     model:nn.Module,  # causal language model with a body `model` and a head `lm_head`
@@ -190,6 +193,7 @@ def answers(
         sure.append(share[s['doc']['gold']].item())
     return Answers(right, tuple(sure))
 
+# %% ../../nbs/65_zeroshot.ipynb #78a42215
 def answered(
     model, tokenizer,
     name:str,      # of the task
@@ -242,6 +246,7 @@ def quantized_folder(
                  window=256, device='cpu')
     return out
 
+# %% ../../nbs/65_zeroshot.ipynb #f9aa4b9a
 def plain_tensors(
     folder,  # `str | Path` that `quantize` made
 )->dict:     # name to tensor
@@ -296,7 +301,8 @@ def _part(found, plain, chance, names):
                 nats_over_uniform=sure, nats_over_uniform_stderr=sure_e,
                 verdict=verdict((-right, right_e)), nats_verdict=verdict((-sure, sure_e)))
 
-def beside_uniform(
+# %% ../../nbs/65_zeroshot.ipynb #da07cf29
+def set_beside(
     found:dict,  # benchmark -> `Answers`
     plain:dict,  # the same questions, uniform widths
     chance:dict, # benchmark -> accuracy of guessing
@@ -363,11 +369,11 @@ def task_rows(
     said = Asked(args, questions)
     chance = {n: guessed(q) for n, q in questions.items()}
     truth = said('none', 16)
-    rows = [dict(preset='none', bits=16, **r) for r in beside_uniform(truth, truth, chance)]
+    rows = [dict(preset='none', bits=16, **r) for r in set_beside(truth, truth, chance)]
     for bits in args.bits:
         plain = said('uniform', bits)
         rows += [dict(preset=p, bits=bits, **r) for p in args.presets
-                 for r in beside_uniform(said(p, bits), plain, chance)]
+                 for r in set_beside(said(p, bits), plain, chance)]
     return rows
 
 # %% ../../nbs/65_zeroshot.ipynb #1eda0c66
