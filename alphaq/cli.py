@@ -540,29 +540,86 @@ def diff(
 # %% ../nbs/61_cli.ipynb #3dea1824
 @verb
 def export(
-    plan:Annotated[Path, typer.Argument(help='plan from `alphaq allocate`')],
+    plan:Annotated[str, typer.Argument(
+        help='plan from `alphaq allocate`; the checkpoint, where --plan names the plan; for '
+             'compressed-tensors also a folder that `alphaq quantize` made')],
     to:Annotated[str, typer.Option(
-        help='gptqmodel, autoround, llm-compressor, hqq, llama.cpp or mlx')],
-    out:Annotated[Path, typer.Option('-o', '--out', help='file to write')],
+        help='gguf, a finished file; compressed-tensors, a finished folder; or gptqmodel, autoround, '
+             'llm-compressor, hqq, llama.cpp or mlx, a recipe')],
+    out:Annotated[Path, typer.Option('-o', '--out', help='file to write, or folder to make')],
     model:Annotated[Optional[str], typer.Option(
         help='the checkpoint of the plan; mlx has names of its own for some families')]=None,
+    plan_:Annotated[Optional[Path], typer.Option('--plan', help='the plan')]=None,
+    near:Annotated[bool, typer.Option(
+        '--nearest', help='compressed-tensors: the nearest plan that it holds')]=False,
+    pre:Annotated[Optional[str], typer.Option(
+        help="gguf: llama.cpp's name for how the tokenizer cuts text; none leaves it out")]=None,
     overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,
 ):
-    "The plan in another tool's words. Refuses what the tool cannot load."
+    "The plan as a file, a folder or a recipe for another tool. Refuses what the tool cannot load."
+    from alphaq.plans import check_plan, read_plan
+    if plan_ and model: raise UsageError(f'two models, {plan} and {model}; name one')
+    path, model = (plan_, plan) if plan_ else (plan, model)
+    if near and to != 'compressed-tensors': raise UsageError('--nearest is for compressed-tensors')
+    if pre and to != 'gguf': raise UsageError(f'--pre is for gguf, not for {to}')
+    if to == 'compressed-tensors':
+        return _show(_as_folder(path, model, near, out, overwrite), json_)
+    if to == 'gguf' and not model:
+        raise UsageError('a GGUF file holds the weights; name the checkpoint with --model')
+    check_free(out, overwrite)
+    chosen = read_plan(path)
+    c = alphaq.open(model, bool(chosen.places)) if model else None
+    if to == 'gguf': return _show(_as_file(c, chosen, out, pre, overwrite), json_)
+    if c: check_plan(chosen, c)
+    _show(_as_recipe(c, chosen, to, out), json_)
+
+# %% ../nbs/61_cli.ipynb #15fcc551
+def _is_packed(folder):
+    "Whether a path is that of a folder that `alphaq quantize` made."
+    from alphaq.folder import open_folder
+    return Path(folder).is_dir() and bool(open_folder(folder).packed)
+
+def _as_folder(path, model, near, out, overwrite):
+    "A folder for vLLM and transformers, and what to say of it."
+    from alphaq.compressed import compress, nearest_plan
+    from alphaq.plans import read_plan
+    if _is_packed(model or path):
+        if model or near:
+            raise UsageError(f'{model or path} has a plan of its own; leave out --plan and '
+                             '--nearest, or name the checkpoint')
+        made = compress(path, out, overwrite=overwrite)
+    elif model:
+        chosen = read_plan(path)
+        made = compress(alphaq.open(model, bool(chosen.places)), out,
+                        nearest_plan(chosen) if near else chosen, overwrite)
+    else: raise UsageError('a folder holds the weights: name the checkpoint and its --plan')
+    return dict(to='compressed-tensors', out=str(out), matrices=made.matrices,
+                bytes=made.tensor_bytes, squared_error=made.error, over_our_grid=made.price,
+                opens_in='vLLM, transformers' if made.transformers else 'vLLM')
+
+# %% ../nbs/61_cli.ipynb #f6a6523f
+def _as_file(checkpoint, plan, out, pre, overwrite):
+    "A GGUF file, and what one type for each stack has changed."
+    from alphaq.ggufout import write_gguf
+    data = dict(to='gguf', out=str(out), **write_gguf(checkpoint, out, plan, pre=pre,
+                                                      overwrite=overwrite))
+    if data['changed'].split()[0] != '0':
+        say(f'alphaq export: {data["changed"]} got another width: a stack has one type, and rows '
+            f'limit it; {data["better"]} chooses by cost')
+    if data['vocabulary'] == 'none': say(f'alphaq export: {out} has no vocabulary')
+    return data
+
+# %% ../nbs/61_cli.ipynb #117881ee
+def _as_recipe(checkpoint, plan, to, out):
+    "A plan as text."
     from alphaq.core import write_text
     from alphaq.exports import EXPORTERS, export as written
-    from alphaq.plans import check_plan, read_plan
-    check_free(out, overwrite)
-    chosen = read_plan(plan)
-    c = alphaq.open(model, bool(chosen.places)) if model else None
-    if c: check_plan(chosen, c)
-    text = written(chosen, to, c.family if c else None)
+    text = written(plan, to, checkpoint.family if checkpoint else None)
     write_text(out, text)
-    if EXPORTERS[to].named and not c:
+    if EXPORTERS[to].named and not checkpoint:
         say(f'alphaq export: {to} names experts by family; these names suit '
             'most, --model makes sure')
-    data = dict(to=to, out=str(out), bytes=len(text.encode()))
-    _show(data, json_)
+    return dict(to=to, out=str(out), bytes=len(text.encode()))
 
 # %% ../nbs/61_cli.ipynb #157f7788
 Samples = Annotated[int, typer.Option(help='calibration windows', min=1)]

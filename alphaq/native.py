@@ -60,6 +60,7 @@ def compile_library(
         line = next((line for line in said if 'error' in line), (said or ['no message'])[0])
         raise AlphaqError(f'{compiler[0]} cannot compile {source.name} ({line[:160]})')
 
+# %% ../nbs/10_native.ipynb #92e2dfb5
 def build(
     source:Path=SOURCE,     # C++
     flags=FLAGS,            # of the compiler
@@ -79,6 +80,7 @@ def build(
         else: return target
     raise failures[min(1, len(failures) - 1)]
 
+# %% ../nbs/10_native.ipynb #0d097f3a
 def rebuilt(
     source:Path=SOURCE, # C++
     flags=FLAGS,        # of the compiler

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from alphaq.lab.book import split_directives
+import browser
 from conftest import CHAPTERS, ROOT
 
 HTML = ROOT/'_build/html'
@@ -28,6 +29,12 @@ def pages(build):
 def test_the_book_builds_without_a_warning(build):
     said = re.sub(r'\x1b\[[\d;]*m', '', build.stderr)
     if build.returncode: pytest.fail('make book\n' + '\n'.join(l for l in said.splitlines() if 'IPKernelApp' not in l)[-8000:], pytrace=False)
+
+def test_a_browser_reads_every_page(pages):
+    if not (program := browser.found()): pytest.skip('no Chromium here (apt install chromium): no page was opened')
+    wrong, seen, formulas = browser.faults(HTML, program)
+    assert not wrong, '\n'.join([f'{len(wrong)} faults; again with: python tests/browser.py', *wrong])
+    assert seen >= len(CHAPTERS) and formulas > 500
 
 def cells(path):
     "`(directives, body)` of each code cell of a chapter."

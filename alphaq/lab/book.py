@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['split_directives', 'cell_tags', 'chapters', 'symbols', 'link_names', 'named_modules', 'fingerprint', 'number_title',
-           'translate', 'vendor_mathjax', 'clean_show_doc', 'setup']
+           'spoken', 'translate', 'vendor_mathjax', 'clean_show_doc', 'tidy_page', 'setup']
 
 # %% ../../nbs/95_book.ipynb #cd2cffa1
 import ast, hashlib, json, re
@@ -132,6 +132,13 @@ def number_title(
     number = re.match(r'\d\d(?=_)', here)
     return re.sub(r'\A# ', f'# {number[0]} · ', text) if number else text
 
+def spoken(
+    figure:dict, # its `caption`, Markdown
+)->str:
+    "What a figure is to those who do not see it."
+    plain = re.sub(r'\{\w+\}`([^`]*)`|[`*]', r'\1', figure.get('caption', ''))
+    return f'Figure: {plain}' if plain else 'Figure'
+
 # figures sharp at every size and measured in points, like the text; printed text plain, as it is
 # under the tests
 _settings = '''%config InlineBackend.figure_formats = ["svg"]
@@ -158,7 +165,7 @@ def translate(
                                            *cell_tags(directives, cell['source'], skip)})
         figure = {ours: directives[theirs] for theirs, ours
                   in (('label', 'name'), ('fig-cap', 'caption')) if directives.get(theirs)}
-        if figure: cell['metadata']['mystnb'] = {'figure': figure}
+        if figure: cell['metadata']['mystnb'] = {'figure': figure, 'image': {'alt': spoken(figure)}}
     first = dict(cell_type='code', id='fingerprint', metadata={'tags': ['remove-cell']},
                  source=f'# {stamp}\n{_settings}', outputs=[], execution_count=None)
     notebook['cells'].insert(0, first)
@@ -193,6 +200,27 @@ def clean_show_doc(
     for paragraph in list(document.findall(nodes.paragraph)):
         if paragraph.astext().startswith('source{target='): paragraph.parent.remove(paragraph)
 
+# %% ../../nbs/95_book.ipynb #6ef71ff6
+_needless = re.compile(
+    r'<link rel="preload" as="font"[^>]*>\n?'
+    r'|<script>const THEBE_JS_URL[^<]*</script>\n?'
+    r'|<script[^>]*src="[^"]*sphinx-thebe\.js[^"]*"></script>\n?'
+    r'|<script type="text/x-thebe-config">.*?</script>\n?'
+    r'|<script>kernelName = [^<]*</script>\n?', re.S)
+
+def tidy_page(
+    html:str, # a page of the book
+)->str:
+    "A page without what only raises errors."
+    return _needless.sub('', html)
+
+def _tidy(app, fault):
+    "Every page of a finished build; one that is tidy is not written again."
+    for path in Path(app.outdir).rglob('*.html') if fault is None else ():
+        html = path.read_text(encoding='utf-8')
+        if (tidied := tidy_page(html)) == html: continue
+        with atomic(path) as temporary: temporary.write_text(tidied, encoding='utf-8')
+
 # %% ../../nbs/95_book.ipynb #db439076
 def _flags(root):
     ini = ConfigParser(delimiters=['='])
@@ -220,4 +248,5 @@ def setup(
     app.add_transform(CleanShowDoc)
     app.connect('config-inited', lambda app, config: vendor_mathjax(Path(app.srcdir)/'_vendor'))
     app.connect('source-read', _source_read)
+    app.connect('build-finished', _tidy)
     return dict(version='1', parallel_read_safe=True, parallel_write_safe=True)

