@@ -40,7 +40,8 @@ setup(
     long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     packages=find_packages(include=['alphaq', 'alphaq.*']), package_data={'alphaq': ['py.typed', '*.cpp', 'models/**/*', 'tasks_yaml/*', 'schemas/*']},
     python_requires='>=' + cfg['min_python'], install_requires=cfg['requirements'].split(), extras_require=extras,
-    entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': ['alphaq=alphaq._modidx:d']},
+    entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': ['alphaq=alphaq._modidx:d'],
+                  'torch.backends': ['alphaq=alphaq.hook:install']},  # torch calls it when imported: folders open in programs that never import us
     classifiers=['Development Status :: 3 - Alpha', 'Programming Language :: Python :: 3', 'Intended Audience :: Science/Research',
                  'Topic :: Scientific/Engineering :: Artificial Intelligence'],
     cmdclass=dict(build_py=WithLibrary, bdist_wheel=ForPlatform), zip_safe=False,

@@ -553,7 +553,7 @@ from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("this folder")
 ```
 
-{"".join(f"{line}{chr(10)}" for line in _remarks(job, behind))}Without `import alphaq` the folder refuses to load. `alphaq verify` checks every byte against `SHA256SUMS`.
+{"".join(f"{line}{chr(10)}" for line in _remarks(job, behind))}Where alphaq is not installed the folder refuses to load. `alphaq verify` checks every byte against `SHA256SUMS`.
 `plan.json` names each width, `errors.jsonl` what each cost, `job.json` what it was made from, `logits.json` what it said to a few tokens.
 """
 

@@ -15,6 +15,7 @@ from math import isfinite, sqrt
 from pathlib import Path
 
 import alphaq
+from . import cpu
 from .core import AlphaqError, data_dir, one_line
 from .texts import Text, load_text
 
@@ -247,20 +248,22 @@ def _calm():
 def lm_eval_samples(
     model,               # causal language model of transformers
     tokenizer,           # its tokenizer, with an end token
-    names,               # of `TASKS`
+    names,               # of `TASKS`, or lm-eval's configurations
     batch:int=16,        # choices at a time
     limit:int|None=None, # questions of each task, the first ones; `None`: all
+    harness=None,        # makes another class of lm-eval's models than its `HFLM`
 )->dict:                 # task -> lm-eval's samples, one a question
     "What lm-eval logs about each question."
     check_lm_eval()
     if tokenizer.eos_token_id is None:
         raise AlphaqError('the tokenizer has no end token, which lm-eval needs; name one in '
                           'tokenizer_config.json as eos_token')
-    with _calm():
+    with _calm(), cpu.exactly():
         from lm_eval import evaluate
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
-        lm = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch,
+        kind = harness() if harness else HFLM
+        lm = kind(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch,
                   softmax_dtype='float32', trust_remote_code=False)
         loaded = TaskManager(include_path=str(FOLDER), include_defaults=False).load(list(names))
         return evaluate(lm, loaded, limit=limit, bootstrap_iters=0)['samples']
