@@ -156,9 +156,14 @@ class Kept:
     "One forward pass of the plain model, kept."
     outputs:list  # per layer and batch: what it gave out, and what else it was called with
     calls:list    # per layer and batch: what its experts were called with
-    truth:list    # per batch: log-probabilities of the next token
+    truth:list    # per batch and window: probabilities of the next token, and sum of p log p
 
-def _logp(model, x): return model.lm_head(model.model.norm(x[:, :-1])).float().log_softmax(-1)
+def _logits(model, x): return model.lm_head(model.model.norm(x[:, :-1])).float()
+
+def _predicted(model, x):
+    logp = _logits(model, x[None])[0].log_softmax(-1)
+    p = logp.exp()
+    return p, torch.linalg.vecdot(p, logp)
 
 @torch.no_grad()
 def kept_pass(
@@ -172,7 +177,8 @@ def kept_pass(
     for layer in model.model.layers:
         states, called = _layer_pass(layer, states)
         outputs.append(states); calls.append(called)
-    return Kept(outputs, calls, [_logp(model, x) for x, _ in states])
+    return Kept(outputs, calls, [[_predicted(model, x) for x in batch]
+                                  for batch, _ in states])
 
 # %% ../../nbs/74_damage.ipynb #17c98e69
 def _tail_kl(model, layers, states, truth):
@@ -180,9 +186,12 @@ def _tail_kl(model, layers, states, truth):
     out = []
     for (x, kwargs), plain in zip(states, truth):
         for layer in layers: x = run_layer(layer, x, kwargs)
-        for one, p in zip(x, plain):  # a window at a time, for vocabularies are large
-            q = _logp(model, one[None])[0]
-            out.append((p.exp() * (p - q)).sum(-1).double().mean())
+        for one, (p, negentropy) in zip(x, plain):  # a window at a time: vocabularies are large
+            logits = _logits(model, one[None])[0]
+            kl = negentropy - torch.linalg.vecdot(p, logits)
+            top = logits.amax(-1, keepdim=True)
+            kl += logits.sub_(top).exp_().sum(-1).log_() + top[:, 0]
+            out.append(kl.double().mean())
     return torch.stack(out)
 
 @torch.no_grad()
@@ -213,7 +222,8 @@ def arguments(
     add = parser.add_argument
     add('folder', help='checkpoint of a mixture, for example of alphaq.lab.trained')
     add('--name', required=True, help='what to call it')
-    add('--bits', type=int, nargs='+', default=[2, 3, 1], help='in this order (%(default)s)')
+    add('--bits', type=int, nargs='+', default=[2, 3, 1],
+        help='the first for all matrices before the others (%(default)s)')
     add('--windows', type=int, default=2, help='of each text in each half (%(default)s)')
     add('--length', type=int, default=128, help='tokens in a window (%(default)s)')
     add('--seed', type=int, default=5, help='of the windows (%(default)s)')
@@ -243,10 +253,12 @@ def in_order(
     projections, # of a checkpoint
     bits,        # widths
 )->list:         # `((layer, expert, role), width)`
-    "Every matrix at every width: all at the first in an order drawn once, then all at the next."
+    """Every matrix at every width, in an order drawn once: all at the first width, then each at the
+    others."""
     mixed = np.random.default_rng(0).permutation(len(projections))
     wheres = [(projections[i].layer, projections[i].expert, projections[i].role) for i in mixed]
-    return [(where, b) for b in bits for where in wheres]
+    return [(where, bits[0]) for where in wheres] + [(where, b) for where in wheres
+                                                     for b in bits[1:]]
 
 def measured(
     model:nn.Module,
