@@ -225,7 +225,7 @@ def arguments(
     add('--bits', type=int, nargs='+', default=[2, 3, 1],
         help='the first for all matrices before the others (%(default)s)')
     add('--windows', type=int, default=2, help='of each text in each half (%(default)s)')
-    add('--length', type=int, default=128, help='tokens in a window (%(default)s)')
+    add('--length', type=int, default=64, help='tokens in a window (%(default)s)')
     add('--seed', type=int, default=5, help='of the windows (%(default)s)')
     add('--minutes', type=float, default=float('inf'), help='stop after, and write what there is')
     return parser
