@@ -227,6 +227,7 @@ def arguments(
     add('--windows', type=int, default=2, help='of each text in each half (%(default)s)')
     add('--length', type=int, default=64, help='tokens in a window (%(default)s)')
     add('--seed', type=int, default=5, help='of the windows (%(default)s)')
+    add('--rounds', type=int, default=10**9, help='of one expert of each layer and role (all)')
     add('--minutes', type=float, default=float('inf'), help='stop after, and write what there is')
     return parser
 
@@ -244,6 +245,7 @@ class Memory:
     def __call__(self, key, measure):
         key = hashlib.sha256(json.dumps(key).encode()).hexdigest()
         if key not in self.known:
+            if measure is None: return None
             self.known[key] = measure()
             with self.path.open('a') as f: f.write(f'\n{json.dumps({key: self.known[key]})}\n')
         return self.known[key]
@@ -252,13 +254,19 @@ class Memory:
 def in_order(
     projections, # of a checkpoint
     bits,        # widths
-)->list:         # `((layer, expert, role), width)`
-    """Every matrix at every width, in an order drawn once: all at the first width, then each at the
-    others."""
-    mixed = np.random.default_rng(0).permutation(len(projections))
-    wheres = [(projections[i].layer, projections[i].expert, projections[i].role) for i in mixed]
-    return [(where, bits[0]) for where in wheres] + [(where, b) for where in wheres
-                                                     for b in bits[1:]]
+)->list:         # `(round, (layer, expert, role), width)`
+    """Every matrix at every width, in rounds of one expert of each layer and role, in an order
+    drawn once: all rounds at the first width, then each round at the others."""
+    r = np.random.default_rng(0)
+    blocks = {}
+    for p in projections: blocks.setdefault((p.layer, p.role), []).append(p.expert)
+    dealt = {block: r.permutation(experts) for block, experts in sorted(blocks.items())}
+    def turn(n): return [(n, (l, int(dealt[l, role][n]), role))
+                         for l, role in map(list(dealt).__getitem__, r.permutation(len(dealt)))
+                         if n < len(dealt[l, role])]
+    rounds = [turn(n) for n in range(max(map(len, dealt.values())))]
+    return [(n, where, bits[0]) for turn in rounds for n, where in turn] + [
+        (n, where, b) for turn in rounds for b in bits[1:] for n, where in turn]
 
 def measured(
     model:nn.Module,
@@ -268,14 +276,17 @@ def measured(
     memory:Memory,
     about,           # what the model and its rounding are, JSON values
     minutes:float=float('inf'),
+    rounds:int=10**9,
 )->list:             # rows
-    "Damage by divergence of every matrix, as far as time allows."
+    "Damage by divergence of every matrix, as far as time allows, and of what was measured before."
     rows = torch.cat([s.rows for half in halves.values() for s in half.values()])
     about = [about, hashlib.sha256(str(rows.tolist()).encode()).hexdigest()]
-    found, end, kept = [], monotonic() + 60 * minutes, kept_pass(model, rows)
-    for where, b in track(in_order(projections, bits), 'damage'):
-        if monotonic() > end: break
-        kl = memory([about, *where, b], lambda: kl_damage(model, kept, where, b).tolist())
+    found, end, kept = [], monotonic() + 60 * minutes, kept_pass(model, rows) if minutes else None
+    for n, where, b in track(in_order(projections, bits), 'damage'):
+        stopped = n >= rounds or monotonic() >= end
+        kl = memory([about, *where, b], None if stopped
+                    else lambda: kl_damage(model, kept, where, b).tolist())
+        if kl is None: continue
         found.append(dict(layer=where[0], expert=where[1], role=where[2], bits=b,
                           kl=float(np.mean(kl)), stderr=float(np.std(kl, ddof=1) / len(kl)**.5),
                           windows=[float(f'{v:.6g}') for v in kl]))
@@ -294,7 +305,7 @@ def main(
     halves = scattered(tokenizer, evidence_texts(), args.windows, args.length, args.seed)
     memory = Memory(results_dir().parent/'.work'/'evidence'/f'damage-{args.name}.jsonl')
     rows = measured(model, checkpoint.projections, halves, args.bits, memory,
-                    [checkpoint.fingerprint(), rounding_code()], args.minutes)
+                    [checkpoint.fingerprint(), rounding_code()], args.minutes, args.rounds)
     command = f'python -m alphaq.lab.damage FOLDER --name {args.name} --windows {args.windows}'
     command += f' --length {args.length} --seed {args.seed} --bits {" ".join(map(str, args.bits))}'
     header = provenance(command, seed=args.seed, network=args.name, sha256=checkpoint.fingerprint(),
