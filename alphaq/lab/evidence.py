@@ -53,6 +53,8 @@ DEFAULTS = ('uniform', 'uniform-last', *(f'uniform-random, seed {s}' for s in DR
             'measured', 'alphaq', 'relative', 'relative-alpha', 'relative-kurtosis',
             'relative-outlier', 'relative-alpha-outlier',
             *(f'relative-alpha-outlier, permuted {s}' for s in DRAWS))
+
+# %% ../../nbs/89_evidence.ipynb #61cb8cef
 # beside the oracle
 BOUNDED = ('uniform', 'uniform-last', *(f'uniform-random, seed {s}' for s in DRAWS), 'outlier',
            'relative-alpha-outlier')
@@ -114,23 +116,25 @@ def damage_costs(
     scores,   # `[n]` `Score`
     damages,  # rows of `alphaq.lab.damage`
 )->np.ndarray: # `[n, 4]` nats per token
-    "Damage of every matrix at 1 .. 4 bits, as measured, or by its own at two bits."
-    at = {(d['layer'], d['expert'], d['role'], d['bits']): d['kl'] for d in damages}
-    places = [(s.layer, s.expert, s.role) for s in scores]
-    if lost := [p for p in places if (*p, 2) not in at]:
-        raise AlphaqError(f'{len(lost)} matrices have no damage at 2 bits; let the run of '
-                          'alphaq.lab.damage finish')
-    D = np.log([[max(at.get((*p, b), np.nan), 1e-9) for b in WIDTHS] for p in places])
-    E = np.log([s.mse for s in scores])
-    roles = np.array([s.role for s in scores])
-    for b, of in ((0, 1), (2, 1), (3, 2)):
-        guess = D[:, of] + E[:, b] - E[:, of]
-        for role in set(roles):
-            missed = (D[:, b] - guess)[(roles == role) & np.isfinite(D[:, b])]
-            guess[roles == role] += np.median(missed) if len(missed) else 0.
-        D[:, b] = np.where(np.isnan(D[:, b]), guess, D[:, b])
-    return np.exp(D)
+    "Damage of every matrix at 1 .. 4 bits, as measured, or carried over by its layer's output."
+    at = {(d['layer'], d['expert'], d['role'], d['bits']): d for d in damages}
+    table = [[at[s.layer, s.expert, s.role, b] for b in WIDTHS] for s in scores]
+    D = np.log([[np.nan if d['kl'] is None else max(d['kl'], 1e-9) for d in row] for row in table])
+    worth = D - (C := np.log([[d['change'] for d in row] for row in table]))
+    role = np.array([s.role for s in scores])
+    block = np.array([f'{s.layer} {s.role}' for s in scores])
+    # four bits, which nobody measured, like three
+    shift = np.nan_to_num([[_median((worth[:, b] - worth[:, 1])[role == r]) for b in (0, 1, 2, 2)]
+                           for r in role])
+    worth -= shift
+    here = np.array([_median(worth[block == b].ravel()) for b in block])
+    here = np.where(np.isnan(here), np.nanmedian(worth), here)
+    return np.exp(np.where(np.isnan(D), C + here[:, None] + shift, D))
 
+def _median(x): # NaN where nothing is known
+    return np.median(x[np.isfinite(x)]) if np.isfinite(x).any() else np.nan
+
+# %% ../../nbs/89_evidence.ipynb #a928e638
 def oracle(
     scores,       # `[n]` `Score`
     stored:float, # budget: stored bits per weight
@@ -210,6 +214,7 @@ def _harm(args, scores):
     rows = read_rows(results_dir()/'trained'/f'damage-{args.name}.jsonl')[1]
     return damage_costs(scores, rows)
 
+# %% ../../nbs/89_evidence.ipynb #cc882205
 def outcomes(
     args,         # from `arguments`
     checkpoint,
