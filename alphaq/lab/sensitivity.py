@@ -18,8 +18,10 @@ from ..core import AlphaqError, one_line, provenance, read_rows, results_dir, tr
 from ..esd import eigenvalues
 from ..farms import farms_eigenvalues
 from ..hill import RULES, hill
+from .damage import Memory
 from ..noise import measured_noise
 from ..signals import matrix_signals
+from ..trial import rounding_code
 
 # %% ../../nbs/92_sensitivity.ipynb #b461fb78
 def centred_ranks(
@@ -259,8 +261,10 @@ def main(
     args = parser.parse_args(argv)
     folder, checkpoint = results_dir()/'trained', open_checkpoint(args.folder)
     before, damages = read_rows(folder/f'damage-{args.name}.jsonl')
-    matrices = [dict(layer=p.layer, expert=p.expert, role=p.role,
-                     **described(checkpoint.read(p).float()))
+    memory = Memory(results_dir().parent/'.work'/'evidence'/f'sensitivity-{args.name}.jsonl')
+    about = [checkpoint.fingerprint(), rounding_code(), [*RULES], [*SIDES_TRIED]]
+    matrices = [dict(layer=p.layer, expert=p.expert, role=p.role, **memory(
+        [about, p.name], lambda: described(checkpoint.read(p).float())))
                 for p in track(checkpoint.projections, 'spectra')]
     command = f'python -m alphaq.lab.sensitivity FOLDER --name {args.name}'
     header = provenance(command, seed=0, network=args.name, sha256=checkpoint.fingerprint(),
