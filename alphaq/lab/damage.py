@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['rounded', 'spec_damage', 'Damage', 'damages', 'Kept', 'kept_pass', 'kl_damage', 'output_change', 'damage_arguments',
-           'Memory', 'in_order', 'kl_damages', 'main']
+           'Memory', 'in_order', 'parts_of', 'kl_damages', 'main']
 
 # %% ../../nbs/74_damage.ipynb #33eb48c2
 import argparse
@@ -245,6 +245,7 @@ def damage_arguments(
     add('--bits', type=int, nargs='+', default=[2, 3, 1],
         help='the first for all matrices before the others (%(default)s)')
     add('--windows', type=int, default=2, help='of each text in each half (%(default)s)')
+    add('--part', type=int, default=10, help='of them measured at a time (%(default)s)')
     add('--length', type=int, default=64, help='tokens in a window (%(default)s)')
     add('--seed', type=int, default=5, help='of the windows (%(default)s)')
     add('--rounds', type=int, default=10**9, help='of one expert of each layer and role (all)')
@@ -288,17 +289,43 @@ def in_order(
     return [(n, where, bits[0]) for turn in rounds for n, where in turn] + [
         (n, where, b) for turn in rounds for b in bits[1:] for n, where in turn]
 
-# %% ../../nbs/74_damage.ipynb #986e5fc8
-def _summary(kl):
-    if kl is None: return dict(kl=None)
-    return dict(kl=float(np.mean(kl)), stderr=float(np.std(kl, ddof=1) / len(kl)**.5),
-                windows=[float(f'{v:.6g}') for v in kl])
+# %% ../../nbs/74_damage.ipynb #4a89a662
+def parts_of(
+    halves:dict, # from `scattered`
+    part:int,    # windows of each text and half in a part
+)->list:         # of `[n, window]` token ids, the first half's before the second's
+    "Windows in parts: what was measured on one stays when more are asked for."
+    count = min(len(s.rows) for half in halves.values() for s in half.values())
+    return [torch.cat([s.rows[i:i + part] for half in halves.values() for s in half.values()])
+            for i in range(0, count, part)]
 
-# %% ../../nbs/74_damage.ipynb #a49331b0
+def _summary(parts):
+    "What is told of a matrix: two lists of windows, the first half's and the second's."
+    both = [sum((kl[h * len(kl) // 2:(h + 1) * len(kl) // 2] for kl in parts), []) for h in (0, 1)]
+    kl = both[0] + both[1]
+    if not kl: return dict(kl=None)
+    return dict(kl=float(np.mean(kl)), stderr=float(np.std(kl, ddof=1) / len(kl)**.5),
+                windows=[[float(f'{v:.6g}') for v in half] for half in both])
+
+# %% ../../nbs/74_damage.ipynb #737f679d
+def _on_part(model, rows, order, changes, recall, stopped):
+    "Damages on one part of the windows, less what a pass that rounds nothing seems to do."
+    kept = kept_pass(model, rows)
+    floor = np.array(_tail_kl(model, (), kept.outputs[-1], kept.truth))
+    found = {}
+    for n, where, b in track(order, 'damage'):
+        kl = recall([*where, b], None if stopped(n) else
+                    lambda: kl_damage(model, kept, where, b).tolist())
+        if kl: found[where, b] = (np.array(kl) - floor).tolist()
+    return found, {(where, b): recall([*where, b, 'change'], lambda: output_change(
+        model, kept, where, b)) for where, b in changes}
+
+# %% ../../nbs/74_damage.ipynb #5eb2262f
+@torch.no_grad()
 def kl_damages(
     model:nn.Module,
     projections,     # of its checkpoint
-    halves:dict,     # from `scattered`
+    parts,           # from `parts_of`
     bits,            # widths
     memory:Memory,
     about,           # what the model and its rounding are, JSON values
@@ -306,21 +333,19 @@ def kl_damages(
     rounds:int=10**9,
 )->list:             # rows
     """Damage by divergence of every matrix, as far as time allows, and of what was measured before;
-    what rounding does to the layer's output of all, at 1 .. 4 bits."""
-    rows = torch.cat([s.rows for half in halves.values() for s in half.values()])
-    about = [about, hashlib.sha256(str(rows.tolist()).encode()).hexdigest()]
-    end, kept = monotonic() + 60 * minutes, kept_pass(model, rows)
-    windows = {}
-    for n, where, b in track(in_order(projections, bits), 'damage'):
-        stopped = n >= rounds or monotonic() >= end
-        windows[where, b] = memory([about, *where, b], None if stopped else
-                                   lambda: kl_damage(model, kept, where, b).tolist())
-    def row(where, b):
-        change = memory([about, *where, b, 'change'], lambda: output_change(model, kept, where, b))
-        return dict(layer=where[0], expert=where[1], role=where[2], bits=b, change=change,
-                    **_summary(windows.get((where, b))))
-    wheres = [(p.layer, p.expert, p.role) for p in projections]
-    return [row(where, b) for b in WIDTHS for where in wheres]
+    what rounding does to the layer's output of all, at 1 .. 4 bits, on the first part."""
+    end = monotonic() + 60 * minutes
+    order = in_order(projections, bits)
+    every = [((p.layer, p.expert, p.role), b) for b in WIDTHS for p in projections]
+    found, changes = [], {}
+    for i, rows in enumerate(parts):
+        key = [about, hashlib.sha256(str(rows.tolist()).encode()).hexdigest()]
+        kl, change = _on_part(model, rows, order, () if i else every,
+                              lambda k, measure: memory([*key, *k], measure),
+                              lambda n: n >= rounds or monotonic() >= end)
+        found.append(kl); changes |= change
+    return [dict(layer=w[0], expert=w[1], role=w[2], bits=b, change=changes[w, b],
+                 **_summary([kl[w, b] for kl in found if (w, b) in kl])) for w, b in every]
 
 # %% ../../nbs/74_damage.ipynb #468afd45
 @one_line('alphaq.lab.damage')
@@ -334,10 +359,11 @@ def main(
     model, tokenizer = load_model(args.folder)
     halves = scattered(tokenizer, evidence_texts(), args.windows, args.length, args.seed)
     memory = Memory(results_dir().parent/'.work'/'evidence'/f'damage-{args.name}.jsonl')
-    rows = kl_damages(model, checkpoint.projections, halves, args.bits, memory,
+    parts = parts_of(halves, args.part)
+    rows = kl_damages(model, checkpoint.projections, parts, args.bits, memory,
                     [checkpoint.fingerprint(), rounding_code()], args.minutes, args.rounds)
     command = f'python -m alphaq.lab.damage FOLDER --name {args.name} --windows {args.windows}'
-    command += f' --length {args.length} --seed {args.seed} --bits {" ".join(map(str, args.bits))}'
+    command += f' --part {args.part} --length {args.length} --seed {args.seed} --bits {" ".join(map(str, args.bits))}'
     header = provenance(command, seed=args.seed, network=args.name, sha256=checkpoint.fingerprint(),
                         window=args.length, windows_of_each_text_and_half=args.windows,
                         texts=EVIDENCE_TEXTS, rounding='mse, group 128')

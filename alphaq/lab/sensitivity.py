@@ -9,6 +9,7 @@ __all__ = ['SIDES_TRIED', 'PRIMARY', 'HELD', 'VIEWS', 'BESIDE_ALPHA', 'centred_r
 
 # %% ../../nbs/92_sensitivity.ipynb #b19c95a5
 import argparse
+from collections import Counter
 
 import numpy as np
 from scipy.stats import rankdata
@@ -137,16 +138,18 @@ def damaged(
     "Matrices with their damage, and where they sit."
     at = {(d['layer'], d['expert'], d['role']): d for d in damages
           if d['bits'] == bits and d['kl'] is not None}
+    most = Counter(len(d['windows'][0]) for d in at.values()).most_common(1)
     last = max(m['layer'] for m in matrices)
     found = []
     for m in matrices:
         d = at.get((m['layer'], m['expert'], m['role']))
-        if d is None: continue
-        half, w = len(d['windows']) // 2, d['windows']
+        if d is None or len(d['windows'][0]) < most[0][0]: continue
+        halves = [w[:most[0][0]] for w in d['windows']]
         error = m['relative'][bits - 1]
         found.append(m | dict(
-            kl=d['kl'], halves=[float(np.mean(w[:half])), float(np.mean(w[half:]))],
-            change=d['change'], depth=m['layer'], distance=abs(m['layer'] - last / 2), relative=error,
+            kl=float(np.mean(halves)), halves=halves,
+            change=d['change'],
+            depth=m['layer'], distance=abs(m['layer'] - last / 2), relative=error,
             default=(m['alpha'][PRIMARY][0] * m['outlier'])**.5 * error))
     return found
 
@@ -161,6 +164,9 @@ def _view(rows, kind):
     names, held = VIEWS[kind]
     return _strata(rows, names), np.array([_column(rows, h) for h in held]) if held else None
 
+def _stepped(r, times): return times * r / (1 + (times - 1) * r) # Spearman and Brown
+
+# %% ../../nbs/92_sensitivity.ipynb #d02d3fa9
 def reliabilities(
     rows,     # from `damaged`
     bits:int,
@@ -168,10 +174,14 @@ def reliabilities(
     "How far the halves of the windows agree on the ranks."
     found = []
     for kind in VIEWS:
-        a, b = directions(_column(rows, 'halves').T, *_view(rows, kind))
-        r = float(a @ b)
-        found.append(dict(of='reliability', bits=bits, kind=kind, n=len(rows), halves=r,
-                          both=2 * r / (1 + r)))
+        both = _column(rows, 'halves')  # `[n, 2, windows]`
+        a, b = directions(both.mean(2).T, *_view(rows, kind))
+        each = directions(both.reshape(len(rows), -1).T, *_view(rows, kind))
+        w = len(each)
+        mean = float((each @ each.T)[np.triu_indices(w, 1)].mean())
+        found.append(dict(of='reliability', bits=bits, kind=kind, n=len(rows), windows=w,
+                          halves=float(a @ b), both=_stepped(float(a @ b), 2),
+                          each=mean, all=_stepped(mean, w)))
     return found
 
 # %% ../../nbs/92_sensitivity.ipynb #e9608aa1
