@@ -56,7 +56,7 @@ DEFAULTS = ('uniform', 'uniform-last', *(f'uniform-random, seed {s}' for s in DR
 
 # %% ../../nbs/89_evidence.ipynb #61cb8cef
 # beside the oracle
-BOUNDED = ('uniform', 'uniform-last', 'outlier', 'relative-alpha-outlier')
+BOUNDED = ('uniform', 'relative-alpha-outlier')
 # beside rules that read text
 BESIDE = ('uniform', 'uniform-last', 'uniform-random, seed 0', 'uniform-random, seed 1',
           'relative', 'relative-alpha', 'relative-kurtosis', 'relative-alpha-outlier')
