@@ -311,7 +311,7 @@ def _summary(parts):
 def _on_part(model, rows, order, changes, recall, stopped):
     "Damages on one part of the windows, less what a pass that rounds nothing seems to do."
     kept = kept_pass(model, rows)
-    floor = np.array(_tail_kl(model, (), kept.outputs[-1], kept.truth))
+    floor = _tail_kl(model, (), kept.outputs[-1], kept.truth).numpy()
     found = {}
     for n, where, b in track(order, 'damage'):
         kl = recall([*where, b], None if stopped(n) else
@@ -341,7 +341,7 @@ def kl_damages(
     for i, rows in enumerate(parts):
         key = [about, hashlib.sha256(str(rows.tolist()).encode()).hexdigest()]
         kl, change = _on_part(model, rows, order, () if i else every,
-                              lambda k, measure: memory([*key, *k], measure),
+                              lambda k, measure: memory([key, *k], measure),
                               lambda n: n >= rounds or monotonic() >= end)
         found.append(kl); changes |= change
     return [dict(layer=w[0], expert=w[1], role=w[2], bits=b, change=changes[w, b],
