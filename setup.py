@@ -1,9 +1,33 @@
 "Everything about the package is said once, in settings.ini; this hands it to setuptools."
+import sys
 from configparser import ConfigParser
 from pathlib import Path
 from setuptools import find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_py import build_py
 
 here = Path(__file__).parent
+sys.path.insert(0, str(here))
+from alphaq.core import AlphaqError
+from alphaq.native import build, compilers
+
+class WithLibrary(build_py):
+    "The CPU kernel compiled into a wheel, where a compiler is at hand; elsewhere it is compiled at first use."
+    def run(self):
+        super().run()
+        if self.editable_mode: return
+        try: build(folder=Path(self.build_lib).resolve()/'alphaq')
+        except AlphaqError as e: print(f'alphaq: a wheel without the CPU kernel: {e}')
+
+class ForPlatform(bdist_wheel):
+    "A library inside binds a wheel to a platform, and to no version of Python."
+    def finalize_options(self):
+        super().finalize_options()
+        self.root_is_pure = not compilers()
+    def get_tag(self):
+        tag = super().get_tag()
+        return tag if self.root_is_pure else ('py3', 'none', tag[2])
+
 ini = ConfigParser(delimiters=['='])
 ini.read(here/'settings.ini', encoding='utf-8')
 cfg = ini['DEFAULT']
@@ -19,5 +43,5 @@ setup(
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': ['alphaq=alphaq._modidx:d']},
     classifiers=['Development Status :: 3 - Alpha', 'Programming Language :: Python :: 3', 'Intended Audience :: Science/Research',
                  'Topic :: Scientific/Engineering :: Artificial Intelligence'],
-    zip_safe=False,
+    cmdclass=dict(build_py=WithLibrary, bdist_wheel=ForPlatform), zip_safe=False,
 )

@@ -23,6 +23,11 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
@@ -30,6 +35,7 @@
 
 #define INLINE inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL_TWICE _Pragma("GCC unroll 2")
 
 namespace {
 
@@ -52,6 +58,7 @@ enum Status { OK = 0, NO_MEMORY = 1, BAD_ARGUMENT = 2 };
 constexpr int TILE = 64;         // rows of a tile
 constexpr int VECTOR_WORDS = 16; // words in a vector of 32 bytes
 constexpr int SAFE_RUN = 128;    // codes a 16-bit sum can take in: 128 / 16 * 2 * 15 * 127 < 2^15
+constexpr int AHEAD = 4096;      // bytes that are asked for before they are needed
 
 constexpr int fields_of(int bits) { return bits == 3 ? 16 : 16 / bits; }
 constexpr int words_of(int bits) { return bits == 3 ? 3 : 1; }
@@ -69,6 +76,14 @@ constexpr int high_field(int bits, int p) {
 }
 // At three bits the code in the high byte stands one bit higher, which saves a shift.
 constexpr float high_weight(int bits) { return bits == 3 ? .5f : 1.f; }
+
+// Where a sum holds one pair only, codes are multiplied where they stand in their byte, as long as
+// a lane's 8 sums of two products fit 16 bits: 8 * 2 * 127 * 16 < 2^15. One shift then serves
+// several pairs, and the steps of the activations make up for the place.
+constexpr int shift_of(int bits, int p) {
+    return bits == 1 ? (p < 5 ? 0 : 5) : bits == 2 ? (p < 2 ? 0 : 4) : bits * p;
+}
+constexpr int place_of(int bits, int p) { return bits == 3 ? 0 : bits * p - shift_of(bits, p); }
 
 // Fields that a 16-bit sum can hold. At three bits neighbouring pairs share no group.
 constexpr int longest_run(int bits, int unit) {
@@ -193,8 +208,10 @@ struct Activations {
         const float* from = step.data() + token * groups;
         float* to = steps[bits].data() + token * way.sums * 8;
         for (int64_t s = 0; s < way.sums; s++, to += 8) {
-            const float low = from[way.low[s]];
-            const float high = from[way.high[s]] * high_weight(bits);
+            const int p = way.run == 1 ? (int)(s % pairs_of(bits)) : 0;
+            const float place = 1.f / (float)(1 << place_of(bits, p));
+            const float low = from[way.low[s]] * place;
+            const float high = from[way.high[s]] * place * high_weight(bits);
             const float eight[8] = {low, high, low, high, low, high, low, high};
             std::memcpy(to, eight, sizeof eight);
         }
@@ -280,6 +297,8 @@ class Pool {
             if (round.load(std::memory_order_acquire) != seen) return;
 #if defined(__x86_64__)
             _mm_pause();
+#elif defined(__aarch64__)
+            __asm__ volatile("yield");
 #endif
         }
         std::unique_lock<std::mutex> held(lock);
@@ -375,6 +394,16 @@ Status parallel(int64_t count, int threads, F& each) {
 #define ALPHAQ_DOT(sum, q, x) _mm256_dpbusd_epi32(sum, q, x)
 #endif
 #include "cpu.cpp"
+#elif defined(__aarch64__)
+#define ALPHAQ_SET neon
+#define ALPHAQ_VECTORS 2
+#if defined(__clang__)
+#define ALPHAQ_TARGET __attribute__((target("dotprod")))
+#else
+#define ALPHAQ_TARGET __attribute__((target("arch=armv8.2-a+dotprod")))
+#endif
+#define ALPHAQ_DOT(sum, q, x) add_products(sum, q, x)
+#include "cpu.cpp"
 #endif
 
 // ------------------------------------------------------------------------- part 3: the interface
@@ -383,33 +412,42 @@ namespace {
 
 #if defined(__x86_64__)
 const Kernels* const SETS[] = {&scalar::kernels, &avx2::kernels, &avxvnni::kernels,
-                               &avx512vnni::kernels};
+                               &avx512vnni::kernels, nullptr};
+#elif defined(__aarch64__)
+const Kernels* const SETS[] = {&scalar::kernels, nullptr, nullptr, nullptr, &neon::kernels};
 #else
-const Kernels* const SETS[] = {&scalar::kernels};
+const Kernels* const SETS[] = {&scalar::kernels, nullptr, nullptr, nullptr, nullptr};
 #endif
 constexpr int SET_COUNT = sizeof SETS / sizeof *SETS;
 
-bool runs(int set) {
+bool ask_for(int set) {
 #if defined(__x86_64__)
 #ifdef ALPHAQ_EMULATE
-    if (set >= 2) return runs(1);
+    if (set >= 2) return ask_for(1);
 #endif
     __builtin_cpu_init();
     if (set == 1) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
                          && __builtin_cpu_supports("f16c");
-    if (set == 3) return runs(1) && __builtin_cpu_supports("avx512vl")
+    if (set == 3) return ask_for(1) && __builtin_cpu_supports("avx512vl")
                          && __builtin_cpu_supports("avx512vnni");
     if (set == 2) {  // no name for it in older compilers: leaf 7, subleaf 1, eax bit 4
         unsigned a = 7, b = 0, c = 1, d = 0;
         __asm__("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
-        return runs(1) && (a >> 4 & 1);
+        return ask_for(1) && (a >> 4 & 1);
     }
+#elif defined(__aarch64__) && defined(__linux__)
+    if (set == 4) return getauxval(AT_HWCAP) >> 20 & 1;  // products of four bytes
+#elif defined(__aarch64__)
+    if (set == 4) return true;  // every processor of Apple's has them
 #endif
     return set == 0;
 }
 
+// Asked once: in a virtual machine `cpuid` takes as long as a small matrix.
+const bool RUNS[] = {ask_for(0), ask_for(1), ask_for(2), ask_for(3), ask_for(4)};
+
 const Kernels* kernels_of(int set) {
-    return set >= 0 && set < SET_COUNT && runs(set) ? SETS[set] : nullptr;
+    return set >= 0 && set < SET_COUNT && RUNS[set] ? SETS[set] : nullptr;
 }
 
 bool sound(const Matrix& m) { return m.words && m.scale && m.zero && m.bits >= 1 && m.bits <= 4; }
@@ -584,7 +622,7 @@ EXPORT void alphaq_borrow_team(void* team) { borrowed = reinterpret_cast<Team>(t
 
 // The best instruction set of this machine.
 EXPORT int alphaq_best_set() {
-    for (int set : {3, 2, 1}) if (kernels_of(set)) return set;
+    for (int set : {4, 3, 2, 1}) if (kernels_of(set)) return set;
     return 0;
 }
 
@@ -668,10 +706,20 @@ namespace ALPHAQ_SET {
 
 #if ALPHAQ_VECTORS
 
+// ---- 32 bytes and eight floats, as this instruction set has them
+
+#if defined(__x86_64__)
+
 using Bytes = __m256i;
 using Floats = __m256;
 
+ALPHAQ_TARGET INLINE Bytes no_bytes() { return _mm256_setzero_si256(); }
 ALPHAQ_TARGET INLINE Bytes load(const void* from) { return _mm256_loadu_si256((const Bytes*)from); }
+ALPHAQ_TARGET INLINE Bytes either(Bytes a, Bytes b) { return _mm256_or_si256(a, b); }
+ALPHAQ_TARGET INLINE Bytes differing(Bytes a, Bytes b) { return _mm256_xor_si256(a, b); }
+ALPHAQ_TARGET INLINE uint64_t digest(Bytes v) {
+    return (uint64_t)_mm256_extract_epi64(v, 0) ^ (uint64_t)_mm256_extract_epi64(v, 2);
+}
 
 // The low bytes of four words, then their high bytes, and so on.
 ALPHAQ_TARGET INLINE Bytes split(Bytes words) {
@@ -680,30 +728,16 @@ ALPHAQ_TARGET INLINE Bytes split(Bytes words) {
         0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15));
 }
 
-// The words of 16 places, `step` words apart at three bits.
-template <int B>
-ALPHAQ_TARGET INLINE void load_words(const uint16_t* from, int64_t step, Bytes* words) {
-    if (B == 3) for (int w = 0; w < 3; w++) words[w] = load(from + w * step);
-    else words[0] = split(load(from));
+// The sixteen low bytes of a vector in this order, then the sixteen high ones.
+ALPHAQ_TARGET INLINE Bytes gathered(Bytes v) {
+    return _mm256_permute4x64_epi64(_mm256_shuffle_epi32(v, 0xd8), 0xd8);
 }
 
-// Shift a vector of words by a constant, left where `by` is negative, and mask.
+// Shift words by a constant, left where `by` is negative, and mask.
 ALPHAQ_TARGET INLINE Bytes field(Bytes words, int by, int mask) {
     const Bytes moved = by > 0 ? _mm256_srli_epi16(words, by)
                       : by < 0 ? _mm256_slli_epi16(words, -by) : words;
     return _mm256_and_si256(moved, _mm256_set1_epi16((short)mask));
-}
-
-// Pair p of 16 places as 32 bytes: four low codes, four high ones, and so on.
-template <int B>
-ALPHAQ_TARGET INLINE Bytes codes_of(const Bytes* w, int p) {
-    if (B != 3) return field(w[0], B * p, 0x101 * ((1 << B) - 1));
-    if (p < 6) return split(field(w[p / 2], p % 2 * 3, 0x0e07));
-    if (p == 6) return split(_mm256_or_si256(field(w[0], 6, 0x0007), field(w[1], -3, 0x0e00)));
-    const Bytes last = _mm256_or_si256(_mm256_or_si256(field(w[0], 6, 0x0200),
-                                                       field(w[1], 5, 0x0400)),
-                                       field(w[2], 4, 0x0800));
-    return split(_mm256_or_si256(field(w[2], 6, 0x0007), last));
 }
 
 // Sums of products of unsigned codes and signed activations. Without an instruction that adds
@@ -719,26 +753,198 @@ ALPHAQ_TARGET INLINE Floats to_floats(Bytes sum) {
 ALPHAQ_TARGET INLINE Floats to_floats(Bytes sum) { return _mm256_cvtepi32_ps(sum); }
 #endif
 
+ALPHAQ_TARGET INLINE Floats no_floats() { return _mm256_setzero_ps(); }
+ALPHAQ_TARGET INLINE Floats all_same(float v) { return _mm256_set1_ps(v); }
+ALPHAQ_TARGET INLINE Floats load_floats(const float* from) { return _mm256_loadu_ps(from); }
+ALPHAQ_TARGET INLINE void store(float* to, Floats v) { _mm256_storeu_ps(to, v); }
+ALPHAQ_TARGET INLINE Floats plus(Floats a, Floats b) { return _mm256_add_ps(a, b); }
+ALPHAQ_TARGET INLINE Floats times(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
+ALPHAQ_TARGET INLINE Floats fused(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+ALPHAQ_TARGET INLINE Floats less(Floats c, Floats a, Floats b) { return _mm256_fnmadd_ps(a, b, c); }
+
+ALPHAQ_TARGET INLINE Floats eight_codes(const uint8_t* from) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)from)));
+}
+ALPHAQ_TARGET INLINE Floats eight_halves(const uint16_t* from) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from));
+}
+ALPHAQ_TARGET INLINE Floats eight_bfloats(const uint16_t* from) {
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)from));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+
+// The scales of a sum's low and high half, in turn.
+ALPHAQ_TARGET INLINE Floats two_scales(const float* low, const float* high) {
+    return _mm256_blend_ps(_mm256_broadcast_ss(low), _mm256_broadcast_ss(high), 0xaa);
+}
+
 ALPHAQ_TARGET INLINE float total(Floats v) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
 
-// What `unit` = 16 V places of a row give to R pairs, beginning with p: products, four to a lane.
-template <int B, int R, int V>
-ALPHAQ_TARGET INLINE Bytes multiply_pairs(const Bytes (*words)[words_of(B)], int p,
-                                          const int8_t* x) {
-    Bytes sum = _mm256_setzero_si256();
-    UNROLL for (int i = 0; i < R; i++)
-        UNROLL for (int v = 0; v < V; v++)
-            sum = ALPHAQ_DOT(sum, codes_of<B>(words[v], p + i), load(x + 32 * (i * V + v)));
-    return sum;
+// The totals of eight vectors, added in pairs.
+ALPHAQ_TARGET INLINE Floats eight_totals(const Floats* v) {
+    const Floats a = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
+    const Floats b = _mm256_hadd_ps(_mm256_hadd_ps(v[4], v[5]), _mm256_hadd_ps(v[6], v[7]));
+    return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+}
+
+#else  // two vectors of 16 bytes each
+
+struct Bytes { uint8x16_t a, b; };
+struct Floats { float32x4_t a, b; };
+
+ALPHAQ_TARGET INLINE Bytes no_bytes() { return {vdupq_n_u8(0), vdupq_n_u8(0)}; }
+ALPHAQ_TARGET INLINE Bytes load(const void* from) {
+    return {vld1q_u8((const uint8_t*)from), vld1q_u8((const uint8_t*)from + 16)};
+}
+ALPHAQ_TARGET INLINE Bytes either(Bytes a, Bytes b) {
+    return {vorrq_u8(a.a, b.a), vorrq_u8(a.b, b.b)};
+}
+ALPHAQ_TARGET INLINE Bytes differing(Bytes a, Bytes b) {
+    return {veorq_u8(a.a, b.a), veorq_u8(a.b, b.b)};
+}
+ALPHAQ_TARGET INLINE uint64_t digest(Bytes v) {
+    return vgetq_lane_u64(vreinterpretq_u64_u8(veorq_u8(v.a, v.b)), 0);
+}
+
+// The low bytes of four words, then their high bytes, and so on.
+ALPHAQ_TARGET INLINE Bytes split(Bytes words) {
+    alignas(16) static const uint8_t order[16] = {0, 2, 4, 6, 1, 3, 5, 7,
+                                                  8, 10, 12, 14, 9, 11, 13, 15};
+    const uint8x16_t to = vld1q_u8(order);
+    return {vqtbl1q_u8(words.a, to), vqtbl1q_u8(words.b, to)};
+}
+
+// The sixteen low bytes of a vector in this order, then the sixteen high ones.
+ALPHAQ_TARGET INLINE Bytes gathered(Bytes v) {
+    const uint32x4_t a = vreinterpretq_u32_u8(v.a), b = vreinterpretq_u32_u8(v.b);
+    return {vreinterpretq_u8_u32(vuzp1q_u32(a, b)), vreinterpretq_u8_u32(vuzp2q_u32(a, b))};
+}
+
+// Shift words by a constant, left where `by` is negative, and mask.
+ALPHAQ_TARGET INLINE uint8x16_t half_field(uint8x16_t words, int by, int mask) {
+    const uint16x8_t moved = vshlq_u16(vreinterpretq_u16_u8(words), vdupq_n_s16((int16_t)-by));
+    return vreinterpretq_u8_u16(vandq_u16(moved, vdupq_n_u16((uint16_t)mask)));
+}
+ALPHAQ_TARGET INLINE Bytes field(Bytes words, int by, int mask) {
+    return {half_field(words.a, by, mask), half_field(words.b, by, mask)};
+}
+
+// Codes are below 128, so that they may count as signed.
+ALPHAQ_TARGET INLINE uint8x16_t half_products(uint8x16_t sum, uint8x16_t q, uint8x16_t x) {
+    return vreinterpretq_u8_s32(vdotq_s32(vreinterpretq_s32_u8(sum), vreinterpretq_s8_u8(q),
+                                          vreinterpretq_s8_u8(x)));
+}
+ALPHAQ_TARGET INLINE Bytes add_products(Bytes sum, Bytes q, Bytes x) {
+    return {half_products(sum.a, q.a, x.a), half_products(sum.b, q.b, x.b)};
+}
+ALPHAQ_TARGET INLINE Floats to_floats(Bytes sum) {
+    return {vcvtq_f32_s32(vreinterpretq_s32_u8(sum.a)), vcvtq_f32_s32(vreinterpretq_s32_u8(sum.b))};
+}
+
+ALPHAQ_TARGET INLINE Floats all_same(float v) { return {vdupq_n_f32(v), vdupq_n_f32(v)}; }
+ALPHAQ_TARGET INLINE Floats no_floats() { return all_same(0); }
+ALPHAQ_TARGET INLINE Floats load_floats(const float* from) {
+    return {vld1q_f32(from), vld1q_f32(from + 4)};
+}
+ALPHAQ_TARGET INLINE void store(float* to, Floats v) {
+    vst1q_f32(to, v.a);
+    vst1q_f32(to + 4, v.b);
+}
+ALPHAQ_TARGET INLINE Floats plus(Floats a, Floats b) {
+    return {vaddq_f32(a.a, b.a), vaddq_f32(a.b, b.b)};
+}
+ALPHAQ_TARGET INLINE Floats times(Floats a, Floats b) {
+    return {vmulq_f32(a.a, b.a), vmulq_f32(a.b, b.b)};
+}
+ALPHAQ_TARGET INLINE Floats fused(Floats a, Floats b, Floats c) {
+    return {vfmaq_f32(c.a, a.a, b.a), vfmaq_f32(c.b, a.b, b.b)};
+}
+ALPHAQ_TARGET INLINE Floats less(Floats c, Floats a, Floats b) {
+    return {vfmsq_f32(c.a, a.a, b.a), vfmsq_f32(c.b, a.b, b.b)};
+}
+
+ALPHAQ_TARGET INLINE Floats eight_codes(const uint8_t* from) {
+    const uint16x8_t wide = vmovl_u8(vld1_u8(from));
+    return {vcvtq_f32_u32(vmovl_u16(vget_low_u16(wide))),
+            vcvtq_f32_u32(vmovl_u16(vget_high_u16(wide)))};
+}
+ALPHAQ_TARGET INLINE Floats eight_halves(const uint16_t* from) {
+    const float16x8_t v = vreinterpretq_f16_u16(vld1q_u16(from));
+    return {vcvt_f32_f16(vget_low_f16(v)), vcvt_f32_f16(vget_high_f16(v))};
+}
+ALPHAQ_TARGET INLINE Floats eight_bfloats(const uint16_t* from) {
+    const uint16x8_t v = vld1q_u16(from);
+    return {vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(v), 16)),
+            vreinterpretq_f32_u32(vshll_n_u16(vget_high_u16(v), 16))};
 }
 
 // The scales of a sum's low and high half, in turn.
 ALPHAQ_TARGET INLINE Floats two_scales(const float* low, const float* high) {
-    return _mm256_blend_ps(_mm256_broadcast_ss(low), _mm256_broadcast_ss(high), 0xaa);
+    const float32x4_t both = vzip1q_f32(vdupq_n_f32(*low), vdupq_n_f32(*high));
+    return {both, both};
+}
+
+ALPHAQ_TARGET INLINE float total(Floats v) { return vaddvq_f32(vaddq_f32(v.a, v.b)); }
+
+// The totals of eight vectors, added in pairs.
+ALPHAQ_TARGET INLINE float32x4_t four_totals(const Floats* v) {
+    float32x4_t sum[4];
+    for (int i = 0; i < 4; i++) sum[i] = vaddq_f32(v[i].a, v[i].b);
+    return vpaddq_f32(vpaddq_f32(sum[0], sum[1]), vpaddq_f32(sum[2], sum[3]));
+}
+ALPHAQ_TARGET INLINE Floats eight_totals(const Floats* v) {
+    return {four_totals(v), four_totals(v + 4)};
+}
+
+#endif
+
+// ---- products in these terms
+
+// The words of 16 places, `step` words apart at three bits.
+template <int B>
+ALPHAQ_TARGET INLINE void load_words(const uint16_t* from, int64_t step, Bytes* words) {
+    if (B == 3) for (int w = 0; w < 3; w++) words[w] = load(from + w * step);
+    else words[0] = split(load(from));
+}
+
+// Pair p of 16 places as 32 bytes: four low codes, four high ones, and so on.
+template <int B>
+ALPHAQ_TARGET INLINE Bytes codes_of(const Bytes* w, int p) {
+    if (B != 3) return field(w[0], B * p, 0x101 * ((1 << B) - 1));
+    if (p < 6) return split(field(w[p / 2], p % 2 * 3, 0x0e07));
+    if (p == 6) return split(either(field(w[0], 6, 0x0007), field(w[1], -3, 0x0e00)));
+    const Bytes last = either(either(field(w[0], 6, 0x0200), field(w[1], 5, 0x0400)),
+                              field(w[2], 4, 0x0800));
+    return split(either(field(w[2], 6, 0x0007), last));
+}
+
+// Pair p of 16 places, each code where `place_of` says.
+template <int B>
+ALPHAQ_TARGET INLINE Bytes placed_codes(const Bytes* w, int p) {
+    if (B == 3) return codes_of<B>(w, p);
+    return field(w[0], shift_of(B, p), 0x101 * (((1 << B) - 1) << place_of(B, p)));
+}
+
+// What `unit` = 16 V places of a row give to all pairs, R of them to a sum: products, four to a
+// lane. Every vector of words is read once and leaves something in every sum.
+template <int B, int R, int V>
+ALPHAQ_TARGET INLINE void multiply_places(const uint16_t* from, int64_t plane, const int8_t* x,
+                                          Bytes* sums) {
+    for (int s = 0; s < pairs_of(B) / R; s++) sums[s] = no_bytes();
+    UNROLL_TWICE for (int v = 0; v < V; v++) {
+        if (B % 2 == 0 && v % 2 == 0)  // a cache line holds two vectors
+            __builtin_prefetch((const char*)(from + v * VECTOR_WORDS) + AHEAD);
+        Bytes w[words_of(B)];
+        load_words<B>(from + v * VECTOR_WORDS, plane, w);
+        for (int p = 0; p < pairs_of(B); p++) {
+            const Bytes codes = R == 1 ? placed_codes<B>(w, p) : codes_of<B>(w, p);
+            sums[p / R] = ALPHAQ_DOT(sums[p / R], codes, load(x + 32 * (p * V + v)));
+        }
+    }
 }
 
 // In a regular walk: the group of field f in block b.
@@ -761,24 +967,24 @@ ALPHAQ_TARGET void multiply_words(const uint16_t* words, int64_t rows, const Lay
             const uint16_t* from = words + (b * words_of(B) * rows + r) * at.slice;
             const float* of_row = scale + r * groups;
             const int8_t* xs = x;
-            Floats even = sum[r], odd = _mm256_setzero_ps();
+            Floats even = sum[r], odd = no_floats();
             for (int64_t u = 0; u < units; u++, from += V * VECTOR_WORDS) {
-                Bytes w[V][words_of(B)];
-                UNROLL for (int v = 0; v < V; v++)
-                    load_words<B>(from + v * VECTOR_WORDS, plane, w[v]);
-                UNROLL for (int s = 0; s < SUMS; s++, xs += 32 * R * V) {
+                Bytes sums[SUMS];
+                multiply_places<B, R, V>(from, plane, xs, sums);
+                xs += 32 * pairs_of(B) * V;
+                UNROLL for (int s = 0; s < SUMS; s++) {
                     const int64_t n = u * SUMS + s, all = b * units * SUMS + n;
                     const Floats both = REGULAR
                         ? two_scales(of_row + group_of<B, V>(b, low_field(B, s * R)),
                                      of_row + group_of<B, V>(b, high_field(B, s * R)))
                         : two_scales(of_row + way.low[all], of_row + way.high[all]);
-                    const Floats factor = _mm256_mul_ps(both, _mm256_loadu_ps(steps + 8 * n));
-                    const Floats part = to_floats(multiply_pairs<B, R, V>(w, s * R, xs));
-                    if (s % 2) odd = _mm256_fmadd_ps(part, factor, odd);
-                    else even = _mm256_fmadd_ps(part, factor, even);
+                    const Floats factor = times(both, load_floats(steps + 8 * n));
+                    const Floats part = to_floats(sums[s]);
+                    if (s % 2) odd = fused(part, factor, odd);
+                    else even = fused(part, factor, even);
                 }
             }
-            sum[r] = _mm256_add_ps(even, odd);
+            sum[r] = plus(even, odd);
         }
         x += fields_of(B) * at.slice;
         steps += 8 * units * SUMS;
@@ -809,22 +1015,23 @@ Multiply multiply_for(int bits, const Walk& way) {
          : bits == 3 ? multiply_of<3>(way) : multiply_of<4>(way);
 }
 
-ALPHAQ_TARGET INLINE Floats eight_floats(const uint8_t* from) {
-    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)from)));
+// A row's products less what its zero points take away, still in eight parts.
+ALPHAQ_TARGET INLINE Floats without_zeros(Floats all, const float* scale, const uint8_t* zero,
+                                          const float* sum, int64_t groups) {
+    int64_t g = 0;
+    for (; g + 8 <= groups; g += 8) {
+        const Floats product = times(load_floats(scale + g), eight_codes(zero + g));
+        all = less(all, product, load_floats(sum + g));
+    }
+    float rest = 0;
+    for (; g < groups; g++) rest += scale[g] * (float)zero[g] * sum[g];
+    return less(all, all_same(rest), all_same(.125f));  // an eighth to each part
 }
 
 // What the zero points of a row take away from the product with one token.
 ALPHAQ_TARGET float zero_part(const float* scale, const uint8_t* zero, const float* sum,
                               int64_t groups) {
-    Floats all = _mm256_setzero_ps();
-    int64_t g = 0;
-    for (; g + 8 <= groups; g += 8) {
-        const Floats product = _mm256_mul_ps(_mm256_loadu_ps(scale + g), eight_floats(zero + g));
-        all = _mm256_fmadd_ps(product, _mm256_loadu_ps(sum + g), all);
-    }
-    float rest = 0;
-    for (; g < groups; g++) rest += scale[g] * (float)zero[g] * sum[g];
-    return total(all) + rest;
+    return -total(without_zeros(no_floats(), scale, zero, sum, groups));
 }
 
 ALPHAQ_TARGET void tile_direct(const Matrix& m, const Shape& shape, int64_t tile,
@@ -834,40 +1041,35 @@ ALPHAQ_TARGET void tile_direct(const Matrix& m, const Shape& shape, int64_t tile
     const Walk& way = x.walk[bits];
     const int64_t rows = std::min<int64_t>(TILE, shape.rows - tile * TILE), groups = x.groups;
     Floats sum[TILE];
-    for (int64_t r = 0; r < rows; r++) sum[r] = _mm256_setzero_ps();
+    for (int64_t r = 0; r < rows; r++) sum[r] = no_floats();
     multiply_for(bits, way)(m.words + tile * at.tile_words, rows, at, way,
                             x.ordered[bits].data() + token * at.padded,
                             x.steps[bits].data() + token * way.sums * 8, mine.scale.data(),
                             groups, sum);
+    const float* of_groups = x.sum.data() + token * groups;
     for (int64_t r = 0; r < rows; r++)
-        y[r] = total(sum[r]) - zero_part(mine.scale.data() + r * groups,
-                                         m.zero + (tile * TILE + r) * groups,
-                                         x.sum.data() + token * groups, groups);
+        sum[r] = without_zeros(sum[r], mine.scale.data() + r * groups,
+                               m.zero + (tile * TILE + r) * groups, of_groups, groups);
+    int64_t r = 0;
+    for (; r + 8 <= rows; r += 8) store(y + r, eight_totals(sum + r));
+    for (; r < rows; r++) y[r] = total(sum[r]);
 }
 
 // Codes of the rows that one vector of words covers: one row, or several where slices are short.
 template <int B>
 ALPHAQ_TARGET INLINE void store_codes(Bytes codes, int p, int64_t slice, int64_t stride,
                                       int64_t rows, uint8_t* to) {
-    codes = _mm256_shuffle_epi32(codes, 0xd8);  // eight low, eight high, and again
-    if (B == 3)  // the high codes stand one bit higher
-        codes = _mm256_blend_epi32(codes, _mm256_srli_epi16(codes, 1), 0xcc);
+    alignas(32) uint8_t all[32];  // sixteen low codes, sixteen high ones
+    const Bytes apart = gathered(codes);
+    std::memcpy(all, &apart, sizeof all);
+    if (B == 3) for (int i = 16; i < 32; i++) all[i] >>= 1;  // these stand one bit higher
     uint8_t* low = to + low_field(B, p) * slice;
     uint8_t* high = to + high_field(B, p) * slice;
-    if (slice >= VECTOR_WORDS) {
-        codes = _mm256_permute4x64_epi64(codes, 0xd8);
-        _mm_storeu_si128((__m128i*)low, _mm256_castsi256_si128(codes));
-        _mm_storeu_si128((__m128i*)high, _mm256_extracti128_si256(codes, 1));
-        return;
+    const int64_t places = std::min<int64_t>(slice, VECTOR_WORDS);
+    for (int64_t r = 0; r < rows; r++) {
+        std::memcpy(low + r * stride, all + r * slice, places);
+        std::memcpy(high + r * stride, all + 16 + r * slice, places);
     }
-    alignas(32) uint8_t all[32];
-    _mm256_store_si256((Bytes*)all, codes);
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t i = 0; i < slice; i++) {
-            const int64_t word = r * slice + i, at = word / 8 * 16 + word % 8;
-            low[r * stride + i] = all[at];
-            high[r * stride + i] = all[at + 8];
-        }
 }
 
 // Words of 16 places that may end before a vector does.
@@ -900,13 +1102,13 @@ ALPHAQ_TARGET void take_apart(const uint16_t* words, int64_t rows, int64_t first
 // One group of a row whose codes were taken apart; `rest` is what fills no vector.
 ALPHAQ_TARGET INLINE Floats multiply_group(const uint8_t* q, const int8_t* x, int64_t n,
                                            float& rest) {
-    Floats all = _mm256_setzero_ps();
+    Floats all = no_floats();
     int64_t i = 0;
     while (i + 32 <= n) {
-        Bytes sum = _mm256_setzero_si256();
+        Bytes sum = no_bytes();
         for (const int64_t end = std::min(n - 31, i + SAFE_RUN); i < end; i += 32)
             sum = ALPHAQ_DOT(sum, load(q + i), load(x + i));
-        all = _mm256_add_ps(all, to_floats(sum));
+        all = plus(all, to_floats(sum));
     }
     int left = 0;
     for (; i < n; i++) left += q[i] * x[i];
@@ -916,28 +1118,28 @@ ALPHAQ_TARGET INLINE Floats multiply_group(const uint8_t* q, const int8_t* x, in
 
 ALPHAQ_TARGET INLINE Floats multiply_group(const uint8_t* q, const float* x, int64_t n,
                                            float& rest) {
-    Floats even = _mm256_setzero_ps(), odd = even;
+    Floats even = no_floats(), odd = even;
     int64_t i = 0;
     for (; i + 16 <= n; i += 16) {
-        even = _mm256_fmadd_ps(eight_floats(q + i), _mm256_loadu_ps(x + i), even);
-        odd = _mm256_fmadd_ps(eight_floats(q + i + 8), _mm256_loadu_ps(x + i + 8), odd);
+        even = fused(eight_codes(q + i), load_floats(x + i), even);
+        odd = fused(eight_codes(q + i + 8), load_floats(x + i + 8), odd);
     }
     rest = 0;
     for (; i < n; i++) rest += (float)q[i] * x[i];
-    return _mm256_add_ps(even, odd);
+    return plus(even, odd);
 }
 
 // One row whose codes were taken apart, with one token.
 template <class X>
 ALPHAQ_TARGET float multiply_row(const uint8_t* q, const X* x, const float* step,
                                  const float* scale, int64_t groups, int64_t group) {
-    Floats sum = _mm256_setzero_ps();
+    Floats sum = no_floats();
     float left = 0;
     for (int64_t g = 0; g < groups; g++) {
         float rest;
         const Floats inner = multiply_group(q + g * group, x + g * group, group, rest);
         const float factor = scale[g] * (step ? step[g] : 1.f);
-        sum = _mm256_fmadd_ps(inner, _mm256_set1_ps(factor), sum);
+        sum = fused(inner, all_same(factor), sum);
         left += factor * rest;
     }
     return total(sum) + left;
@@ -945,21 +1147,16 @@ ALPHAQ_TARGET float multiply_row(const uint8_t* q, const X* x, const float* step
 
 ALPHAQ_TARGET void halves_to_floats(const uint16_t* from, int64_t n, float* to) {
     int64_t i = 0;
-    for (; i + 8 <= n; i += 8)
-        _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(from + i))));
+    for (; i + 8 <= n; i += 8) store(to + i, eight_halves(from + i));
     for (; i < n; i++) to[i] = half_to_float(from[i]);
 }
 
 ALPHAQ_TARGET float dot16(const uint16_t* w, const float* x, int64_t n) {
-    Floats sum[4] = {};
+    Floats sum[4] = {no_floats(), no_floats(), no_floats(), no_floats()};
     int64_t i = 0;
     for (; i + 32 <= n; i += 32)
-        UNROLL for (int j = 0; j < 4; j++) {
-            const __m256i wide = _mm256_cvtepu16_epi32(
-                _mm_loadu_si128((const __m128i*)(w + i + 8 * j)));
-            sum[j] = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16)),
-                                     _mm256_loadu_ps(x + i + 8 * j), sum[j]);
-        }
+        UNROLL for (int j = 0; j < 4; j++)
+            sum[j] = fused(eight_bfloats(w + i + 8 * j), load_floats(x + i + 8 * j), sum[j]);
     float rest = 0;
     for (; i < n; i++) {
         const uint32_t bits = (uint32_t)w[i] << 16;
@@ -967,18 +1164,14 @@ ALPHAQ_TARGET float dot16(const uint16_t* w, const float* x, int64_t n) {
         std::memcpy(&value, &bits, 4);
         rest += value * x[i];
     }
-    return rest + total(_mm256_add_ps(_mm256_add_ps(sum[0], sum[1]),
-                                      _mm256_add_ps(sum[2], sum[3])));
+    return rest + total(plus(plus(sum[0], sum[1]), plus(sum[2], sum[3])));
 }
 
 ALPHAQ_TARGET uint64_t read(const char* bytes, int64_t n) {
-    Bytes all[4] = {};
+    Bytes all[4] = {no_bytes(), no_bytes(), no_bytes(), no_bytes()};
     for (int64_t i = 0; i + 128 <= n; i += 128)
-        UNROLL for (int j = 0; j < 4; j++)
-            all[j] = _mm256_xor_si256(all[j], load(bytes + i + 32 * j));
-    const Bytes one = _mm256_xor_si256(_mm256_xor_si256(all[0], all[1]),
-                                       _mm256_xor_si256(all[2], all[3]));
-    return (uint64_t)_mm256_extract_epi64(one, 0) ^ (uint64_t)_mm256_extract_epi64(one, 2);
+        UNROLL for (int j = 0; j < 4; j++) all[j] = differing(all[j], load(bytes + i + 32 * j));
+    return digest(differing(differing(all[0], all[1]), differing(all[2], all[3])));
 }
 
 #else  // the oracle: no vectors, one code at a time

@@ -8,10 +8,12 @@ import torch
 
 from alphaq import cpu
 from alphaq.core import AlphaqError
+from alphaq.cpu import SETS
+from alphaq.native import compilers
 from alphaq.pack import pack_codes, word_count
 from conftest import ROOT
 
-CXX = (cpu.compilers() or [None])[0]
+CXX = (compilers() or [None])[0]
 needs_compiler = pytest.mark.skipif(CXX is None, reason='no C++ compiler')
 COLS = (2048, 1408, 2880, 576, 768, 512, 1024, 150, 37, 20, 960, 96, 256, 48)
 GROUPS = (16, 32, 48, 64, 96, 128, 256)
@@ -89,13 +91,13 @@ def write_cases(path, cases):
             f.write(np.array(numbers, np.int64).tobytes())
             for t in (*tensors, x): f.write(t.contiguous().numpy().tobytes())
 
-def run_cases(folder, cases, *flags):
+def run_cases(folder, cases, *flags, compiler=CXX, under=()):
     "Compile and run; the answers, or None where this machine cannot build it so."
     program = folder/f'cases{len([*folder.iterdir()])}'
-    done = subprocess.run([*CXX, '-std=c++17', '-pthread', *flags, '-o', program, ROOT/'tests/cpu_cases.cpp'], capture_output=True, text=True)
+    done = subprocess.run([*compiler, '-std=c++17', '-pthread', *flags, '-o', program, ROOT/'tests/cpu_cases.cpp'], capture_output=True, text=True)
     if done.returncode: return None
     write_cases(folder/'in', cases)
-    ran = subprocess.run([program, folder/'in', folder/'out'], capture_output=True, text=True)
+    ran = subprocess.run([*under, program, folder/'in', folder/'out'], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-2000:]
     return np.fromfile(folder/'out', np.float32)
 
@@ -133,11 +135,22 @@ def test_under_sanitizers(tmp_path):
     if answers is None: pytest.skip('this compiler has no sanitizers')
     assert disagree(answers, made) == 0
 
+ARM = 'aarch64-linux-gnu-g++', 'qemu-aarch64'  # packages g++-aarch64-linux-gnu and qemu-user
+
+@pytest.mark.skipif(not all(map(shutil.which, ARM)), reason='no compiler and emulator for ARM')
+def test_on_arm(tmp_path):
+    "The same cases by the vectors of ARM, and by its oracle, emulated."
+    made = [*cases_of(random_numbers(96, (SETS.index('scalar'), SETS.index('neon'))))]
+    answers = run_cases(tmp_path, [c for c, *_ in made], '-O2', '-static', compiler=ARM[:1], under=(ARM[1], '-cpu', 'max'))
+    assert disagree(answers, made) == 0
+
 FAULTS = {
     'shift': ('field(w[0], B * p,', 'field(w[0], B * p + (p == 1),'),
+    'place': ('place_of(B, p)));', 'place_of(B, p) << (p == 1)));'),
+    'step': ('1 << place_of(bits, p)', '1 << place_of(bits, 0)'),
     'mask': ('0x0e07', '0x0e03'),
     'plane': ('field(w[1], 5, 0x0400)', 'field(w[0], 5, 0x0400)'),
-    'zero': ('eight_floats(zero + g)', 'eight_floats(zero + g + 1)'),
+    'zero': ('eight_codes(zero + g)', 'eight_codes(zero + g + 1)'),
     'group': ('b * (block / group) + f * V / group', 'b * (block / group)'),
     'tile': ('m.words + tile * at.tile_words, rows, at, way', 'm.words, rows, at, way'),
     'oracle': ('words[step] >> 15 << 1', 'words[step] >> 14 << 1'),

@@ -16,7 +16,7 @@ import torch
 from transformers.utils import logging
 
 from ..allocation import allocate
-from ..checkpoint import open_checkpoint
+from ..checkpoint import open_checkpoint, open_dense
 from ..core import (AlphaqError, one_line, provenance, read_rows, results_dir, track,
                          write_rows)
 from ..evaluate import (calibration_windows, load_model, log_probabilities, paired,
@@ -176,11 +176,12 @@ def arguments(
         prog='python -m alphaq.lab.evidence',
         description='Allocation on a trained network, judged by divergence.')
     add = parser.add_argument
-    add('folder', help='checkpoint of a mixture, for example of alphaq.lab.trained')
+    add('folder', help='a checkpoint, for example of alphaq.lab.trained')
     add('--name', required=True, help='what to call it')
     add('--bits', type=float, nargs='+', default=[2.5, 3.], help='(%(default)s)')
     add('--confirm', action='store_true', help='only what a verdict needs, on both halves')
     add('--default', action='store_true', help='only what the default is chosen from, likewise')
+    add('--dense', action='store_true', help='a network without experts: its feed-forward matrices')
     add('--read', help='texts, joined by +, or balanced: rules that read text, beside a few others, '
         'on both halves')
     add('--oracle', action='store_true', help='the plan by damage as alphaq.lab.damage measured it, '
@@ -200,7 +201,7 @@ def _header(args, checkpoint, described):
     bits = ' '.join(f'{b:g}' for b in args.bits)
     command = f'python -m alphaq.lab.evidence FOLDER --name {args.name} --bits {bits}'
     command += f' --windows {args.windows} --seed {args.seed}' + ' --confirm' * args.confirm
-    command += ' --default' * args.default + ' --oracle' * args.oracle
+    command += ' --default' * args.default + ' --dense' * args.dense + ' --oracle' * args.oracle
     if args.read: command += f' --read {args.read}'
     return provenance(command, seed=args.seed, network=args.name, sha256=checkpoint.fingerprint(),
                       window=256, windows_of_each_text_and_half=args.windows,
@@ -248,7 +249,7 @@ def main(
     "Entry point of `python -m alphaq.lab.evidence`."
     args = arguments().parse_args(argv)
     logging.disable_progress_bar()
-    checkpoint = open_checkpoint(args.folder)
+    checkpoint = (open_dense if args.dense else open_checkpoint)(args.folder)
     scores = score(checkpoint, measure=measured_noise, describe=describer(checkpoint))
     described = None
     if args.read:
