@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['rounded', 'spec_damage', 'Damage', 'damages', 'Kept', 'kept_pass', 'kl_damage', 'output_change', 'damage_arguments',
-           'Memory', 'in_order', 'parts_of', 'kl_damages', 'main']
+           'Memory', 'in_order', 'window_parts', 'kl_damages', 'main']
 
 # %% ../../nbs/74_damage.ipynb #33eb48c2
 import argparse
@@ -290,7 +290,7 @@ def in_order(
         (n, where, b) for turn in rounds for b in bits[1:] for n, where in turn]
 
 # %% ../../nbs/74_damage.ipynb #4a89a662
-def parts_of(
+def window_parts(
     halves:dict, # from `scattered`
     part:int,    # windows of each text and half in a part
 )->list:         # of `[n, window]` token ids, the first half's before the second's
@@ -325,7 +325,7 @@ def _on_part(model, rows, order, changes, recall, stopped):
 def kl_damages(
     model:nn.Module,
     projections,     # of its checkpoint
-    parts,           # from `parts_of`
+    parts,           # from `window_parts`
     bits,            # widths
     memory:Memory,
     about,           # what the model and its rounding are, JSON values
@@ -359,7 +359,7 @@ def main(
     model, tokenizer = load_model(args.folder)
     halves = scattered(tokenizer, evidence_texts(), args.windows, args.length, args.seed)
     memory = Memory(results_dir().parent/'.work'/'evidence'/f'damage-{args.name}.jsonl')
-    parts = parts_of(halves, args.part)
+    parts = window_parts(halves, args.part)
     rows = kl_damages(model, checkpoint.projections, parts, args.bits, memory,
                     [checkpoint.fingerprint(), rounding_code()], args.minutes, args.rounds)
     command = f'python -m alphaq.lab.damage FOLDER --name {args.name} --windows {args.windows}'
