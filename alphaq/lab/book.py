@@ -165,7 +165,8 @@ def translate(
                                            *cell_tags(directives, cell['source'], skip)})
         figure = {ours: directives[theirs] for theirs, ours
                   in (('label', 'name'), ('fig-cap', 'caption')) if directives.get(theirs)}
-        if figure: cell['metadata']['mystnb'] = {'figure': figure, 'image': {'alt': alt_text(figure)}}
+        if figure:
+            cell['metadata']['mystnb'] = dict(figure=figure, image=dict(alt=alt_text(figure)))
     first = dict(cell_type='code', id='fingerprint', metadata={'tags': ['remove-cell']},
                  source=f'# {stamp}\n{_settings}', outputs=[], execution_count=None)
     notebook['cells'].insert(0, first)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['BENCHMARKS', 'PLANS', 'CALIBRATION', 'WINDOWS', 'Benchmark', 'drawn_questions', 'benchmark_questions', 'guessed',
            'task_config', 'spec_sums', 'shared_sums', 'shared_contexts', 'Answers', 'answers', 'answered',
-           'put_together', 'planner', 'quantized_folder', 'plain_tensors', 'Memory', 'set_beside', 'Asked', 'task_rows',
-           'main']
+           'put_together', 'planner', 'quantized_folder', 'plain_tensors', 'Remembered', 'set_beside', 'Asked',
+           'task_rows', 'main']
 
 # %% ../../nbs/65_zeroshot.ipynb #d1b1dcf7
 import argparse, hashlib, json, random
@@ -259,7 +259,7 @@ def plain_tensors(
     return tensors
 
 # %% ../../nbs/65_zeroshot.ipynb #0da333cc
-class Memory:
+class Remembered:
     "Answers by configuration and questions, kept in a file of lines; a run that stopped continues."
     def __init__(self,
         path,        # `str | Path` of the file
@@ -334,7 +334,7 @@ class Asked:
         work = results_dir().parent/'.work'/'zeroshot'
         self.home, self.questions = work/args.name, questions
         self.checkpoint = open_checkpoint(args.cut)
-        self.memory = Memory(work/f'{args.name}.jsonl', [
+        self.memory = Remembered(work/f'{args.name}.jsonl', [
             self.checkpoint.fingerprint(), rounding_code(), CALIBRATION, WINDOWS])
         self.model, self.tokenizer = load_model(args.plain)
         self.plan_of = lru_cache(partial(planner, self.checkpoint))
