@@ -58,6 +58,7 @@ enum Status { OK = 0, NO_MEMORY = 1, BAD_ARGUMENT = 2 };
 constexpr int TILE = 64;         // rows of a tile
 constexpr int VECTOR_WORDS = 16; // words in a vector of 32 bytes
 constexpr int SAFE_RUN = 128;    // codes a 16-bit sum can take in: 128 / 16 * 2 * 15 * 127 < 2^15
+constexpr float ROUGH = .015f;   // share of an activation that int8 may take away
 constexpr int AHEAD = 4096;      // bytes that are asked for before they are needed
 
 constexpr int fields_of(int bits) { return bits == 3 ? 16 : 16 / bits; }
@@ -150,6 +151,7 @@ struct Activations {
     std::vector<int8_t> codes;      // [tokens, cols]
     std::vector<float> step;        // [tokens, groups]
     std::vector<float> sum;         // [tokens, groups] of activations as multiplied, sixteenths
+    std::vector<uint8_t> rough;     // [tokens] that eight bits do not bear: multiplied as they are
     Walk walk[5];                   // by width
     std::vector<int8_t> ordered[5]; // [tokens, padded], in the order of the walk
     std::vector<float> steps[5];    // [tokens, sums, 8]
@@ -158,6 +160,7 @@ struct Activations {
         : x(x), tokens(tokens), cols(cols), group(group), groups(cols / group) {
         if (mode == FAST) codes.resize(tokens * cols);
         if (mode == FAST) step.resize(tokens * groups);
+        rough.assign(tokens, 0);
         sum.resize(tokens * groups);
     }
 
@@ -1277,7 +1280,26 @@ ALPHAQ_TARGET void quantize_group(const float* x, int64_t n, int8_t* codes, floa
     *sum = *step * (float)total * .0625f;
 }
 
+// Whether eight bits take more than a share ROUGH of a token's activations away. The step of a
+// group is that of its largest value; where one is far above the others, they are lost.
+ALPHAQ_TARGET bool is_rough(const float* x, int64_t groups, int64_t group) {
+    float lost = 0, all = 0;  // expected square of what rounding adds, in steps of 127 * sqrt 12
+    for (int64_t g = 0; g < groups; g++, x += group) {
+        float most = 0;
+        for (int64_t i = 0; i < group; i++) {
+            most = std::max(most, std::fabs(x[i]));
+            all += x[i] * x[i];
+        }
+        lost += most * most * (float)group;
+    }
+    return lost > 12 * 127 * 127 * ROUGH * ROUGH * all;
+}
+
 ALPHAQ_TARGET void quantize(Activations& x, int64_t token, Mode mode) {
+    if (mode == FAST && is_rough(x.x + token * x.cols, x.groups, x.group)) {
+        x.rough[token] = 1;
+        mode = EXACT;
+    }
     for (int64_t g = 0; g < x.groups; g++) {
         const int64_t at = token * x.groups + g, from = token * x.cols + g * x.group;
         if (mode == FAST) {
@@ -1306,7 +1328,7 @@ ALPHAQ_TARGET void tile_apart(const Matrix& m, const Shape& shape, int64_t tile,
                 const int64_t t = tokens[i];
                 const uint8_t* q = mine.codes.data() + (r - first) * at.padded;
                 const float* scale = mine.scale.data() + r * groups;
-                const float inner = mode == FAST
+                const float inner = mode == FAST && !x.rough[t]
                     ? multiply_row(q, x.codes.data() + t * x.cols, x.step.data() + t * groups,
                                    scale, groups, x.group)
                     : multiply_row(q, x.x + t * x.cols, (const float*)nullptr, scale, groups,
@@ -1325,8 +1347,11 @@ void tile(const Matrix& m, const Shape& shape, int64_t tile, const Activations& 
     halves_to_floats(m.scale + tile * TILE * x.groups, grid, mine.scale.data());
     if (x.ordered[m.bits].empty())
         return tile_apart(m, shape, tile, x, tokens, count, mode, mine, y);
-    for (int64_t i = 0; i < count; i++)
-        tile_direct(m, shape, tile, x, tokens[i], mine, y + i * TILE);
+    for (int64_t i = 0; i < count; i++) {
+        if (x.rough[tokens[i]])
+            tile_apart(m, shape, tile, x, tokens + i, 1, mode, mine, y + i * TILE);
+        else tile_direct(m, shape, tile, x, tokens[i], mine, y + i * TILE);
+    }
 }
 
 // One row as weights: scale times the difference of code and zero point, rounded once.
