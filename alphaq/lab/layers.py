@@ -326,9 +326,10 @@ def decode_rows(
         said = f'{name}, bfloat16' if bits is None else f'{name}, {bits} bits, head {head_bits}'
         for batch in (1, 4) if name == 'OLMoE' else (1,):
             yield asdict(speed(model, said, tokens, batch))
-        if bits is None or name != 'OLMoE' or head_bits != 16: continue
-        for mode in ('exact', 'spec'):
+        modes = ('exact', 'spec') if (name, bits, head_bits) == ('OLMoE', 2.5, 16) else ()
+        for mode in modes:
             with cpu.using(mode): yield asdict(speed(model, said, 4))
+        del model  # the next one needs the room
 
 # %% ../../nbs/66_layers.ipynb #abff7f04
 @one_line('alphaq.lab.layers')
