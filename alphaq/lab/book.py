@@ -7,7 +7,7 @@ __all__ = ['split_directives', 'cell_tags', 'chapters', 'symbols', 'link_names',
            'alt_text', 'translate', 'vendor_mathjax', 'clean_show_doc', 'tidy_page', 'setup']
 
 # %% ../../nbs/95_book.ipynb #cd2cffa1
-import ast, hashlib, json, re
+import ast, hashlib, json, os, re
 from configparser import ConfigParser
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -250,4 +250,6 @@ def setup(
     app.connect('config-inited', lambda app, config: vendor_mathjax(Path(app.srcdir)/'_vendor'))
     app.connect('source-read', _source_read)
     app.connect('build-finished', _tidy)
+    # pages are run one after the other otherwise, and mostly wait for a kernel to start
+    app.parallel = max(app.parallel, min(2, os.cpu_count() or 1))
     return dict(version='1', parallel_read_safe=True, parallel_write_safe=True)
