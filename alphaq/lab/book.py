@@ -238,6 +238,14 @@ def _source_read(app, docname, source):
                           fingerprint(root, here))
 
 # %% ../../nbs/95_book.ipynb #49f59065
+def _by_two(app):
+    "Pages are run by two processes: one mostly waits for a kernel to start."
+    app.parallel = max(app.parallel, min(2, os.cpu_count() or 1))
+    # two that number and translate once all is read say nothing of how pages are read
+    for extension in app.extensions.values():
+        if extension.parallel_read_safe is None: extension.parallel_read_safe = True
+
+# %% ../../nbs/95_book.ipynb #ee523e8d
 def setup(
     app, # Sphinx application
 ):
@@ -250,6 +258,5 @@ def setup(
     app.connect('config-inited', lambda app, config: vendor_mathjax(Path(app.srcdir)/'_vendor'))
     app.connect('source-read', _source_read)
     app.connect('build-finished', _tidy)
-    # pages are run one after the other otherwise, and mostly wait for a kernel to start
-    app.parallel = max(app.parallel, min(2, os.cpu_count() or 1))
+    app.connect('builder-inited', _by_two)
     return dict(version='1', parallel_read_safe=True, parallel_write_safe=True)
