@@ -1062,16 +1062,21 @@ ALPHAQ_TARGET void tile_direct(const Matrix& m, const Shape& shape, int64_t tile
 template <int B>
 ALPHAQ_TARGET INLINE void store_codes(Bytes codes, int p, int64_t slice, int64_t stride,
                                       int64_t rows, uint8_t* to) {
-    alignas(32) uint8_t all[32];  // sixteen low codes, sixteen high ones
+    alignas(32) uint8_t all[32], highs[32];  // sixteen low codes, sixteen high ones
     const Bytes apart = gathered(codes);
+    const Bytes moved = B == 3 ? field(apart, 1, 0x7f7f) : apart;  // these stand one bit higher
     std::memcpy(all, &apart, sizeof all);
-    if (B == 3) for (int i = 16; i < 32; i++) all[i] >>= 1;  // these stand one bit higher
+    std::memcpy(highs, &moved, sizeof highs);
     uint8_t* low = to + low_field(B, p) * slice;
     uint8_t* high = to + high_field(B, p) * slice;
-    const int64_t places = std::min<int64_t>(slice, VECTOR_WORDS);
+    if (slice >= VECTOR_WORDS) {
+        std::memcpy(low, all, VECTOR_WORDS);
+        std::memcpy(high, highs + VECTOR_WORDS, VECTOR_WORDS);
+        return;
+    }
     for (int64_t r = 0; r < rows; r++) {
-        std::memcpy(low + r * stride, all + r * slice, places);
-        std::memcpy(high + r * stride, all + 16 + r * slice, places);
+        std::memcpy(low + r * stride, all + r * slice, slice);
+        std::memcpy(high + r * stride, highs + VECTOR_WORDS + r * slice, slice);
     }
 }
 
@@ -1096,7 +1101,7 @@ ALPHAQ_TARGET void take_apart(const uint16_t* words, int64_t rows, int64_t first
         for (int64_t v = 0; v < at.slice; v += VECTOR_WORDS) {
             Bytes w[3];
             load_some<B>(from + v, plane, places, w);
-            for (int p = 0; p < pairs_of(B); p++)
+            UNROLL for (int p = 0; p < pairs_of(B); p++)
                 store_codes<B>(codes_of<B>(w, p), p, at.slice, at.padded, count, to + v);
         }
     }

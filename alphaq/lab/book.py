@@ -202,6 +202,7 @@ def clean_show_doc(
         if paragraph.astext().startswith('source{target='): paragraph.parent.remove(paragraph)
 
 # %% ../../nbs/95_book.ipynb #6ef71ff6
+_mathjax = re.compile(r'<script[^>]*src="[^"]*/tex-svg-full\.js[^"]*"></script>\n?')
 _needless = re.compile(
     r'<link rel="preload" as="font"[^>]*>\n?'
     r'|<script>const THEBE_JS_URL[^<]*</script>\n?'
@@ -212,8 +213,10 @@ _needless = re.compile(
 def tidy_page(
     html:str, # a page of the book
 )->str:
-    "A page without what only raises errors."
-    return _needless.sub('', html)
+    "A page without what only raises errors: scripts without a use, and MathJax a second time."
+    html = _needless.sub('', html)
+    for again in _mathjax.findall(html)[1:]: html = html.replace(again, '', 1)
+    return html
 
 def _tidy(app, fault):
     "Every page of a finished build; one that is tidy is not written again."
