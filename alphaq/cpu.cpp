@@ -736,6 +736,12 @@ ALPHAQ_TARGET INLINE Bytes gathered(Bytes v) {
     return _mm256_permute4x64_epi64(_mm256_shuffle_epi32(v, 0xd8), 0xd8);
 }
 
+// The first sixteen bytes of one vector, and the last of another.
+ALPHAQ_TARGET INLINE void store_halves(Bytes first, Bytes last, uint8_t* low, uint8_t* high) {
+    _mm_storeu_si128((__m128i*)low, _mm256_castsi256_si128(first));
+    _mm_storeu_si128((__m128i*)high, _mm256_extracti128_si256(last, 1));
+}
+
 // Shift words by a constant, left where `by` is negative, and mask.
 ALPHAQ_TARGET INLINE Bytes field(Bytes words, int by, int mask) {
     const Bytes moved = by > 0 ? _mm256_srli_epi16(words, by)
@@ -825,6 +831,12 @@ ALPHAQ_TARGET INLINE Bytes split(Bytes words) {
 ALPHAQ_TARGET INLINE Bytes gathered(Bytes v) {
     const uint32x4_t a = vreinterpretq_u32_u8(v.a), b = vreinterpretq_u32_u8(v.b);
     return {vreinterpretq_u8_u32(vuzp1q_u32(a, b)), vreinterpretq_u8_u32(vuzp2q_u32(a, b))};
+}
+
+// The first sixteen bytes of one vector, and the last of another.
+ALPHAQ_TARGET INLINE void store_halves(Bytes first, Bytes last, uint8_t* low, uint8_t* high) {
+    vst1q_u8(low, first.a);
+    vst1q_u8(high, last.b);
 }
 
 // Shift words by a constant, left where `by` is negative, and mask.
@@ -1062,21 +1074,16 @@ ALPHAQ_TARGET void tile_direct(const Matrix& m, const Shape& shape, int64_t tile
 template <int B>
 ALPHAQ_TARGET INLINE void store_codes(Bytes codes, int p, int64_t slice, int64_t stride,
                                       int64_t rows, uint8_t* to) {
-    alignas(32) uint8_t all[32], highs[32];  // sixteen low codes, sixteen high ones
     const Bytes apart = gathered(codes);
-    const Bytes moved = B == 3 ? field(apart, 1, 0x7f7f) : apart;  // these stand one bit higher
-    std::memcpy(all, &apart, sizeof all);
-    std::memcpy(highs, &moved, sizeof highs);
+    const Bytes moved = B == 3 ? field(apart, 1, 0x7f7f) : apart;  // high ones stand a bit higher
     uint8_t* low = to + low_field(B, p) * slice;
     uint8_t* high = to + high_field(B, p) * slice;
-    if (slice >= VECTOR_WORDS) {
-        std::memcpy(low, all, VECTOR_WORDS);
-        std::memcpy(high, highs + VECTOR_WORDS, VECTOR_WORDS);
-        return;
-    }
+    if (slice >= VECTOR_WORDS) return store_halves(apart, moved, low, high);
+    uint8_t lows[VECTOR_WORDS], highs[VECTOR_WORDS];
+    store_halves(apart, moved, lows, highs);
     for (int64_t r = 0; r < rows; r++) {
-        std::memcpy(low + r * stride, all + r * slice, slice);
-        std::memcpy(high + r * stride, highs + VECTOR_WORDS + r * slice, slice);
+        std::memcpy(low + r * stride, lows + r * slice, slice);
+        std::memcpy(high + r * stride, highs + r * slice, slice);
     }
 }
 
@@ -1101,7 +1108,7 @@ ALPHAQ_TARGET void take_apart(const uint16_t* words, int64_t rows, int64_t first
         for (int64_t v = 0; v < at.slice; v += VECTOR_WORDS) {
             Bytes w[3];
             load_some<B>(from + v, plane, places, w);
-            UNROLL for (int p = 0; p < pairs_of(B); p++)
+            for (int p = 0; p < pairs_of(B); p++)
                 store_codes<B>(codes_of<B>(w, p), p, at.slice, at.padded, count, to + v);
         }
     }
