@@ -57,6 +57,11 @@ def test_the_landing_page_holds():
     fed = [r for r in map(json.loads, (ROOT/'results/allocators/gptq-pocket.jsonl').read_text().splitlines()[1:]) if r['name'] == 'alphaq']
     assert 'The paper\'s allocation loses, with error feedback (GPTQ) too' in ' '.join((ROOT/'README.md').read_text().split()) and len(fed) > 3 and all(r['over_uniform'] > 3 * r['stderr'] for r in fed)
 
+def test_the_landing_page_says_how_fast():
+    rows = {(r['model'], r['mode'], r['batch']): r['tokens_per_second'] for r in map(json.loads, (ROOT/'results/bench/decode.jsonl').read_text().splitlines()[1:])}
+    said = float(re.search(r'\[([\d.]+) times\]\(nbs/66_layers.ipynb\)', (ROOT/'README.md').read_text())[1])
+    assert said == round(rows['OLMoE, 2.5 bits, head 16', 'fast', 1] / rows['OLMoE, bfloat16', 'plain', 1], 1)
+
 def index(): return json.loads((ROOT/'results/index.json').read_text())
 
 def test_every_table_figure_and_claim_has_its_verdict():
