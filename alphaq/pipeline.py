@@ -21,7 +21,7 @@ from .activations import check_device
 from .allocation import allocate, checked_choices, preset_named
 from .checkpoint import Checkpoint, including, open_checkpoint, open_dense
 from .checks import Report, verify as check_folder
-from .collection import collected
+from .collection import collected, layer_feedback
 from .console import say, size as with_unit
 from .core import (ROLES, AlphaqError, BudgetError, GateError, UsageError, cache_dir,
                          check_known, split_name)
@@ -508,12 +508,14 @@ def informed(
     group_size:int=128,
     probes:int=0,       # random vectors for the curvature, which needs the whole model in memory
     device:str='cpu',
+    fed:bool=False,     # rounded with error feedback, which every other window teaches
 )->list:
     "Scores with what calibration text says in columns of their own."
     def rounds(W, bits): return to_grid(W, bits, group_size).dequantize().to(W.dtype)
-    rule = f'mse/{group_size}/{rounding_code()}'
+    rule = f'{"gptq" if fed else "mse"}/{group_size}/{rounding_code()}'
+    learns = partial(layer_feedback, group_size=group_size) if fed else None
     found = collected(model, windows, rounds, cache_dir()/'signals', rule, texts, probes=probes,
-                      device=device)
+                      device=device, learns=learns)
     return [replace(s, **found.get(s.name, {})) for s in scores]
 
 # %% ../nbs/60_pipeline.ipynb #8f640d0e
