@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GAMMAS', 'CONTROLLED', 'DRAWS', 'ALONE', 'FLOORED', 'CONFIRMED', 'READING', 'DEFAULTS', 'BOUNDED', 'FED_BACK', 'OURS',
-           'BESIDE', 'variants', 'planned', 'at_gamma', 'damage_costs', 'oracle', 'divergences', 'arguments',
+           'CONTROL', 'BESIDE', 'variants', 'planned', 'at_gamma', 'damage_costs', 'oracle', 'divergences', 'arguments',
            'outcomes', 'main']
 
 # %% ../../nbs/89_evidence.ipynb #69fd3b74
@@ -64,6 +64,7 @@ FED_BACK = ('uniform', 'uniform-last', *(f'uniform-random, seed {s}' for s in DR
             'relative', 'relative-alpha', 'relative-outlier', 'relative-alpha-outlier',
             'noise-to-signal', 'mxmoe')
 OURS = Variant('noise-to-signal', 'noise-to-signal')
+CONTROL = 'noise-to-signal, of nearest'
 # beside rules that read text
 BESIDE = ('uniform', 'uniform-last', 'uniform-random, seed 0', 'uniform-random, seed 1',
           'relative', 'relative-alpha', 'relative-kurtosis', 'relative-alpha-outlier')
@@ -159,8 +160,8 @@ def divergences(
     bits:float,           # uniform widths whose stored size all meet
 )->list:                  # rows
     """Divergence of every plan, and its paired difference to uniform widths on the same windows;
-    `beside`: to those of every kind."""
-    plain = {n: losses(p.bits) for n, p in plans.items() if n.startswith('uniform')}
+    `beside`: to those of every kind, and to a plan that is another's control."""
+    plain = {n: losses(p.bits) for n, p in plans.items() if n.startswith(('uniform', CONTROL))}
     rows = []
     numel = [s.numel for s in scores]
     for name, plan in track(plans.items(), f'{bits:g} bits', len(plans)):
@@ -265,7 +266,7 @@ def outcomes(
             stored = stored_bits(scores, bits)
             plans = planned(scores, stored, _chosen(args, half))
             if args.oracle: plans['oracle'] = oracle(scores, stored, _harm(args, scores))
-            if unfed: plans['noise-to-signal, of nearest'] = allocated(OURS, unfed, stored)
+            if unfed: plans[CONTROL] = allocated(OURS, unfed, stored)
             found = divergences(losses, scores, plans, bits)
             if args.oracle:  # the gap that a rule closes is a ratio, whose interval needs them
                 for r in found: r['windows'] = _flat(losses(plans[r['name']].bits))
