@@ -180,14 +180,14 @@ def predicted_similarity(
     return answer
 
 # %% ../nbs/42_collection.ipynb #facae533
-def _layer(layer, visits, texts, rounds, seed, learns):
+def _layer(layer, visits, texts, rounds, seed, learns, predicts):
     "(expert, role) -> fields of `Score`."
     visits, slopes, fisher = _added(visits)
     experts = layer.mlp.experts
     if learns: learned, visits, texts = learns(experts, visits[1::2]), visits[::2], texts[::2]
     shares = routing(layer, visits, texts)
     x, y = (torch.cat([v.block[i] for v in visits]) for i in (0, 1))
-    whole = dict(similarity=predicted_similarity(x, y, seed))
+    whole = dict(similarity=predicted_similarity(x, y, seed)) if predicts else {}
     found = {}
     for e in range(len(shares['frequency'])):
         own = whole | {k: v[e].item() for k, v in shares.items()}
@@ -210,6 +210,7 @@ def collect(
     device:str='cpu',
     # in place of `rounds`: `layer_feedback`, which every other window teaches and the rest judge
     learns:Callable|None=None,
+    predicts:bool=True,   # train a network for the similarity of each block, which takes longest
 )->dict:                  # name of a projection -> fields of `Score`
     """Everything that the methods with data ask of calibration text, in one pass forwards and one
     back."""
@@ -225,7 +226,7 @@ def collect(
     with torch.no_grad():
         for index, layer, visits in walk_back(skeleton(checkpoint, device), windows, 1,
                                               partial(stored, checkpoint)):
-            own = _layer(layer, visits, texts, rounds, seed, learns)
+            own = _layer(layer, visits, texts, rounds, seed, learns, predicts)
             found |= {names[index, e, role]: fields for (e, role), fields in own.items()}
     if probes:
         traces = hessian_traces(load_for_calibration(checkpoint, device), windows, probes, seed)
@@ -263,7 +264,7 @@ def collected(
     folder,                # `str | Path` where collections are kept
     rounding:str='mse/128',# what `rounds` does, in words; part of the fingerprint
     texts=None,            # `[n]` number of the text that each window is of
-    **more,                # `probes`, `seed`, `device`, `learns` of `collect`
+    **more,                # `probes`, `seed`, `device`, `learns`, `predicts` of `collect`
 )->dict:                   # as from `collect`
     "What `collect` gives, from the folder when it is there."
     keys = {k: v for k, v in more.items() if k not in ('device', 'learns')}

@@ -286,8 +286,9 @@ def main(
     described = windows = unfed = None
     if args.read:
         rows, described, of, windows = _texts(args)
-        if windows is not None: unfed = informed(checkpoint, scores, rows, of)
-        scores = informed(checkpoint, scores, rows, of, fed=windows is not None)
+        fed = windows is not None
+        if fed: unfed = informed(checkpoint, scores, rows, of, predicts=False)
+        scores = informed(checkpoint, scores, rows, of, fed=fed, predicts=False)
     elif args.quantizer == 'gptq':
         raise AlphaqError('error feedback reads text; name some with --read')
     header = _header(args, checkpoint, described)
