@@ -108,10 +108,10 @@ def offsets(
     cols:int, # inputs of a projection, a multiple of 64
     bits:int, # 1 .. 4
 )->Tensor:    # `[in]` float32
-    "What each input is multiplied by in C: -128 2^-p, three times that for sixteenth fields."
+    "What each input is multiplied by in C: -128 2^-p, for sixteenth fields -128 (1 + 1/2 + 1/4)."
     width = slice_width(cols, bits)
-    thrice = (torch.arange(cols) // width % 16 == 15) & (bits == 3 and width >= DOT)
-    return -128 * .5**powers(cols, bits) * (1 + 2 * thrice)
+    sixteenth = (torch.arange(cols) // width % 16 == 15) & (bits == 3 and width >= DOT)
+    return -128 * .5**powers(cols, bits) * (1 + .75 * sixteenth)
 
 # %% ../nbs/18_kernel.ipynb #6bab2a71
 @dataclass(frozen=True)
@@ -172,9 +172,9 @@ if triton:
 
     @triton.jit
     def _top(w, WORD: tl.constexpr, PLAIN: tl.constexpr):
-        "What word WORD of three holds of the sixteenth field, its top bit: bits of 128 + 2^WORD."
-        SHIFT: tl.constexpr = 15 - WORD
-        MASK: tl.constexpr = 2**WORD
+        "What word WORD of three holds of the sixteenth field, its top bit: of 128 + q 4^WORD."
+        SHIFT: tl.constexpr = 15 - 2 * WORD
+        MASK: tl.constexpr = 4**WORD
         if PLAIN: q = ((w >> SHIFT & MASK) | 0x4300).to(tl.int16)
         else: q = tl.inline_asm_elementwise(_pair(SHIFT, MASK), '=r,r', [w], tl.int16, True, 2)
         return q
@@ -210,7 +210,7 @@ if triton:
             a = tl.inline_asm_elementwise(_CHOICE, '=r,r,r,r,r', [a, b, mask], tl.int16, True, 2)
         return a
 
-# %% ../nbs/18_kernel.ipynb #73df6231
+# %% ../nbs/18_kernel.ipynb #332035ca
 if triton:
     @triton.jit
     def _short(w0, w1, w2, lane, J: tl.constexpr, KW: tl.constexpr, PLAIN: tl.constexpr):
@@ -258,8 +258,8 @@ if triton:
             p = _times(q, x + (PLACE[2] * K + J * KW), p, PLAIN)
         if BITS == 3 and KW >= 16:
             if J == 4: top = _times(_top(w0, 0, PLAIN), x + 15 * KW, top, PLAIN)
-            if J == 9: top = _times(_top(w1, 1, PLAIN), x + 15 * KW, top, PLAIN)
-            if J == 14: top = _times(_top(w2, 2, PLAIN), x + 15 * KW, top, PLAIN)
+            if J == 9: top = _times(_top(w1, 1, PLAIN), x + (1 * K + 15 * KW), top, PLAIN)
+            if J == 14: top = _times(_top(w2, 2, PLAIN), x + (2 * K + 15 * KW), top, PLAIN)
         return p, top
 
 # %% ../nbs/18_kernel.ipynb #d691c433
@@ -295,9 +295,9 @@ if triton:
     @triton.constexpr_function
     def _ratio(bits, field, power):
         "-X / 16 by C, of a group that is one field."
-        return 2**power / 2048 / (3 if (bits, field) == (3, 15) else 1)
+        return 2**power / 2048 / (1.75 if (bits, field) == (3, 15) else 1)
 
-# %% ../nbs/18_kernel.ipynb #da9f07c8
+# %% ../nbs/18_kernel.ipynb #73907724
 if triton:
     @triton.jit
     def _block(words, x, sums, scale, zero, lane, y, K: tl.constexpr, G: tl.constexpr,
@@ -327,12 +327,12 @@ if triton:
             y = tl.fma(tl.broadcast_to(f, [BN, BM]), p, y)
         return y
 
-# %% ../nbs/18_kernel.ipynb #071f0169
+# %% ../nbs/18_kernel.ipynb #f217354f
 if triton:
     @triton.constexpr_function
-    def _at_once(blocks, inputs):
-        "Blocks of one turn: up to 1024 inputs, with as few blocks left over as can be."
-        most = min(9, blocks // 2, 1024 // inputs)
+    def _at_once(blocks, inputs, rows):
+        "Blocks of one turn: 640 inputs of 64 rows at most, as few blocks left over as can be."
+        most = min(9, blocks // 2, 640 * 64 // (inputs * rows))
         return min(range(2, most + 1), key=lambda n: (blocks % n, -n), default=1)
 
     @triton.jit
@@ -342,7 +342,7 @@ if triton:
         "`[BN, BM]`: rows of one matrix of BITS bits times tokens."
         BLOCK: tl.constexpr = _fields(BITS) * KW
         SIZE: tl.constexpr = 64 * KW * (3 if BITS == 3 else 1)
-        TURN: tl.constexpr = _at_once(K // BLOCK, BLOCK)
+        TURN: tl.constexpr = _at_once(K // BLOCK, BLOCK, BN)
         PARTS: tl.constexpr = BLOCK // S * M // (1 if M == 1 else 2)
         i = tl.arange(0, 16 if KW < 16 else KW)
         lane = _lanes(words, KW) if KW < 16 else 0
@@ -436,7 +436,7 @@ if triton:
         elif BITS == 3: p = tl.where(j == 15, 0, j % 5 % 2 * 3)
         else: p = j % (7 // BITS) * BITS
         factor = -128 * tl.exp2(-p.to(tl.float32))
-        if KW >= 16 and BITS == 3: factor = tl.where(j == 15, 3 * factor, factor)
+        if KW >= 16 and BITS == 3: factor = tl.where(j == 15, 1.75 * factor, factor)
         return factor
 
     # `tl.sum` and `tl.zeros` are kernels themselves, compiled or interpreted as whoever imported
