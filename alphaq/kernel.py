@@ -104,6 +104,7 @@ def powers(
     of_field = torch.tensor([place(bits, j, width)[2] for j in range(FIELDS[bits])])
     return of_field[torch.arange(cols) // width % FIELDS[bits]]
 
+# %% ../nbs/18_kernel.ipynb #90cd49c1
 def offsets(
     cols:int, # inputs of a projection, a multiple of 64
     bits:int, # 1 .. 4
@@ -170,6 +171,8 @@ if triton:
             q = tl.inline_asm_elementwise(_pair(PLACE[1], MASK), '=r,r', [w], tl.int16, True, 2)
         return q
 
+# %% ../nbs/18_kernel.ipynb #2805a6f7
+if triton:
     @triton.jit
     def _top(w, WORD: tl.constexpr, PLAIN: tl.constexpr):
         "What word WORD of three holds of the sixteenth field, its top bit: of 128 + q 4^WORD."
@@ -210,7 +213,7 @@ if triton:
             a = tl.inline_asm_elementwise(_CHOICE, '=r,r,r,r,r', [a, b, mask], tl.int16, True, 2)
         return a
 
-# %% ../nbs/18_kernel.ipynb #332035ca
+# %% ../nbs/18_kernel.ipynb #0e07f2bc
 if triton:
     @triton.jit
     def _short(w0, w1, w2, lane, J: tl.constexpr, KW: tl.constexpr, PLAIN: tl.constexpr):
@@ -281,6 +284,8 @@ if triton:
         for s in tl.static_range(1, PARTS): t += _part(sums, FIRST + s, M)
         return t
 
+# %% ../nbs/18_kernel.ipynb #8c581094
+if triton:
     _SCALE = tl.constexpr('{.reg .b16 h; ld.global.nc.b16 h, [$1]; cvt.f32.f16 $0, h;}')
     _ZERO = tl.constexpr('{.reg .b32 q; ld.global.nc.u8 q, [$1]; cvt.rn.f32.u32 $0, q;}')
 
@@ -297,7 +302,7 @@ if triton:
         "-X / 16 by C, of a group that is one field."
         return 2**power / 2048 / (1.75 if (bits, field) == (3, 15) else 1)
 
-# %% ../nbs/18_kernel.ipynb #73907724
+# %% ../nbs/18_kernel.ipynb #652416a2
 if triton:
     @triton.jit
     def _block(words, x, sums, scale, zero, lane, y, K: tl.constexpr, G: tl.constexpr,
@@ -327,7 +332,7 @@ if triton:
             y = tl.fma(tl.broadcast_to(f, [BN, BM]), p, y)
         return y
 
-# %% ../nbs/18_kernel.ipynb #f217354f
+# %% ../nbs/18_kernel.ipynb #524c58bb
 if triton:
     @triton.constexpr_function
     def _at_once(blocks, inputs, rows):
@@ -335,6 +340,8 @@ if triton:
         most = min(9, blocks // 2, 640 * 64 // (inputs * rows))
         return min(range(2, most + 1), key=lambda n: (blocks % n, -n), default=1)
 
+# %% ../nbs/18_kernel.ipynb #d9be9aa4
+if triton:
     @triton.jit
     def _rows(words, scale, zero, x, sums, token, K: tl.constexpr, G: tl.constexpr,
               S: tl.constexpr, M: tl.constexpr, BITS: tl.constexpr, KW: tl.constexpr,

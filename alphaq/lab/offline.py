@@ -130,6 +130,7 @@ def width_stub(
                 tokens=tile.tokens, warps=tile.warps, stages=tile.stages,
                 capability=capability, triton=triton.__version__)
 
+# %% ../../nbs/62_offline.ipynb #643931c2
 def width_row(*asked): # as for `width_stub`
     "Instructions for a weight, and what else there is, of one width alone."
     row, tile = width_stub(*asked), asked[3]
