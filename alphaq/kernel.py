@@ -518,11 +518,11 @@ if triton:
         if block < tl.load(blocks):
             e, slot, seen = _pairs(blocks, slots, block, BM)
             y = tl.full([BN, BM], 0., tl.float32)
-            if M == 1: sums += slot * (5 * (K // S))
-            else: sums = _pair_of(sums) + block * (5 * (K // S) // 2 * M) + tl.arange(0, BM)
+            if M == 1: its = sums + slot * (5 * (K // S))
+            else: its = _pair_of(sums) + block * (5 * (K // S) // 2 * M) + tl.arange(0, BM)
             if e < E:
-                y = _matrix(table, words, scale, zero, x, sums, slot, e, n, N, K, G, S, M, KW,
-                            BN, BM, PLAIN)
+                y = _matrix(table, words, scale, zero, x, its, slot, e, n, N, K, G, S, M, KW, BN,
+                            BM, PLAIN)
             if WEIGHTED: y *= tl.load(weight + slot, seen, 0).to(tl.float32)[None, :]
             at = out + slot[None, :] * N + (n * BN + tl.arange(0, BN))[:, None]
             tl.store(at, y.to(out.dtype.element_ty), seen[None, :])
