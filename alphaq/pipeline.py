@@ -21,7 +21,7 @@ from .activations import check_device
 from .allocation import allocate, checked_choices, preset_named
 from .checkpoint import Checkpoint, including, open_checkpoint, open_dense
 from .checks import Report, verify as check_folder
-from .collection import collected
+from .collection import collected, layer_feedback
 from .console import say, size as with_unit
 from .core import (ROLES, AlphaqError, BudgetError, GateError, UsageError, cache_dir,
                          check_known, split_name)
@@ -508,12 +508,15 @@ def informed(
     group_size:int=128,
     probes:int=0,       # random vectors for the curvature, which needs the whole model in memory
     device:str='cpu',
+    fed:bool=False,     # rounded with error feedback, which every other window teaches
+    predicts:bool=True, # the similarity of blocks, too, which takes longest
 )->list:
     "Scores with what calibration text says in columns of their own."
     def rounds(W, bits): return to_grid(W, bits, group_size).dequantize().to(W.dtype)
-    rule = f'mse/{group_size}/{rounding_code()}'
+    rule = f'{"gptq" if fed else "mse"}/{group_size}/{rounding_code()}'
+    learns = partial(layer_feedback, group_size=group_size) if fed else None
     found = collected(model, windows, rounds, cache_dir()/'signals', rule, texts, probes=probes,
-                      device=device)
+                      device=device, learns=learns, predicts=predicts)
     return [replace(s, **found.get(s.name, {})) for s in scores]
 
 # %% ../nbs/60_pipeline.ipynb #8f640d0e
@@ -593,7 +596,7 @@ def _planned(c, budget, settings, modules, tokens, texts, work, device):
     scores = score_all(score_job(c, p.tail, p.tile, None, settings.group_size, device), work)
     if reads:
         scores = informed(c, scores, tokens, texts, settings.group_size,
-                          2 if 'trace' in reads else 0, device)
+                          2 if 'trace' in reads else 0, device, predicts='similarity' in reads)
     name = None if budget.changed else budget.preset
     return plan_for(scores, settings, c.name, name, budget.other_bits, modules=modules)
 

@@ -232,7 +232,7 @@ def planner(
     "Plans of one network, which is scored once."
     scores = score(checkpoint, device='cpu')
     read = calibration_windows(checkpoint.path, CALIBRATION.split('+'), 256, WINDOWS)
-    told = informed(checkpoint, scores, read[0], read[2])
+    told = informed(checkpoint, scores, read[0], read[2], predicts=False)
     return lambda preset, bits: plan(told, bits, preset=preset, name=checkpoint.name)
 
 def quantized_folder(
