@@ -13,7 +13,7 @@ LIMITS = {2048: (1.35, 1.5, 1.65, 1.8), 14336: (1.35, 1.5, 1.65, 1.8), 1024: (1.
           768: (1.6, 1.55, 1.9, 1.8), 1408: (1.6, 1.55, 2.4, 1.8)}
 COMPILED = 2048, 768, 1408  # again by every test; the others by their rows
 SIXTEEN = 1.5  # times that for blocks of 16 pairs
-SPILLED = .005  # of the loop's instructions, accesses to local memory at most: a handful of thousands
+SPILLED = {8: .005, 16: .04}  # of the loop's instructions, accesses to local memory at most, by pairs of a block
 SLACK = .05  # between versions of the compiler
 
 def compiler():
@@ -22,7 +22,7 @@ def compiler():
 def check(row):
     limit = LIMITS[row['inputs']][row['bits'] - 1] * (SIXTEEN if row['tokens'] == 16 else 1)
     assert row['per_weight'] <= limit + SLACK, row
-    assert row['local'] <= SPILLED * row['instructions'], f'{row}: numbers of the loop are kept in local memory'
+    assert row['local'] <= SPILLED[row['tokens']] * row['instructions'], f'{row}: numbers of the loop are kept in local memory'
     assert '128' in row['copies'], f'{row}: words are not fetched 16 bytes at a time'
 
 @pytest.mark.parametrize('inputs', COMPILED)
