@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COPIES', 'DOT', 'UNIT', 'INTERPRETED', 'bytes_per_token', 'intensity', 'ridge_tokens', 'fused_product', 'place',
-           'powers', 'Prepared', 'prepared', 'Blocks', 'most_blocks', 'by_expert', 'Arena', 'table_of', 'arena_of',
-           'Tile', 'gate_up', 'down', 'spec_layer']
+           'powers', 'offsets', 'Prepared', 'prepared', 'Blocks', 'most_blocks', 'by_expert', 'Arena', 'table_of',
+           'arena_of', 'Tile', 'gate_up', 'down', 'spec_layer']
 
 # %% ../nbs/18_kernel.ipynb #1dc4f2cb
 from dataclasses import dataclass
@@ -104,12 +104,23 @@ def powers(
     of_field = torch.tensor([place(bits, j, width)[2] for j in range(FIELDS[bits])])
     return of_field[torch.arange(cols) // width % FIELDS[bits]]
 
+# %% ../nbs/18_kernel.ipynb #90cd49c1
+def offsets(
+    cols:int, # inputs of a projection, a multiple of 64
+    bits:int, # 1 .. 4
+)->Tensor:    # `[in]` float32
+    "What each input is multiplied by in C: -128 2^-p, for sixteenth fields -128 (1 + 1/2 + 1/4)."
+    width = slice_width(cols, bits)
+    sixteenth = (torch.arange(cols) // width % 16 == 15) & (bits == 3 and width >= DOT)
+    return -128 * .5**powers(cols, bits) * (1 + .75 * sixteenth)
+
 # %% ../nbs/18_kernel.ipynb #6bab2a71
 @dataclass(frozen=True)
 class Prepared:
     "Activations as the kernels read them."
     copies:Tensor # `[tokens, 7, in]`, x 2^-p
-    sums:Tensor   # `[tokens, 5, parts]` float32: -X / 16, then C at 1 .. 4 bits
+    sums:Tensor   # `[tokens, 5, parts]` float32: -X / 16, then C at 1 .. 4 bits; of h
+                  # `[blocks, 5, parts / 2, pairs of a block, 2]`
 
 def prepared(
     x:Tensor,     # `[tokens, in]`
@@ -117,8 +128,8 @@ def prepared(
 )->Prepared:
     "Copies and sums of activations, in plain torch."
     scaled = [x * .5**p for p in range(COPIES)]
-    p = torch.stack([powers(x.shape[1], b) for b in WIDTHS]).to(x.device)
-    factors = torch.cat([torch.full_like(p[:1], -1 / 16, dtype=torch.float32), -128 * .5**p])
+    factors = torch.stack([torch.full((x.shape[1],), -1 / 16),
+                           *(offsets(x.shape[1], b) for b in WIDTHS)]).to(x.device)
     sums = (x.float()[:, None] * factors).unflatten(-1, (-1, part)).sum(-1)
     return Prepared(torch.stack(scaled, 1), sums)
 
@@ -155,98 +166,214 @@ if triton:
         w = w0
         if PLACE[0] == 1: w = w1
         if PLACE[0] == 2: w = w2
-        if BITS == 3 and J == 15:
-            if PLAIN: q = (_sixteenth(w0, w1, w2) | 0x4300).to(tl.int16)
-            else:
-                q = tl.inline_asm_elementwise(_SIXTEENTH, '=r,r,r,r', [w0, w1, w2], tl.int16,
-                                              True, 2)
+        if PLAIN: q = ((w >> PLACE[1] & MASK) | 0x4300).to(tl.int16)
         else:
-            if PLAIN: q = ((w >> PLACE[1] & MASK) | 0x4300).to(tl.int16)
-            else:
-                q = tl.inline_asm_elementwise(_pair(PLACE[1], MASK), '=r,r', [w], tl.int16,
-                                              True, 2)
+            q = tl.inline_asm_elementwise(_pair(PLACE[1], MASK), '=r,r', [w], tl.int16, True, 2)
+        return q
+
+# %% ../nbs/18_kernel.ipynb #2805a6f7
+if triton:
+    @triton.jit
+    def _top(w, WORD: tl.constexpr, PLAIN: tl.constexpr):
+        "What word WORD of three holds of the sixteenth field, its top bit: of 128 + q 4^WORD."
+        SHIFT: tl.constexpr = 15 - 2 * WORD
+        MASK: tl.constexpr = 4**WORD
+        if PLAIN: q = ((w >> SHIFT & MASK) | 0x4300).to(tl.int16)
+        else: q = tl.inline_asm_elementwise(_pair(SHIFT, MASK), '=r,r', [w], tl.int16, True, 2)
         return q
 
 # %% ../nbs/18_kernel.ipynb #40a566b1
 if triton:
+    _SHIFT = tl.constexpr('shr.u32 $0, $1, $2;')
+    _CHOICE = tl.constexpr('lop3.b32 $0, $1, $2, $3, 0xD8;')  # bits of $2 where $3 is set
     _SHORT = tl.constexpr('{.reg .b32 t; shr.u32 t, $1, $2; '
                           'lop3.b32 $0, t, 0x70007, 0x43004300, 0xEA;}')
 
     @triton.jit
-    def _short(w0, w1, w2, J: tl.constexpr, KW: tl.constexpr, PLAIN: tl.constexpr):
+    def _lanes(words, KW: tl.constexpr):
+        "`i // KW` of 16 words, `[1, 16]`."
+        i = tl.arange(0, 16)
+        never = i + tl.program_id(0) < 0
+        return tl.load(words + i, never, (i // KW).to(tl.int16)).to(tl.int32)[None, :]
+
+    @triton.jit
+    def _spread(w, lane, BITS: tl.constexpr, PLAIN: tl.constexpr):
+        "Each word shifted by the fields before its own."
+        shift = tl.broadcast_to(lane * BITS, w.shape)
+        if PLAIN: w = w >> shift.to(tl.int16)
+        else: w = tl.inline_asm_elementwise(_SHIFT, '=r,r,r,r', [w, shift], tl.int16, True, 2)
+        return w
+
+    @triton.jit
+    def _choice(a, b, second, PLAIN: tl.constexpr):
+        "b where `second`, else a."
+        mask = tl.broadcast_to(-second.to(tl.int32), a.shape)
+        if PLAIN: a = tl.where(mask != 0, b, a)
+        else:
+            a = tl.inline_asm_elementwise(_CHOICE, '=r,r,r,r,r', [a, b, mask], tl.int16, True, 2)
+        return a
+
+# %% ../nbs/18_kernel.ipynb #0e07f2bc
+if triton:
+    @triton.jit
+    def _short(w0, w1, w2, lane, J: tl.constexpr, KW: tl.constexpr, PLAIN: tl.constexpr):
         "The same at three bits and slices shorter than 16: fields from J on side by side, p = 0."
-        j = (J + tl.arange(0, 16) // KW)[None, :]
-        LAST: tl.constexpr = (J + 16 // KW - 1) // 5
+        j = J + lane
+        LAST: tl.constexpr = J + 16 // KW - 1
         w = w0
         if J >= 5: w = w1
         if J >= 10: w = w2
-        if LAST == 1 and J < 5: w = tl.where(j < 5, w0, w1)
-        if LAST >= 2 and J < 10: w = tl.where(j < 10, w1, w2)
+        if J < 5 and LAST >= 5: w = _choice(w0, w1, j >= 5, PLAIN)
+        if J < 10 and LAST >= 10: w = _choice(w1, w2, j >= 10, PLAIN)
         shift = tl.broadcast_to(tl.where(j < 15, j % 5 * 3, 0), w.shape)
         if PLAIN: q = ((w >> shift.to(tl.int16) & 7) | 0x4300).to(tl.int16)
         else: q = tl.inline_asm_elementwise(_SHORT, '=r,r,r,r', [w, shift], tl.int16, True, 2)
-        if LAST == 3:
-            q = tl.where(j == 15, _numbers(w0, w1, w2, 3, 15, 16, PLAIN), q)
+        if LAST == 15:
+            if PLAIN: top = (_sixteenth(w0, w1, w2) | 0x4300).to(tl.int16)
+            else:
+                top = tl.inline_asm_elementwise(_SIXTEENTH, '=r,r,r,r', [w0, w1, w2], tl.int16,
+                                                True, 2)
+            q = _choice(q, top, j == 15, PLAIN)
         return q
 
 # %% ../nbs/18_kernel.ipynb #aee7cbf7
 if triton:
     @triton.jit
-    def _field(w0, w1, w2, x, p, K: tl.constexpr, BITS: tl.constexpr, KW: tl.constexpr,
-               W: tl.constexpr, J: tl.constexpr, PLAIN: tl.constexpr):
-        "Adds the product of field J with its inputs."
-        PLACE: tl.constexpr = _place(BITS, J, KW)
-        if KW < 16 and BITS == 3: q = _short(w0, w1, w2, J, KW, PLAIN)
-        else: q = _numbers(w0, w1, w2, BITS, J, KW, PLAIN)
+    def _times(q, x, p, PLAIN: tl.constexpr):
+        "Adds the product of numbers and inputs."
         a = q.to(tl.bfloat16, bitcast=True)
-        b = tl.load(x + PLACE[2] * K + J * KW)
+        b = tl.load(x)
         if PLAIN:  # the interpreter's bfloat16 is an integer
             p = tl.dot(a.to(tl.float32), b.to(tl.float32), p, input_precision='ieee')
         else: p = tl.dot(a, b, p)
         return p
 
+    @triton.jit
+    def _field(w0, w1, w2, lane, x, p, top, K: tl.constexpr, BITS: tl.constexpr,
+               KW: tl.constexpr, J: tl.constexpr, PLAIN: tl.constexpr):
+        "Adds field J to p; the sixteenth of three words is added up in `top` on the way."
+        PLACE: tl.constexpr = _place(BITS, J, KW)
+        if BITS == 3 and KW < 16:
+            p = _times(_short(w0, w1, w2, lane, J, KW, PLAIN), x + J * KW, p, PLAIN)
+        elif BITS == 3 and J == 15: p += top
+        else:
+            q = _numbers(w0, w1, w2, BITS, J, KW, PLAIN)
+            p = _times(q, x + (PLACE[2] * K + J * KW), p, PLAIN)
+        if BITS == 3 and KW >= 16:
+            if J == 4: top = _times(_top(w0, 0, PLAIN), x + 15 * KW, top, PLAIN)
+            if J == 9: top = _times(_top(w1, 1, PLAIN), x + (1 * K + 15 * KW), top, PLAIN)
+            if J == 14: top = _times(_top(w2, 2, PLAIN), x + (2 * K + 15 * KW), top, PLAIN)
+        return p, top
+
 # %% ../nbs/18_kernel.ipynb #d691c433
 if triton:
     @triton.jit
-    def _rows(words, scale, zero, x, sums, token, K: tl.constexpr, G: tl.constexpr,
-              S: tl.constexpr, BITS: tl.constexpr, KW: tl.constexpr, BN: tl.constexpr,
-              BM: tl.constexpr, PLAIN: tl.constexpr):
-        "`[BN, BM]`: rows of one matrix of BITS bits times tokens."
+    def _part(sums, PART: tl.constexpr, M: tl.constexpr):
+        "Part PART of some sums; those of h lie in pairs, M of them side by side."
+        if M == 1: t = tl.load(sums + PART)
+        else:
+            t = tl.load(sums + PART // 2 * M)
+            if PART % 2: t = t >> 32
+            t = t.to(tl.int32).to(tl.float32, bitcast=True)
+        return t
+
+    @triton.jit
+    def _sum(sums, FIRST: tl.constexpr, PARTS: tl.constexpr, M: tl.constexpr):
+        "Sum of a group, from its parts."
+        t = _part(sums, FIRST, M)
+        for s in tl.static_range(1, PARTS): t += _part(sums, FIRST + s, M)
+        return t
+
+# %% ../nbs/18_kernel.ipynb #8c581094
+if triton:
+    _SCALE = tl.constexpr('{.reg .b16 h; ld.global.nc.b16 h, [$1]; cvt.f32.f16 $0, h;}')
+    _ZERO = tl.constexpr('{.reg .b32 q; ld.global.nc.u8 q, [$1]; cvt.rn.f32.u32 $0, q;}')
+
+    @triton.jit
+    def _of_row(at, LOADED: tl.constexpr, PLAIN: tl.constexpr):
+        "Scales or zero points of rows, `[rows, 1]`, loaded by the lanes that multiply by them."
+        if PLAIN: f = tl.load(at).to(tl.float32)
+        else:
+            f = tl.inline_asm_elementwise(LOADED, '=r,l', [at.to(tl.int64)], tl.float32, True, 1)
+        return f[:, None]
+
+    @triton.constexpr_function
+    def _ratio(bits, field, power):
+        "-X / 16 by C, of a group that is one field."
+        return 2**power / 2048 / (1.75 if (bits, field) == (3, 15) else 1)
+
+# %% ../nbs/18_kernel.ipynb #652416a2
+if triton:
+    @triton.jit
+    def _block(words, x, sums, scale, zero, lane, y, K: tl.constexpr, G: tl.constexpr,
+               S: tl.constexpr, M: tl.constexpr, BITS: tl.constexpr, KW: tl.constexpr,
+               BN: tl.constexpr, BM: tl.constexpr, PLAIN: tl.constexpr):
+        "Adds a block of words times its inputs."
+        w0 = tl.load(words)
+        w1 = w0
+        w2 = w0
+        if BITS == 3:
+            w1 = tl.load(words + 64 * KW)
+            w2 = tl.load(words + 128 * KW)
+        elif KW < 16: w0 = _spread(w0, lane, BITS, PLAIN)
         W: tl.constexpr = 16 if KW < 16 else KW
+        top = tl.full([BN, BM], 0., tl.float32)
+        for g in tl.static_range(_fields(BITS) * KW // G):
+            c = _sum(sums, BITS * (K // S) + g * (G // S), G // S, M)
+            if KW == G: t = c * _ratio(BITS, g, _place(BITS, g, KW)[2])
+            else: t = _sum(sums, g * (G // S), G // S, M)
+            p = tl.broadcast_to(c[None, :], [BN, BM])
+            for d in tl.static_range(G // W):
+                p, top = _field(w0, w1, w2, lane, x, p, top, K, BITS, KW, (g * G + d * W) // KW,
+                                PLAIN)
+            z = _of_row(zero + g, _ZERO, PLAIN)
+            f = _of_row(scale + g, _SCALE, PLAIN)
+            p = tl.fma(tl.broadcast_to(z, [BN, BM]), tl.broadcast_to(t[None, :], [BN, BM]), p)
+            y = tl.fma(tl.broadcast_to(f, [BN, BM]), p, y)
+        return y
+
+# %% ../nbs/18_kernel.ipynb #524c58bb
+if triton:
+    @triton.constexpr_function
+    def _at_once(blocks, inputs, rows):
+        "Blocks of one turn: 640 inputs of 64 rows at most, as few blocks left over as can be."
+        most = min(9, blocks // 2, 640 * 64 // (inputs * rows))
+        return min(range(2, most + 1), key=lambda n: (blocks % n, -n), default=1)
+
+# %% ../nbs/18_kernel.ipynb #d9be9aa4
+if triton:
+    @triton.jit
+    def _rows(words, scale, zero, x, sums, token, K: tl.constexpr, G: tl.constexpr,
+              S: tl.constexpr, M: tl.constexpr, BITS: tl.constexpr, KW: tl.constexpr,
+              BN: tl.constexpr, BM: tl.constexpr, PLAIN: tl.constexpr):
+        "`[BN, BM]`: rows of one matrix of BITS bits times tokens."
         BLOCK: tl.constexpr = _fields(BITS) * KW
-        i = tl.arange(0, W)
-        at = words + tl.arange(0, BN)[:, None] * KW + (i % KW)[None, :]
+        SIZE: tl.constexpr = 64 * KW * (3 if BITS == 3 else 1)
+        TURN: tl.constexpr = _at_once(K // BLOCK, BLOCK, BN)
+        PARTS: tl.constexpr = BLOCK // S * M // (1 if M == 1 else 2)
+        i = tl.arange(0, 16 if KW < 16 else KW)
+        lane = _lanes(words, KW) if KW < 16 else 0
+        words += tl.arange(0, BN)[:, None] * KW + (i % KW)[None, :]
         x += token[None, :] * (7 * K) + i[:, None]
-        sums += token * (5 * (K // S))
         scale += tl.arange(0, BN) * (K // G)
         zero += tl.arange(0, BN) * (K // G)
         y = tl.full([BN, BM], 0., tl.float32)
-        for b in range(K // BLOCK):
-            w0 = tl.load(at)
-            w1 = w0
-            w2 = w0
-            if BITS == 3:
-                w1 = tl.load(at + 64 * KW)
-                w2 = tl.load(at + 128 * KW)
-            elif KW < 16: w0 = w0 >> ((i // KW) * BITS).to(tl.int16)[None, :]
-            for g in tl.static_range(BLOCK // G):
-                t = tl.load(sums + g * (G // S))
-                c = tl.load(sums + BITS * (K // S) + g * (G // S))
-                for s in tl.static_range(1, G // S):
-                    t += tl.load(sums + g * (G // S) + s)
-                    c += tl.load(sums + BITS * (K // S) + g * (G // S) + s)
-                p = tl.broadcast_to(c[None, :], [BN, BM])
-                for d in tl.static_range(G // W):
-                    p = _field(w0, w1, w2, x, p, K, BITS, KW, W, (g * G + d * W) // KW, PLAIN)
-                z = tl.load(zero + g).to(tl.float32)[:, None]
-                f = tl.load(scale + g).to(tl.float32)[:, None]
-                p = tl.fma(tl.broadcast_to(z, [BN, BM]), tl.broadcast_to(t[None, :], [BN, BM]), p)
-                y = tl.fma(tl.broadcast_to(f, [BN, BM]), p, y)
-            at += 64 * KW * (3 if BITS == 3 else 1)
-            x += BLOCK
-            sums += BLOCK // S
-            scale += BLOCK // G
-            zero += BLOCK // G
+        turns = K // BLOCK // TURN
+        if K // BLOCK // TURN == 1: turns += tl.program_id(0) >> 30  # + 0
+        for b in range(turns):
+            for u in tl.static_range(TURN):
+                y = _block(words + u * SIZE, x + u * BLOCK, sums + u * PARTS,
+                           scale + u * (BLOCK // G), zero + u * (BLOCK // G), lane, y, K, G, S, M,
+                           BITS, KW, BN, BM, PLAIN)
+            words += TURN * SIZE
+            x += TURN * BLOCK
+            sums += TURN * PARTS
+            scale += TURN * (BLOCK // G)
+            zero += TURN * (BLOCK // G)
+        for u in tl.static_range(K // BLOCK % TURN):
+            y = _block(words + u * SIZE, x + u * BLOCK, sums + u * PARTS,
+                       scale + u * (BLOCK // G), zero + u * (BLOCK // G), lane, y, K, G, S, M,
+                       BITS, KW, BN, BM, PLAIN)
         return y
 
 # %% ../nbs/18_kernel.ipynb #f45bd69e
@@ -256,8 +383,8 @@ UNIT = 128  # words; every matrix of whole 64-row tiles begins at a multiple
 if triton:
     @triton.jit
     def _matrix(table, words, scale, zero, x, sums, token, e, n, N: tl.constexpr,
-                K: tl.constexpr, G: tl.constexpr, S: tl.constexpr, KW: tl.constexpr,
-                BN: tl.constexpr, BM: tl.constexpr, PLAIN: tl.constexpr):
+                K: tl.constexpr, G: tl.constexpr, S: tl.constexpr, M: tl.constexpr,
+                KW: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, PLAIN: tl.constexpr):
         "Rows n BN and on of matrix e, whatever its width."
         bits = tl.load(table + 2 * e)
         tile = n // (64 // BN)
@@ -267,17 +394,17 @@ if triton:
         scale += first
         zero += first
         if bits == 1:
-            y = _rows(words + half * KW[0], scale, zero, x, sums, token, K, G, S, 1, KW[0], BN,
-                      BM, PLAIN)
+            y = _rows(words + half * KW[0], scale, zero, x, sums, token, K, G, S, M, 1, KW[0],
+                      BN, BM, PLAIN)
         elif bits == 2:
-            y = _rows(words + half * KW[1], scale, zero, x, sums, token, K, G, S, 2, KW[1], BN,
-                      BM, PLAIN)
+            y = _rows(words + half * KW[1], scale, zero, x, sums, token, K, G, S, M, 2, KW[1],
+                      BN, BM, PLAIN)
         elif bits == 3:
-            y = _rows(words + half * KW[2], scale, zero, x, sums, token, K, G, S, 3, KW[2], BN,
-                      BM, PLAIN)
+            y = _rows(words + half * KW[2], scale, zero, x, sums, token, K, G, S, M, 3, KW[2],
+                      BN, BM, PLAIN)
         else:
-            y = _rows(words + half * KW[3], scale, zero, x, sums, token, K, G, S, 4, KW[3], BN,
-                      BM, PLAIN)
+            y = _rows(words + half * KW[3], scale, zero, x, sums, token, K, G, S, M, 4, KW[3],
+                      BN, BM, PLAIN)
         return y
 
 # %% ../nbs/18_kernel.ipynb #8f88ab53
@@ -308,14 +435,16 @@ def by_expert(
 # %% ../nbs/18_kernel.ipynb #bc5bf613
 if triton:
     @triton.jit
-    def _power(k, BITS: tl.constexpr, KW: tl.constexpr):
-        "`powers` for some inputs."
+    def _offset(k, BITS: tl.constexpr, KW: tl.constexpr):
+        "`offsets` of some inputs."
         j = k // KW % _fields(BITS)
         if KW < 16: j = j // (16 // KW) * (16 // KW)
         if KW < 16 and BITS == 3: p = j * 0
         elif BITS == 3: p = tl.where(j == 15, 0, j % 5 % 2 * 3)
         else: p = j % (7 // BITS) * BITS
-        return p
+        factor = -128 * tl.exp2(-p.to(tl.float32))
+        if KW >= 16 and BITS == 3: factor = tl.where(j == 15, 1.75 * factor, factor)
+        return factor
 
     # `tl.sum` and `tl.zeros` are kernels themselves, compiled or interpreted as whoever imported
     # Triton first wanted them
@@ -324,18 +453,18 @@ if triton:
 
     @triton.jit
     def _keep(h, copies, sums, slot, seen, n, N: tl.constexpr, KW: tl.constexpr,
-              BN: tl.constexpr):
-        "Writes rows of h as `prepared` would, BN inputs a sum."
+              BN: tl.constexpr, BM: tl.constexpr):
+        "Writes rows of h as `prepared` would, BN inputs a sum; the sums of a block side by side."
         h = h.to(copies.dtype.element_ty).to(tl.float32)
         k = n * BN + tl.arange(0, BN)
         at = copies + slot[None, :] * (7 * N) + k[:, None]
         for p in tl.static_range(7):
             tl.store(at + p * N, (h * 0.5**p).to(copies.dtype.element_ty), seen[None, :])
-        sums += slot * (5 * (N // BN)) + n
-        tl.store(sums, -tl.reduce(h, 0, _plus) / 16, seen)
+        sums += n // 2 * (2 * BM) + n % 2 + 2 * tl.arange(0, BM)
+        tl.store(sums, -tl.reduce(h, 0, _plus) / 16)
         for b in tl.static_range(1, 5):
-            factor = -128 * tl.exp2(-_power(k, b, KW[b - 1]).to(tl.float32))
-            tl.store(sums + b * (N // BN), tl.reduce(h * factor[:, None], 0, _plus), seen)
+            factor = _offset(k, b, KW[b - 1])[:, None]
+            tl.store(sums + b * (N // BN) * BM, tl.reduce(h * factor, 0, _plus))
 
 # %% ../nbs/18_kernel.ipynb #0c0087c1
 if triton:
@@ -367,25 +496,32 @@ if triton:
                     g = y
                     y = _matrix(table + part * 2 * E, tl.where(first, gate, up),
                                 tl.where(first, gate_scale, up_scale),
-                                tl.where(first, gate_zero, up_zero), x, sums, slot // TOP, e, n,
-                                N, K, G, S, KW, BN, BM, PLAIN)
-            _keep(g / (1 + tl.exp(-g)) * y, h, h_sums, slot, seen, n, N, NEXT, BN)
+                                tl.where(first, gate_zero, up_zero), x,
+                                sums + slot // TOP * (5 * (K // S)), slot // TOP, e, n, N, K, G,
+                                S, 1, KW, BN, BM, PLAIN)
+            _keep(g / (1 + tl.exp(-g)) * y, h, h_sums + block * (5 * (N // BN) * BM), slot, seen,
+                  n, N, NEXT, BN, BM)
 
 # %% ../nbs/18_kernel.ipynb #f415adc0
 if triton:
     @triton.jit
+    def _pair_of(sums): return sums.to(tl.pointer_type(tl.int64), bitcast=True)
+
+    @triton.jit
     def _down_kernel(table, words, scale, zero, x, sums, blocks, slots, weight, out, E,
                      N: tl.constexpr, K: tl.constexpr, G: tl.constexpr, S: tl.constexpr,
-                     KW: tl.constexpr, WEIGHTED: tl.constexpr, BN: tl.constexpr,
-                     BM: tl.constexpr, PLAIN: tl.constexpr):
+                     M: tl.constexpr, KW: tl.constexpr, WEIGHTED: tl.constexpr,
+                     BN: tl.constexpr, BM: tl.constexpr, PLAIN: tl.constexpr):
         "Weighted product of one block of pairs with BN rows of its expert."
         n = tl.program_id(0)
         block = tl.program_id(1)
         if block < tl.load(blocks):
             e, slot, seen = _pairs(blocks, slots, block, BM)
             y = tl.full([BN, BM], 0., tl.float32)
+            if M == 1: its = sums + slot * (5 * (K // S))
+            else: its = _pair_of(sums) + block * (5 * (K // S) // 2 * M) + tl.arange(0, BM)
             if e < E:
-                y = _matrix(table, words, scale, zero, x, sums, slot, e, n, N, K, G, S, KW, BN,
+                y = _matrix(table, words, scale, zero, x, its, slot, e, n, N, K, G, S, M, KW, BN,
                             BM, PLAIN)
             if WEIGHTED: y *= tl.load(weight + slot, seen, 0).to(tl.float32)[None, :]
             at = out + slot[None, :] * N + (n * BN + tl.arange(0, BN))[:, None]
@@ -430,10 +566,12 @@ class Tile:
 
 INTERPRETED = bool(triton and triton.knobs.runtime.interpret)  # in the interpreter: no assembly
 
+def _parts(sums): return sums.shape[2] * (2 if sums.ndim == 5 else 1)
+
 def _fixed(arena, sums, tile):
     "Constants of a launch."
     N, K = arena.shape
-    return dict(N=N, K=K, G=K // arena.scale.shape[-1], S=K // sums.shape[-1],
+    return dict(N=N, K=K, G=K // arena.scale.shape[-1], S=K // _parts(sums),
                 KW=tuple(slice_width(K, b) for b in WIDTHS), BN=tile.rows, BM=tile.tokens,
                 PLAIN=INTERPRETED, num_warps=tile.warps, num_stages=tile.stages)
 
@@ -450,7 +588,10 @@ def gate_up(
     "h = SiLU(gate x) * up x of every pair, in one launch."
     N, pairs = gate.shape[0], len(x.copies) * top
     h = x.copies.new_empty(pairs, COPIES, N)
-    sums = x.sums.new_empty(pairs, 1 + len(WIDTHS), N // tile.rows)
+    if N % (2 * tile.rows): raise AlphaqError(f'{N} rows of h are no multiple of two tiles of '
+                                              f'{tile.rows}; take tiles of 32')
+    sums = x.sums.new_empty(len(blocks.slots), 1 + len(WIDTHS), N // tile.rows // 2, tile.tokens,
+                            2)
     if lines is None: lines = torch.cat([gate.table, up.table])
     _gate_up_kernel[N // tile.rows, len(blocks.slots)](
         lines, gate.words, gate.scale, gate.zero, up.words, up.scale, up.zero, x.copies, x.sums,
@@ -473,7 +614,7 @@ def down(
     _down_kernel[N // tile.rows, len(blocks.slots)](
         arena.table, arena.words, arena.scale, arena.zero, h.copies, h.sums, blocks.table,
         blocks.slots, out if weight is None else weight, out, len(arena.table),
-        WEIGHTED=weight is not None,
+        WEIGHTED=weight is not None, M=1 if h.sums.ndim == 3 else tile.tokens,
         **_fixed(arena, h.sums, tile))
     return out
 

@@ -24,7 +24,7 @@ from .pack import SLICE, TILE_ROWS, slice_width, unpack_codes, word_count
 try:
     import triton
     import triton.language as tl
-    from alphaq.kernel import _power
+    from alphaq.kernel import _offset
 except ImportError: triton = None  # the specifications serve instead
 
 # %% ../nbs/49_launch.ipynb #3acb081c
@@ -127,7 +127,7 @@ if triton:
         total = tl.sum(tl.reshape(value, [PIECE // S, S]), 1)
         tl.store(to, -total / 16, part < K // S)
         for b in tl.static_range(1, 5):
-            scaled = value * (-128 * tl.exp2(-_power(k, b, KW[b - 1]).to(tl.float32)))
+            scaled = value * _offset(k, b, KW[b - 1])
             total = tl.sum(tl.reshape(scaled, [PIECE // S, S]), 1)
             tl.store(to + b * (K // S), total, part < K // S)
 
@@ -175,7 +175,7 @@ def tile_for(
     tokens:int,  # of a block, 8 or 16
 )->Tile:
     "The tile shape for rows of a length."
-    wide = slice_width(inputs, 2) == SLICE
+    wide = slice_width(inputs, 3) == SLICE
     return Tile(32, tokens, stages=2) if wide else Tile(64, tokens, stages=3)
 
 def block_size(tokens, top, experts): return 8 if tokens <= 8 or tokens * top <= 4 * experts else 16
@@ -234,7 +234,9 @@ def decode_layer(
     hidden, inner = layer.down.shape
     group = hidden // layer.gate.scale.shape[-1]
     made, blocks = prepare_step(x.contiguous(), top, layer.cost, size, group)
-    h = gate_up(made, layer.gate, layer.up, blocks, k, tile_for(hidden, size), layer.lines)
+    first = tile_for(hidden, size)
+    if inner % (2 * first.rows): first = replace(first, rows=TILE_ROWS // 2)
+    h = gate_up(made, layer.gate, layer.up, blocks, k, first, layer.lines)
     y = down(h, layer.down, blocks, weight.contiguous(), tile_for(inner, size))
     return y.view(tokens, k, hidden).sum(1).to(x.dtype)
 
