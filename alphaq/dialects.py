@@ -528,7 +528,7 @@ def _folder(path, header, config):
         made = Path(d, folder.name)
         made.mkdir()
         _tokenizer(path, header.facts, made)
-        write_json(made/'config.json', config)
+        write_json(made/'config.json', config, kept=True)
         try: os.replace(made, folder)
         except OSError:  # another run was faster
             if not (folder/'config.json').is_file(): raise

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNFINISHED', 'SMALL', 'SMALL_IN_ALL', 'DEEP', 'shard_bytes', 'write_index', 'holds', 'companions', 'copy_companions',
-           'check_writable', 'making']
+           'check_fits', 'left_job', 'check_writable', 'making']
 
 # %% ../nbs/44_making.ipynb #20caabfe
 import errno
@@ -17,9 +17,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from .console import size
-from .core import (SUMS, AlphaqError, alone, atomic, check_free, read_json, write_json,
-                         write_sums, write_text)
+from .console import check_room, size
+from .core import (SUMS, AlphaqError, alone, atomic, check_free, in_rehearsal, read_json,
+                         turn_back, write_json, write_sums, write_text)
 from .folder import contained, read_header
 
 # %% ../nbs/44_making.ipynb #fee2f675
@@ -193,25 +193,27 @@ def _remove(path):
         shutil.rmtree(path)
 
 # %% ../nbs/44_making.ipynb #2ab1d976
-def _prepared(partial, manifest, overwrite):
-    """Make the partial folder, or find it as an earlier run of the same job left it; whether it is
-    new."""
-    manifest = json.loads(json.dumps(manifest))
+def _begun(partial, manifest, overwrite):
+    "Whether an earlier run of the same job has begun; the work of another is in the way."
     names = {p.name for p in partial.iterdir()
              if not p.name.endswith('.tmp')} if partial.exists() else set()
-    if 'job.json' in names and read_json(partial/'job.json') == manifest:
-        # a kill while a file was being written
-        for orphan in partial.rglob('.*.tmp'): orphan.unlink()
-        return False
+    if 'job.json' in names and read_json(partial/'job.json') == json.loads(json.dumps(manifest)):
+        return True
     if names - {UNFINISHED} and 'job.json' not in names:
         raise AlphaqError(f'{partial} is in the way and was not made by alphaq; move it')
     if 'job.json' in names and not overwrite:
         raise AlphaqError(f'{partial} is left from another run (other plan, source, text or '
                           'version); remove it or pass --overwrite')
+    return False
+
+def _prepared(partial, manifest, begun):
+    "Make the partial folder, or find it as an earlier run left it."
+    if begun:  # it may have been killed while a file was being written
+        for orphan in partial.rglob('.*.tmp'): orphan.unlink()
+        return
     _remove(partial)
     write_text(partial/UNFINISHED, 'run the same command again to continue\n')
     write_json(partial/'job.json', manifest)
-    return True
 
 # %% ../nbs/44_making.ipynb #ecf3cdbb
 def _missing_bytes(total, partial):
@@ -219,14 +221,20 @@ def _missing_bytes(total, partial):
     there = sum(p.stat().st_size for p in partial.glob('*.safetensors')) if partial.exists() else 0
     return max(0, total - there) + 2**24
 
-def _check_room(total, partial):
-    "Refuse to begin what the disk cannot hold."
-    home = next(p for p in partial.parents if p.exists())
-    needed = _missing_bytes(total, partial)
-    free = shutil.disk_usage(home).free
-    if needed > free:
-        raise AlphaqError(f'{home}: {size(needed)} are needed and {size(free)} are free; make '
-                          'room or choose another folder')
+def check_fits(
+    out:Path,   # folder to make
+    total:int,  # bytes of all weight files it will hold
+):
+    "Refuse to begin, or to continue, what the disk cannot hold."
+    partial = out.with_name(f'{out.name}.partial')
+    check_room(partial, _missing_bytes(total, partial))
+
+def left_job(
+    out:Path,   # folder to make
+)->dict:        # manifest of the run that has begun it; empty where there is none
+    "What an unfinished folder is made from."
+    job = out.with_name(f'{out.name}.partial')/'job.json'
+    return read_json(job) if job.is_file() else {}
 
 # %% ../nbs/44_making.ipynb #7b574607
 @contextmanager
@@ -264,17 +272,19 @@ def making(
     overwrite:bool,  # replace a finished folder
 ):                   # yields the partial folder to write into
     """A folder that grows beside its place and takes it when the context ends; after a crash the
-    next run goes on."""
+    next run goes on. A dry run ends here, with `Rehearsed`."""
     partial = out.with_name(f'{out.name}.partial')
     companions(source)  # refuses a link that leads out of the folder
     with _in_a_line(total, partial), alone(out):
-        _restored(out)
-        _check_room(total, partial)
+        if not in_rehearsal(): _restored(out)
+        check_fits(out, total)
         _check_out(out, source, overwrite)
-        fresh = _prepared(partial, manifest, overwrite)
+        begun = _begun(partial, manifest, overwrite)
+        turn_back(out, total)
+        _prepared(partial, manifest, begun)
         try: yield partial
         except AlphaqError:  # the input is at fault and would be again: leave nothing behind
-            if fresh: _remove(partial)
+            if not begun: _remove(partial)
             raise
         write_sums(partial, leave_out=(UNFINISHED,))
         (partial/UNFINISHED).unlink(missing_ok=True)

@@ -17,29 +17,33 @@ from inspect import signature
 from math import ceil, floor, isfinite, prod
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from .activations import check_device
 from .allocation import allocate, checked_choices, preset_named
 from .checkpoint import Checkpoint, including, open_checkpoint, open_dense
 from .checks import Report, verify as check_folder
 from .collection import collected, layer_feedback
-from .console import say, size as with_unit
+from .console import foretell, say, size as with_unit
 from .core import (ROLES, AlphaqError, BudgetError, GateError, UsageError, cache_dir,
-                         check_known, split_name)
+                         check_known, in_rehearsal, split_name)
 from .evaluate import (calibration_windows, load_model, log_probabilities, paired, sample,
                              verdict, window_kl)
 from .exports import check_loads, priced
 from .grid import WIDTHS, has_groups, stored_bytes, to_grid
-from .jobs import ENGINES, ScoreJob, score_all
+from .jobs import ENGINES, ScoreJob, score_all, score_takes, workers_of
 from .ledger import Ledger, Use, a_size, a_use, itemsize_of, ledger_of, longest
-from .making import companions
+from .making import check_fits, companions, left_job
 from .methods import WITH_ALPHA, Settings, choice_sizes, method_named
 from .noise import measured_noise
-from .plans import (Plan, check_plan, lacking, make_plan, named_linears, read_plan,
-                          uniform_plan, widths)
+from .plans import (Plan, check_plan, from_json, lacking, make_plan, named_linears,
+                          read_plan, uniform_plan, widths)
 from .remote import open_anywhere
+from .report import dealt_anew
 from .rounding import (QuantizeJob, Quantized, budget_for_size, check_groups, check_head,
-                             check_quantizer, check_source, predicted_tensors,
-                             quantize as quantize_job)
+                             check_quantizer, check_source, predicted_files, predicted_tensors,
+                             quantize as quantize_job, quantize_takes)
 from .scores import unscored
 from .signals import describer
 from .texts import load_text
@@ -88,7 +92,6 @@ def device_named(
     engine:str='local',   # key of `jobs.ENGINES`
 )->str:
     "The GPU if there is one and the engine can use it, for auto."
-    import torch
     gpu = torch.cuda.is_available() and engine == 'local'
     chosen = ('cuda' if gpu else 'cpu') if name == 'auto' else name
     check_device(chosen)
@@ -158,7 +161,9 @@ def score(
     Raises `AlphaqError`."""
     device = device_named(device, engine)
     job = score_job(including(open(model, dense), include), tail, tile, stride, group_size, device)
-    return score_all(job, engine_named(engine, device))
+    work = engine_named(engine, device)
+    foretell('scoring', '.', lambda: replace(score_takes(job, workers_of(work)), disk=None))
+    return score_all(job, work)
 
 # %% ../nbs/60_pipeline.ipynb #aae06457
 def a_number(
@@ -542,10 +547,13 @@ def gated(
     plan:Plan,
     text:str,           # a file, or a named text
     head:int=GATE_TOKENS,
-)->dict:                # kl and uniform_kl, nats per token; difference and stderr, paired; verdict
+    draws:int=0,        # of controls, each
+)->dict:
     """A plan beside uniform widths of the same stored size, both rounded without data in memory.
 
-    Judged by the divergence from the unrounded model, on the same windows of a text."""
+    Judged by the divergence from the unrounded model, on the same windows of a text: kl and
+    uniform_kl, nats per token; difference and stderr, paired; verdict. With draws, `controls`: the
+    same beside the plan's own widths dealt at random, and beside widths that a draw chose."""
     scores = unscored(model)
     bits = [widths(plan)[p.name] for p in model.projections]
     at = Settings(1., 'uniform', count='stored', group_size=plan.group_size)
@@ -559,10 +567,21 @@ def gated(
             f'{text} fills one window; a gate compares over several, take a longer text')
     truth = log_probabilities(llm, rows)
     worn = RoundedModel(llm, model)
-    ours, plain = (window_kl(worn.wear(b, plan.group_size), rows, truth) for b in (bits, uniform))
-    mean, stderr = paired({'': ours}, {'': plain})
-    return dict(kl=ours.mean().item(), uniform_kl=plain.mean().item(), difference=mean,
-                stderr=stderr, windows=len(rows), verdict=verdict((mean, stderr)))
+    def kl(b): return window_kl(worn.wear(b, plan.group_size), rows, truth)
+    ours, plain = kl(bits), kl(uniform)
+    def beside(other):
+        mean, stderr = paired({'': ours}, {'': other})
+        return dict(difference=mean, stderr=stderr, verdict=verdict((mean, stderr)))
+    found = dict(kl=ours.mean().item(), uniform_kl=plain.mean().item(), windows=len(rows),
+                 **beside(plain))
+    if not draws: return found
+    dealt = torch.stack([kl(b) for b in dealt_anew(scores, np.array(bits), draws)]).mean(0)
+    at = replace(at, method='random', bits=stored)
+    drawn = torch.stack([kl(allocate(scores, replace(at, seed=i)).bits)
+                         for i in range(draws)]).mean(0)
+    return found | dict(draws=draws, controls={
+        name: dict(kl=x.mean().item(), **beside(x)) for name, x in
+        (('its widths dealt at random', dealt), ('widths drawn at random', drawn))})
 
 # %% ../nbs/60_pipeline.ipynb #91d0b32b
 def check_gate(
@@ -589,16 +608,30 @@ class Budget:
     other_bits:int=4      # width of attention
     also:tuple=()         # (pattern, width) of other linear layers
 
+def _scoring(c, budget, settings, device):
+    p = preset_named(budget.preset)
+    return score_job(c, p.tail, p.tile, None, settings.group_size, device)
+
 def _planned(c, budget, settings, modules, tokens, texts, work, device):
     "From weights, and text where a method reads it, to a plan."
-    p = preset_named(budget.preset)
     reads = method_named(settings.method).data
-    scores = score_all(score_job(c, p.tail, p.tile, None, settings.group_size, device), work)
+    scores = score_all(_scoring(c, budget, settings, device), work)
     if reads:
         scores = informed(c, scores, tokens, texts, settings.group_size,
                           2 if 'trace' in reads else 0, device, predicts='similarity' in reads)
     name = None if budget.changed else budget.preset
     return plan_for(scores, settings, c.name, name, budget.other_bits, modules=modules)
+
+# %% ../nbs/60_pipeline.ipynb #a38b72cc
+def _foreseen(c, budget, settings, modules, out):
+    "A plan of nearly the size that the plan will have, from headers; or that of a run begun."
+    left = left_job(out)
+    if isinstance(left.get('plan'), dict) and in_rehearsal():
+        kept = from_json(left['plan'], out)
+        if (kept.bits, kept.method) == (settings.bits, settings.method): return kept
+    free = replace(settings, method='noise-only', noise='analytic', gamma=None)
+    made = plan_for(unscored(c), free, c.name, None, budget.other_bits, modules=modules)
+    return replace(made, probes={})
 
 # %% ../nbs/60_pipeline.ipynb #53d89a0f
 @told
@@ -678,20 +711,32 @@ def quantize(
     read = calibration_windows(c.path, calibration.split('+'), window,
                                samples) if calibration else (None, None, None)
     tokens, described, texts = read
-    if budget: plan = _planned(c, budget, settings, modules, tokens, texts, work, device)
+    windows = tokens if quantizer == 'gptq' else None
+    def job(plan):
+        return QuantizeJob(c, plan, quantizer, windows=windows, calibration=described,
+                           routing=routing, device=device, head_bits=head_bits, unopened=unopened)
+    out = Path(out).absolute()
+    if budget: plan = _foreseen(c, budget, settings, modules, out)
     elif not isinstance(plan, Plan): plan = read_plan(plan)
-    if plan.model == UNNAMED: plan = replace(plan, model=c.name)
+    made = job(replace(plan, model=c.name) if plan.model == UNNAMED else plan)
+    check_fits(out, sum(predicted_files(made).values()))
+    def takes():
+        making = quantize_takes(made)
+        if engine != 'local': making = replace(making, seconds=None)
+        if not budget: return making
+        scoring = score_takes(_scoring(c, budget, settings, device), workers_of(work))
+        return replace(scoring, disk=0).then(making)
+    foretell('quantizing', out, takes)
+    if in_rehearsal(): return quantize_job(made, out, overwrite)  # which turns back
+    if budget: made = job(_planned(c, budget, settings, modules, tokens, texts, work, device))
     if gate:
-        check_plan(plan, c)
-        found = gated(c, plan, gate)
+        check_plan(made.plan, c)
+        found = gated(c, made.plan, gate)
         try: check_gate(found, gate)
         except GateError as e:
             if not anyway: raise
             say(f'alphaq quantize: warning: {e}')
-    windows = tokens if quantizer == 'gptq' else None
-    job = QuantizeJob(c, plan, quantizer, windows=windows, calibration=described, routing=routing,
-                      device=device, head_bits=head_bits, unopened=unopened)
-    return quantize_job(job, Path(out), overwrite, work if engine != 'local' else None)
+    return quantize_job(made, out, overwrite, work if engine != 'local' else None)
 
 # %% ../nbs/60_pipeline.ipynb #0e4711d9
 @told

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NULL_TILES', 'JUDGE', 'SIGNALS', 'SIGNED', 'WIDE', 'COLUMNS', 'PART_LINE', 'Score', 'centre_spread', 'gaussian_null',
-           'score_matrix', 'null_distance', 'naming', 'score_projection', 'score', 'unscored', 'write_scores',
-           'read_scores']
+           'score_matrix', 'null_distance', 'naming', 'score_projection', 'score', 'unscored', 'table_text',
+           'write_scores', 'read_scores']
 
 # %% ../nbs/25_scores.ipynb #b76c4ec9
 import csv
@@ -135,7 +135,7 @@ def gaussian_null(
     if found := _recall(name): return found
     null = centre_spread([hill(lam, rule).alpha
                           for lam in _null_spectra(shape, tile, stride, draws)])
-    try: write_json(_nulls()/name, null)
+    try: write_json(_nulls()/name, null, kept=True)
     # no home, no room, no right to write: the next process computes it again
     except (OSError, RuntimeError): pass
     return null
@@ -252,12 +252,11 @@ COLUMNS = ('name', 'layer', 'expert', 'role', 'rows', 'cols', 'numel', 'alpha', 
 PART_LINE = '# alphaq part '  # begins a table that is a part of one
 
 # %% ../nbs/25_scores.ipynb #9e501f23
-def write_scores(
-    path,           # `str | Path` target
+def table_text(
     scores,         # `[n]` `Score`
     part:str='',    # for a part of a table: what it is a part of, on one line
-):
-    "Write scores.csv atomically; a part says so in a line of its own, before the columns."
+)->str:
+    "What scores.csv holds; a part says so in a line of its own, before the columns."
     out = io.StringIO()
     if part: out.write(f'{PART_LINE}{part}\n')
     table = csv.writer(out, lineterminator='\n')
@@ -267,7 +266,15 @@ def write_scores(
             c: v for w in ('mse', *WIDE) for c, v in zip(_wide(w), getattr(s, w) or ())}
         table.writerow(['' if values.get(c) is None else repr(values[c])
                         if isinstance(values[c], float) else values[c] for c in COLUMNS])
-    write_text(path, out.getvalue())
+    return out.getvalue()
+
+def write_scores(
+    path,           # `str | Path` target
+    scores,         # `[n]` `Score`
+    part:str='',    # as in `table_text`
+):
+    "Write scores.csv atomically."
+    write_text(path, table_text(scores, part))
 
 # %% ../nbs/25_scores.ipynb #b91b8579
 def read_scores(

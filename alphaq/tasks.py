@@ -16,7 +16,7 @@ from pathlib import Path
 
 import alphaq
 from . import cpu
-from .core import AlphaqError, data_dir, one_line
+from .core import AlphaqError, data_dir, one_line, who_watches
 from .texts import Text, load_text
 
 # %% ../nbs/58_tasks.ipynb #1b24b959
@@ -237,7 +237,7 @@ def _calm():
     "No warnings from lm-eval, and no progress bars unless someone watches."
     logger = logging.getLogger('lm_eval')
     before = logger.level
-    watched = sys.stderr.isatty() and not os.environ.get('ALPHAQ_QUIET')
+    watched = who_watches() == 'terminal'
     logger.setLevel(logging.ERROR)
     try:
         with contextlib.nullcontext() if watched else contextlib.redirect_stderr(io.StringIO()):
