@@ -779,6 +779,8 @@ def collect(
     group_size:Annotated[Optional[int], typer.Option(
         help='weights that share a scale when rounding is measured; unless said, as in the table',
         min=1)]=None,
+    quantizer:Annotated[str, typer.Option(
+        help='whose rounding is measured: mse, or gptq, which every other window teaches')]='mse',
     device:Device='auto', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,
 ):
     "Add what calibration text says to a table of scores. For the methods that read text."
@@ -794,8 +796,10 @@ def collect(
         raise AlphaqError(f'{scores}: a table of another model, it lacks {min(lacking)}')
     windows, described, texts = calibration_windows(c.path, calibration.split('+'), window, samples)
     group = group_measured(given, group_size) or 128
+    check_known(quantizer, ('mse', 'gptq'), 'quantizers')
     turn_back(out)
-    write_scores(out, informed(c, given, windows, texts, group, probes, device_named(device)))
+    fed = quantizer == 'gptq'
+    write_scores(out, informed(c, given, windows, texts, group, probes, device_named(device), fed))
     data = dict(out=str(out), read=described,
                 curvature=f'{probes} vectors for each window' if probes else 'not asked for')
     _show(data, json_, f'allocate {_q(out)} --bits 2.5 --method mxmoe -o plan.json')

@@ -612,13 +612,13 @@ def _scoring(c, budget, settings, device):
     p = preset_named(budget.preset)
     return score_job(c, p.tail, p.tile, None, settings.group_size, device)
 
-def _planned(c, budget, settings, modules, tokens, texts, work, device):
+def _planned(c, budget, settings, modules, tokens, texts, work, device, fed):
     "From weights, and text where a method reads it, to a plan."
     reads = method_named(settings.method).data
     scores = score_all(_scoring(c, budget, settings, device), work)
     if reads:
         scores = informed(c, scores, tokens, texts, settings.group_size,
-                          2 if 'trace' in reads else 0, device, predicts='similarity' in reads)
+                          2 if 'trace' in reads else 0, device, fed, 'similarity' in reads)
     name = None if budget.changed else budget.preset
     return plan_for(scores, settings, c.name, name, budget.other_bits, modules=modules)
 
@@ -728,7 +728,8 @@ def quantize(
         return replace(scoring, disk=0).then(making)
     foretell('quantizing', out, takes)
     if in_rehearsal(): return quantize_job(made, out, overwrite)  # which turns back
-    if budget: made = job(_planned(c, budget, settings, modules, tokens, texts, work, device))
+    fed = quantizer == 'gptq'
+    if budget: made = job(_planned(c, budget, settings, modules, tokens, texts, work, device, fed))
     if gate:
         check_plan(made.plan, c)
         found = gated(c, made.plan, gate)
