@@ -431,15 +431,17 @@ def peer_rows(
             form, weights = experts_form(m), 3 * m.visited * m.hidden * m.inner
             for bits, kinds in near:
                 own = [way for b in bits for way in own_ways(form, b)]
+                held = {way.name: sum(way.sizes) / len(way.sizes) * m.visited for way in own}
                 roof = read_roof(128, 3)
                 for key, (each, best, read) in by_turns(
                         _timers(pools, m, kinds, own, seconds), rounds).items():
                     error = None if key[0] == 'alphaq' else pools[key[0]].submit(
                         toy_error, *key).result()
                     yield dict(shape=shape, program=key[0], kind=key[1], class_bits=max(bits),
-                               stored=round(8 * read / weights, 3), microseconds=median(each),
-                               fastest=round(best, 1), rounds=each, bytes=round(read),
-                               share=round(read / best * 1e6 / roof, 4), error=error)
+                               stored=round(8 * held.get(key[1], read) / weights, 3),
+                               microseconds=median(each), fastest=round(best, 1), rounds=each,
+                               bytes=round(read), share=round(read / best * 1e6 / roof, 4),
+                               error=error)
                 for pool in pools.values(): pool.submit(forget_layers).result()
 
 # %% ../../nbs/66_layers.ipynb #abff7f04
@@ -469,6 +471,7 @@ def main(
     if args.name == 'peers':
         header['versions'] |= {package: peer_version(n) for n, (_, package) in PEERS.items()
                                if peer_folder(n)}
+        header['bound'] = os.environ.get('OMP_PROC_BIND')  # whether threads stay on their cores
     write_rows(results_dir()/'bench'/f'{file}.jsonl', header, rows)
 
 # %% ../../nbs/66_layers.ipynb #6473ce57
