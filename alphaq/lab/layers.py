@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MIXTURES', 'GROUP', 'WHOLE', 'NEAR', 'Mixture', 'Way', 'experts_form', 'plain_experts', 'plain_ways', 'product16',
            'int4_way', 'mixed_widths', 'packed_experts', 'packed_way', 'choices', 'time_way', 'layer_row', 'layer_ways',
-           'layer_rows', 'mixed_config', 'fill', 'whole', 'decode_rows', 'own_ways', 'by_turns', 'all_cores',
-           'peer_processes', 'peer_rows', 'main']
+           'layer_rows', 'mixed_config', 'fill', 'whole', 'decode_rows', 'own_ways', 'time_together', 'by_turns',
+           'all_cores', 'peer_processes', 'peer_rows', 'main']
 
 # %% ../../nbs/66_layers.ipynb #193387ce
 import argparse
@@ -31,8 +31,8 @@ from ..core import ROLES, AlphaqError, one_line, provenance, results_dir, write_
 from ..evaluate import load_model
 from ..grid import WIDTHS
 from ..kernel import bytes_per_token
-from .ggml import (PEERS, forget_layers, kinds_there, peer_folder, peer_times,
-                             peer_version, toy_error)
+from .ggml import (CALLS_TOGETHER, PEERS, forget_layers, kinds_there, peer_folder,
+                             peer_times, peer_version, toy_error)
 from ..runtime import (AlphaqConfig, AlphaqExperts, AlphaqHfQuantizer,
                             PackedMatrices)
 
@@ -364,6 +364,25 @@ def own_ways(
     def run(x, index, weights): return cpu.experts(x, tables, index, weights, 'fast')
     return [Way(f'{bits} bits', bits, whole_way.sizes, run), whole_way]
 
+# %% ../../nbs/66_layers.ipynb #7cd67419
+def time_together(
+    way:Way,
+    m:Mixture,
+    seconds:float,  # to spend
+    seed:int,       # of tokens and choices
+)->tuple:           # microseconds of a call, for each round of calls; mean bytes that a call reads
+    "Time several calls of one token together, as `peer_times` does."
+    generator, times, read = torch.Generator().manual_seed(seed), [], []
+    end = time.perf_counter() + seconds
+    while not times or time.perf_counter() < end:
+        calls = [(torch.randn(1, m.hidden), choices(m, 1, generator), torch.rand(1, m.visited))
+                 for _ in range(CALLS_TOGETHER)]
+        start = time.perf_counter()
+        for call in calls: way.run(*call)
+        times.append(1e6 * (time.perf_counter() - start) / CALLS_TOGETHER)
+        read += [sum(way.sizes[e] for e in {*index.flatten().tolist()}) for _, index, _ in calls]
+    return times, sum(read) / len(read)
+
 # %% ../../nbs/66_layers.ipynb #ab861c0b
 def by_turns(
     timers:dict,  # key -> function of a seed, to microseconds of calls and bytes of a call
@@ -407,7 +426,7 @@ def peer_processes():
 def _timers(pools, m, kinds, own, seconds):
     "Everything of about one size, as `by_turns` takes it."
     threads, sides = torch.get_num_threads(), (m.hidden, m.inner, m.experts)
-    found = {('alphaq', way.name): partial(time_way, way, m, 1, seconds) for way in own}
+    found = {('alphaq', way.name): partial(time_together, way, m, seconds) for way in own}
     for name, pool in pools.items():
         def timer(seed, kind, name=name, pool=pool):
             return pool.submit(peer_times, name, kind, sides, m.visited, threads, seconds,
