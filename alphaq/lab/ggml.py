@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import AlphaqError, check_known
+from ..gguf import library
 
 # %% ../../nbs/64_ggml.ipynb #9c12383e
 # program -> module with its libraries, package
@@ -90,7 +91,8 @@ class Peer:
             f = getattr(self.lib, call)
             f.restype, f.argtypes = result, arguments
         self.name, self.own = name, {*own}
-        names = {n: self.lib.ggml_type_name(n) for n in range(400)}
+        known = 400 if 'ggml_moe_up_gate' in own else max(library().GGMLQuantizationType) + 1
+        names = {n: self.lib.ggml_type_name(n) for n in range(known)}  # not asked for what is none
         self.types = {s.decode().upper(): n for n, s in names.items() if s not in (None, b'NONE')}
 
 # %% ../../nbs/64_ggml.ipynb #d43b12ca
