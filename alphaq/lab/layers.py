@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MIXTURES', 'GROUP', 'WHOLE', 'NEAR', 'Mixture', 'Way', 'experts_form', 'plain_experts', 'plain_ways', 'product16',
-           'int4_way', 'mixed_widths', 'packed_experts', 'packed_way', 'choices', 'time_way', 'layer_row', 'layer_ways',
-           'layer_rows', 'mixed_config', 'fill', 'whole', 'decode_rows', 'own_ways', 'time_together', 'by_turns',
-           'all_cores', 'peer_processes', 'peer_rows', 'main']
+           'int4_way', 'mixed_widths', 'centre', 'packed_experts', 'packed_way', 'choices', 'time_way', 'layer_row',
+           'layer_ways', 'layer_rows', 'mixed_config', 'fill', 'whole', 'decode_rows', 'own_ways', 'time_together',
+           'by_turns', 'all_cores', 'peer_processes', 'peer_rows', 'main']
 
 # %% ../../nbs/66_layers.ipynb #193387ce
 import argparse
@@ -153,6 +153,15 @@ def mixed_widths(
         widths[i] = min(max(widths[i] + (1 if off > 0 else -1), WIDTHS[0]), WIDTHS[-1])
     return widths
 
+# %% ../../nbs/66_layers.ipynb #c60e79ee
+def centre(
+    arena:PackedMatrices, # any words
+):
+    "Scales and zero points of a network: weights around zero, of standard deviation 0.02."
+    for scale, zero, bits in zip(arena.scale, arena.zero, arena.widths):
+        scale.copy_(torch.rand(scale.shape).add_(.5).mul_(.02 * 12**.5 / 2**bits))
+        zero.copy_(torch.randint(-8, 9, zero.shape) + 8 * (2**bits - 1))
+
 # %% ../../nbs/66_layers.ipynb #7e403ad3
 def packed_experts(
     plain:nn.Module, # `plain_experts`, for its form only
@@ -165,8 +174,7 @@ def packed_experts(
     for role in ROLES:
         arena = module.get_submodule(role)
         arena.words.random_(-2**15, 2**15)
-        arena.scale.copy_(torch.rand(arena.scale.shape).add_(.5).mul_(.02))
-        arena.zero.random_(0, 16)
+        centre(arena)
     return module
 
 # %% ../../nbs/66_layers.ipynb #11442a14
@@ -322,8 +330,7 @@ def whole(
     torch.manual_seed(0)
     for t in (*model.parameters(), *model.buffers()): fill(t)
     for arena in (m for m in model.modules() if isinstance(m, PackedMatrices)):
-        arena.scale.copy_(torch.rand(arena.scale.shape).add_(.5).mul_(.02))
-        arena.zero.random_(0, 16)
+        centre(arena)
     model.model.rotary_emb = type(model.model.rotary_emb)(config)
     return model
 
