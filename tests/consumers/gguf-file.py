@@ -193,7 +193,7 @@ def toys(consumer, room):
         'llama': lambda: dense('llama', tie_word_embeddings=True), 'llama, rule of 3.1': lambda: dense('llama', rope_parameters=long),
         'gemma3': lambda: dense('gemma3_text', query_pre_attn_scalar=64, sliding_window=8, num_hidden_layers=6, layer_types=['sliding_attention'] * 5 + ['full_attention']),
         'llama with experts (Mixtral)': lambda: tiny_model('mixtral', head_dim=64, **big), 'qwen2moe': lambda: tiny_model('qwen2_moe', mlp_only_layers=[], head_dim=64, **big),
-        'qwen3moe': lambda: tiny_model('qwen3_moe', norm_topk_prob=True, decoder_sparse_step=1, **big), 'olmoe': lambda: tiny_model('olmoe', head_dim=64, **big),
+        'qwen3moe': lambda: tiny_model('qwen3_moe', norm_topk_prob=True, decoder_sparse_step=1, **big), 'olmoe': lambda: tiny_model('olmoe', head_dim=64, num_key_value_heads=4, **big),
         'gpt-oss': lambda: tiny_model('gpt_oss', head_dim=64, **big), 'deepseek2 (V2)': lambda: tiny_model('deepseek_v2', **group, **big),
         'deepseek2 (V3)': lambda: tiny_model('deepseek_v3', **group, **big)}
     tokens = torch.randint(64, (18,), generator=torch.Generator().manual_seed(0)).tolist()
