@@ -16,7 +16,7 @@ def test_golden(to):
     assert export(plan, to) == wanted.read_text()
 
 SCRIPTS = {to: (to,) for to in EXPORTERS} | {'llm-compressor': ('llmcompressor', 'compressed_tensors', 'compressed-folder'), 'llama.cpp': ('llama_quantize', 'gguf'), 'mlx': ('mlx_lm',)}
-ANSWERS = [p for p in sorted((ROOT/'results/consumers').glob('*.jsonl')) if p.stem != 'gguf-file']  # of recipes
+ANSWERS = [p for p in sorted((ROOT/'results/consumers').glob('*.jsonl')) if not p.stem.startswith('gguf-file')]  # of recipes
 
 @pytest.mark.parametrize('to', EXPORTERS)
 def test_every_reader_can_be_asked(to):
@@ -34,5 +34,13 @@ def test_what_the_reader_of_files_answered():
     apart = [r['model'] for r in exact if not r['kl_most'] < 1e-3]
     assert len(exact) > 10 and apart == ['random llama with experts (Mixtral)'], apart
     assert {r['model'] for r in rows if r.get('loads') is False} == {'random olmoe', 'pocket'}
+    decoded = [r for r in rows if 'tensors' in r]
+    assert decoded and all(r['tensors'] == r['equal'] > 0 for r in decoded)
+
+def test_what_llama_cpp_answered():
+    "It loads every architecture and `pocket`; in float32 its logits are ours, codes it decodes as we do."
+    rows = read_rows(ROOT/'results/consumers/gguf-file-llama.cpp.jsonl')[1]
+    exact = [r for r in rows if 'float32' in r['file'] and 'kl' in r]
+    assert len(exact) > 10 and all(r['kl_most'] < 1e-3 for r in exact) and all(r.get('loads', True) for r in rows)
     decoded = [r for r in rows if 'tensors' in r]
     assert decoded and all(r['tensors'] == r['equal'] > 0 for r in decoded)
