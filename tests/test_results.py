@@ -56,6 +56,10 @@ def test_the_landing_page_says_what_the_rows_say():
         found[words.split(',')[0] + ', GPTQ'] = [change(f'{network}-gptq-windows9-wikitext2+stdlib', name, bits) for network, bits in cells]
     assert said == found
 
+def test_the_landing_page_holds():
+    fed = [r for r in map(json.loads, (ROOT/'results/allocators/gptq-pocket.jsonl').read_text().splitlines()[1:]) if r['name'] == 'alphaq']
+    assert 'The paper\'s allocation loses, with error feedback (GPTQ) too' in ' '.join((ROOT/'README.md').read_text().split()) and len(fed) > 3 and all(r['over_uniform'] > 3 * r['stderr'] for r in fed)
+
 def test_the_landing_page_says_how_fast():
     rows = {(r['model'], r['mode'], r['batch']): r['tokens_per_second'] for r in map(json.loads, (ROOT/'results/bench/decode.jsonl').read_text().splitlines()[1:])}
     said = float(re.search(r'\[([\d.]+) times\]\(nbs/66_layers.ipynb\)', (ROOT/'README.md').read_text())[1])
