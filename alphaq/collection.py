@@ -89,7 +89,7 @@ def layer_feedback(
     whole = _gram(x * times.sqrt()[:, None])
     def learned(e):
         own = x[torch.where(index == e)[0]]
-        tokens = torch.tensor([len(own), times.sum() - len(own)])
+        tokens = torch.tensor([len(own), times.sum().item() - len(own)], device=x.device)
         mean = shrunk(torch.cat([_gram(own), whole - _gram(own)]), tokens, pooled=True)
         one = ({r: v[e] for r, v in part.items()} for part in (W, b))
         between = one_expert(experts, *one, own)[0]
