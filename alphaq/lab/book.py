@@ -253,13 +253,18 @@ def setup(
     app, # Sphinx application
 ):
     "Make Sphinx understand our chapters and carry its own MathJax."
+    from jupyter_cache import get_cache
     from sphinx.transforms import SphinxTransform
     class CleanShowDoc(SphinxTransform):
         default_priority = 820  # docutils' pass over transitions has 830
         def apply(self, **kw): clean_show_doc(self.document)
+    def make_cache(app):
+        # its tables stand before two processes come to it, or both make them and one fails
+        get_cache(app.env.mystnb_config.execution_cache_path).db
     app.add_transform(CleanShowDoc)
     app.connect('config-inited', lambda app, config: vendor_mathjax(Path(app.srcdir)/'_vendor'))
     app.connect('source-read', _source_read)
     app.connect('build-finished', _tidy)
     app.connect('builder-inited', _by_two)
+    app.connect('builder-inited', make_cache, priority=900)  # after MyST-NB, which says where
     return dict(version='1', parallel_read_safe=True, parallel_write_safe=True)
