@@ -342,18 +342,19 @@ def grouped_layer(
     counts = torch.bincount(flat, minlength=experts + 1)[:experts]
     hit = counts.nonzero().flatten()
     ends = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    out = x.new_zeros(len(x), hidden, dtype=torch.float32)
+    pairs = x.new_zeros(len(flat), hidden, dtype=torch.float32)
     scales = weight.flatten()[order].float()[:, None]
     for some in hit.split(max(1, scratch // (6 * hidden * inner))):
         first, last = int(ends[some[0]]), int(ends[some[-1] + 1])
-        rows = order[first:last] // top.shape[1]
+        its = order[first:last]
         limits = (ends[some + 1] - first).int()
         chosen = some.int()
         def times(a, arena): return torch._grouped_mm(a, dequantized(arena, chosen).mT, offs=limits)
-        mine = x[rows]
+        mine = x[its // top.shape[1]]
         h = torch.nn.functional.silu(times(mine, layer.gate)) * times(mine, layer.up)
-        out.index_add_(0, rows, times(h, layer.down).float() * scales[first:last])
-    return out.to(x.dtype)
+        pairs[its] = times(h, layer.down).float() * scales[first:last]
+    # in the order of the slots: pairs added where they meet would come as threads happen to end
+    return pairs.view(*top.shape, hidden).sum(1).to(x.dtype)
 
 # %% ../nbs/49_launch.ipynb #96860071
 @torch.library.custom_op('alphaq::moe', mutates_args=())
