@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV   ?= .venv
 MODEL  ?= pocket
 BIN    := $(VENV)/bin
-# compiled as they are imported, not all 415 MB of them at once: a minute less
 PIP    := $(BIN)/python -m pip install --quiet --no-compile -c constraints.txt
 INSTALLED_BY := settings.ini constraints.txt setup.py pyproject.toml
+# what is imported is compiled then, once: not all 415 MB while they are installed, and not by each of some hundred processes
+unexport PYTHONDONTWRITEBYTECODE
 
 SHELL  := bash
 .SHELLFLAGS := -o pipefail -c
