@@ -241,9 +241,9 @@ def _source_read(app, docname, source):
                           fingerprint(root, here))
 
 # %% ../../nbs/95_book.ipynb #49f59065
-def _by_two(app):
-    "Pages are run by two processes: one mostly waits for a kernel to start."
-    app.parallel = max(app.parallel, min(2, os.cpu_count() or 1))
+def _side_by_side(app):
+    "Pages are run by four processes: some wait for a kernel to start, and none ends long last."
+    app.parallel = max(app.parallel, 4)
     # two that number and translate once all is read say nothing of how pages are read
     for extension in app.extensions.values():
         if extension.parallel_read_safe is None: extension.parallel_read_safe = True
@@ -265,6 +265,6 @@ def setup(
     app.connect('config-inited', lambda app, config: vendor_mathjax(Path(app.srcdir)/'_vendor'))
     app.connect('source-read', _source_read)
     app.connect('build-finished', _tidy)
-    app.connect('builder-inited', _by_two)
+    app.connect('builder-inited', _side_by_side)
     app.connect('builder-inited', make_cache, priority=900)  # after MyST-NB, which says where
     return dict(version='1', parallel_read_safe=True, parallel_write_safe=True)
