@@ -863,11 +863,16 @@ def quantize(
         out=str(made.path), source_bytes=made.source_bytes, file_bytes=made.file_bytes,
         tensor_bytes=made.tensor_bytes, predicted_bytes=made.predicted,
         predicted_file_bytes=made.predicted_files, quantizer=quantizer,
-        starved=len(made.starved), seconds=round(made.seconds, 2))
+        starved=len(made.starved), seconds=round(made.seconds, 2), report=_page_of(made.path))
     if memory:
         from alphaq.folder import open_folder
         data |= _taken(_folder_ledger(open_folder(made.path), memory.use), memory)
     _show(data, json_, f'eval {_q(out)}')
+
+# %% ../nbs/61_cli.ipynb #09bbf31f
+def _page_of(folder):
+    from alphaq.report import FOLDER_PAGE
+    return str(folder/FOLDER_PAGE) if (folder/FOLDER_PAGE).is_file() else None
 
 # %% ../nbs/61_cli.ipynb #20d60086
 @verb
@@ -1041,6 +1046,11 @@ def report(
              'file, or a named text; may be repeated')]=None,
     tokens:Annotated[int, typer.Option(help='tokens of each text at most', min=2)]=20_000,
     window:Annotated[int, typer.Option(help='tokens in a window', min=2)]=256,
+    tasks:Annotated[Optional[list[str]], typer.Option(
+        help='ask a folder, and --against, questions with four answers, by name or all; may be '
+             'repeated; needs lm-eval')]=None,
+    questions:Annotated[Optional[int], typer.Option(
+        help='questions of each task at most, all unless said', min=1)]=None,
     figures:Annotated[Optional[Path], typer.Option(
         help='folder for the figures as SVG files')]=None,
     device:Device='auto', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,
@@ -1056,27 +1066,62 @@ def report(
     if text and not against:
         raise UsageError('the original reads --text too; name it with --against')
     check_free(out, overwrite)
+    _check_elsewhere(out)
+    names = _asked_of(what, tasks)
     drawing()
     dense = bool(evidence(what).plan.places)
     table_ = experts_only(read_scores(scores), []) if scores else ()
     c = here(against, dense) if against else None
     asked = dict(scores=scores, against=against, text=text, tokens=text and tokens,
-                 window=text and window, figures=figures)
+                 window=text and window, tasks=tasks, questions=tasks and questions,
+                 figures=figures)
     e = evidence(what, c, table_, command=_again(what, out, **asked), against=against or '')
+    for name in text or (): load_text(name)
+    if text or names: turn_back(out); _still()
     if text:
-        for name in text: load_text(name)
-        turn_back(out)
-        _still()
         head = max(2048, min(tokens, GATE_TOKENS))
         rows = _lost(what, against, device, text, window, tokens) if e.folder else ()
         e = replace(e, beside=tuple(rows), gates={t: gated(c, e.plan, t, head, 3) for t in text})
+    if names: e = replace(e, tasks=_answered(what, against, device, names, questions))
     drawings = all_figures(e)
     write_text(out, report_page(e, drawings))
     for name, f in drawings.items() if figures else (): write_text(figures/f'{name}.svg', f.svg)
     data = dict(out=str(out), figures=[f.title for f in drawings.values()],
-                unmeasured=unmeasured(e))
+                **(dict(tasks=e.tasks) if names else {}), unmeasured=unmeasured(e))
     emit(data, json_, facts([['out', str(out)], ['figures', len(drawings)],
                              *[['not measured', line] for line in data['unmeasured']]]))
+
+# %% ../nbs/61_cli.ipynb #48a9afd4
+def _check_elsewhere(out):
+    "Refuse to put a page where checksums say what is there."
+    from alphaq.core import SUMS
+    if (Path(out).parent/SUMS).is_file():
+        raise UsageError(f'{Path(out).parent} is checked against its {SUMS}; write the page elsewhere')
+
+def _asked_of(what, tasks):
+    "Names of tasks, refused where nobody can answer."
+    from alphaq.tasks import check_lm_eval, task_names
+    names = task_names(tasks or [])
+    if names and not what.is_dir():
+        raise UsageError('a plan answers no questions; quantize with it, and name the folder')
+    if names: check_lm_eval()
+    return names
+
+# %% ../nbs/61_cli.ipynb #c31b46b6
+def _answered(folder, against, device, names, questions):
+    "What a folder answers to tasks, and its original on the same questions."
+    import torch
+    from alphaq.evaluate import paired, verdict
+    from alphaq.tasks import CHANCE, run_tasks
+    def asked(model): return run_tasks(*alphaq.load(model, device), names, limit=questions)
+    def wrong(score): return {'': torch.tensor([c == '0' for c in score.right]).float()}
+    ours, theirs = asked(folder), asked(against) if against else []
+    rows = [vars(s) | dict(chance=CHANCE) for s in ours]
+    for row, s, other in zip(rows, ours, theirs):
+        pair = paired(wrong(s), wrong(other))
+        row |= dict(original=dict(acc=other.acc, stderr=other.stderr), beside=dict(
+            difference=s.acc - other.acc, stderr=pair[1], verdict=verdict(pair)))
+    return tuple(rows)
 
 # %% ../nbs/61_cli.ipynb #34d8d474
 def _lost(folder, against, device, texts, window, tokens):

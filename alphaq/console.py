@@ -94,13 +94,14 @@ class Takes:
     seconds:float|None=None # `None`: nobody knows before the work
     memory:int|None=None    # bytes, at the peak
     disk:int|None=None      # bytes of the files made
+    why:str=''              # nobody knows the seconds
 
     def then(self, other): # the work that follows
         "Both works, one after the other."
         def both(a, b, how): return None if a is None or b is None else how(a, b)
         return Takes(both(self.seconds, other.seconds, sum_of),
                      both(self.memory, other.memory, max),
-                     both(self.disk, other.disk, sum_of))
+                     both(self.disk, other.disk, sum_of), self.why or other.why)
 
 def sum_of(a, b): return a + b
 
@@ -169,6 +170,7 @@ def takes_line(
 )->str:
     "What work will take, for people."
     said = [takes.seconds is not None and f'about {duration(takes.seconds)}',
+            takes.seconds is None and takes.why and f'no estimate of the time: {takes.why}',
             takes.memory and f'{size(takes.memory)} of memory',
             takes.disk and f'{size(takes.disk)} of disk' + (f', {size(free)} free' if free else '')]
     return '; '.join(filter(None, said)) or 'nobody knows before the work'
@@ -182,7 +184,7 @@ def foretell(
     run, who = in_rehearsal(), who_watches()
     if not run and not who: return
     takes, free = estimate(), free_bytes(out)
-    data = asdict(takes) | dict(free=free)
+    data = {k: v for k, v in asdict(takes).items() if k != 'why' or v} | dict(free=free)
     if run: run.takes |= data
     if who == 'machine': tell('estimate', what=what, out=str(out), **data)
     elif who: say(f'{what}: {takes_line(takes, free)}')

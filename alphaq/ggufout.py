@@ -343,6 +343,41 @@ def _check_layers(checkpoint, arch, config):
                           f'{"no " * (odd in wanted)}experts, which llama.cpp cannot load in '
                           f'{arch}; such a model needs another format')
 
+# %% ../nbs/38_ggufout.ipynb #f5318d1c
+_WHOLE, _BIASED = ('olmoe', 'qwen2moe'), ('llama', 'gpt-oss')
+
+def _odd(config, arch):
+    "What a model has and llama.cpp's loader or graph of its architecture has not; yields words."
+    heads, hidden = config['num_attention_heads'], config['hidden_size']
+    kv, dim = config.get('num_key_value_heads') or heads, config.get('head_dim') or hidden // heads
+    if arch in _WHOLE and heads * dim != hidden:
+        yield f'{heads} heads of {dim} beside a hidden size of {hidden}'
+    if arch == 'olmoe' and kv != heads: yield f'{kv} heads of keys for {heads} of queries'
+    if arch == 'olmoe' and config.get('clip_qkv'): yield 'a bound on queries and keys (clip_qkv)'
+    if arch not in _BIASED and config.get('attention_bias'): yield 'biases in attention'
+    if arch == 'gpt-oss' and not config.get('attention_bias'): yield 'no biases in attention'
+    if arch != 'llama' and config['rope_parameters'].get('rope_type') == 'llama3':
+        yield 'the rotation of Llama 3.1'
+    if arch == 'deepseek2': yield from _odd_deepseek(config)
+
+# %% ../nbs/38_ggufout.ipynb #c8abf7e8
+def _odd_deepseek(config):
+    layers, rank = config['num_hidden_layers'], config.get('q_lora_rank')
+    lite = layers in (26, 27) or (layers, config['vocab_size']) == (48, 128256)
+    if bool(rank) == lite:
+        how = f'through {rank} numbers' if rank else 'in one step'
+        yield f'queries projected {how} in {layers} layers'
+    groups, used = config.get('n_group') or 1, config.get('topk_group') or 1
+    if groups > 1 and config['model_type'] == 'deepseek_v2':
+        yield 'groups of experts rated by their best one'
+    elif groups > 1 and used >= groups: yield f'{used} of {groups} groups of experts asked'
+
+def _check_loads(checkpoint, arch, config):
+    "Refuse a model whose file llama.cpp would not load, or compute otherwise."
+    if odd := next(_odd(config, arch), None):
+        raise AlphaqError(f'{checkpoint.path}: {odd}, which llama.cpp does not know in {arch}; use '
+                          'alphaq quantize, or --to compressed-tensors, whose folders hold it')
+
 # %% ../nbs/38_ggufout.ipynb #1a7c85be
 _UNTIED = ('olmoe', 'qwen2moe', 'gpt-oss')
 
@@ -364,6 +399,7 @@ def parts_for(
     with third_party(f'{checkpoint.path}: transformers cannot read config.json', 'mend it'):
         config = CONFIG_MAPPING[checkpoint.family].from_dict(dict(checkpoint.config)).to_dict()
     _check_layers(checkpoint, arch, config)
+    _check_loads(checkpoint, arch, config)
     stacks = stacks_of(plan, checkpoint) if plan else []
     chosen = {(s.module, s.role): b for s, b in zip(stacks, fused_widths(stacks) if stacks else ())}
     width = _wide(plan, rest)

@@ -83,7 +83,7 @@ _WEIGHTS = ('.safetensors', '.bin', '.pt', '.pth', '.ckpt', '.gguf', '.ggml', '.
             '.msgpack', '.npy', '.npz', '.pkl', '.pickle', '.tflite', '.mlmodel', '.index.json')
 _REWRITTEN = ('config.json', SUMS)
 _CARD, _SOURCE_CARD = 'README.md', 'README.source.md'
-_OURS = re.compile(r'(plan|job|logits)\.json|errors\.jsonl|UNFINISHED|model-\d+-of-\d+\.rows\.json')
+_OURS = re.compile(r'(plan|job|logits)\.json|errors\.jsonl|report\.html|UNFINISHED|model-\d+-of-\d+\.rows\.json')
 _FOREIGN = re.compile(r'(hf_)?quant(ize|ization)?_?(config|strategy|summary|log)?\.\w+|recipe\.ya?ml|.*\.(bak|orig|tmp|lock)')
 
 def _made_here(folder):

@@ -32,7 +32,7 @@ from .evaluate import (calibration_windows, load_model, log_probabilities, paire
                              verdict, window_kl)
 from .exports import check_loads, priced
 from .grid import WIDTHS, has_groups, stored_bytes, to_grid
-from .jobs import ENGINES, ScoreJob, score_all, score_takes, workers_of
+from .jobs import ELSEWHERE, ENGINES, ScoreJob, score_all, score_takes, workers_of
 from .ledger import Ledger, Use, a_size, a_use, itemsize_of, ledger_of, longest
 from .making import check_fits, companions, left_job
 from .methods import WITH_ALPHA, Settings, choice_sizes, method_named
@@ -657,7 +657,8 @@ def quantize(
     batch:int=1,
     runs_on:str='cuda',
 )->Quantized:
-    """Round and pack a checkpoint into a folder that opens in transformers; stopped, it continues.
+    """Round and pack a checkpoint into a folder that opens in transformers, with a page about it;
+    stopped, it continues.
 
     model:       as `open` takes it, on this machine
     plan:        `Plan`, `str | Path` of one, or a number of bits or a `Budget` to make one from; `None` with `fits`
@@ -721,11 +722,12 @@ def quantize(
     made = job(replace(plan, model=c.name) if plan.model == UNNAMED else plan)
     check_fits(out, sum(predicted_files(made).values()))
     def takes():
+        scoring = budget and replace(score_takes(_scoring(c, budget, settings, device),
+                                                 workers_of(work)), disk=0)
         making = quantize_takes(made)
-        if engine != 'local': making = replace(making, seconds=None)
-        if not budget: return making
-        scoring = score_takes(_scoring(c, budget, settings, device), workers_of(work))
-        return replace(scoring, disk=0).then(making)
+        if engine != 'local' and quantizer != 'gptq':
+            making = replace(making, seconds=None, why=ELSEWHERE)
+        return scoring.then(making) if budget else making
     foretell('quantizing', out, takes)
     if in_rehearsal(): return quantize_job(made, out, overwrite)  # which turns back
     fed = quantizer == 'gptq'
@@ -737,7 +739,7 @@ def quantize(
         except GateError as e:
             if not anyway: raise
             say(f'alphaq quantize: warning: {e}')
-    return quantize_job(made, out, overwrite, work if engine != 'local' else None)
+    return quantize_job(made, out, overwrite, work if engine != 'local' else None, page=True)
 
 # %% ../nbs/60_pipeline.ipynb #0e4711d9
 @told

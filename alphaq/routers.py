@@ -28,6 +28,8 @@ from .evaluate import load_model, paired, verdict
 from .folder import Folder, contained, open_folder
 from .making import UNFINISHED, making
 from .plain import dense_matrices, folder_parts
+from .plans import read_plan
+from .report import FOLDER_PAGE, leave_page
 from .rounding import LOGITS
 
 # %% ../nbs/56_routers.ipynb #be5eb56a
@@ -378,7 +380,7 @@ standard errors); {before:.1%} of choices of experts differed from the original 
 def _write(folder, original, model, partial, names, routers, said):
     "The files of a folder with other routers."
     for name in names:
-        if name in ('job.json', UNFINISHED): continue
+        if name in ('job.json', UNFINISHED, FOLDER_PAGE): continue
         with atomic(partial/name) as temporary:
             own = {key: R for key, R in routers.items() if folder.tensors[key].file == name}
             if own:
@@ -392,6 +394,7 @@ def _write(folder, original, model, partial, names, routers, said):
                                  tokens)[..., places]
         write_json(partial/LOGITS, old | dict(logits=[
             [[float(f'{x:.6g}') for x in row] for row in text] for text in logits.tolist()]))
+    if FOLDER_PAGE in names: leave_page(partial, read_plan(partial/'plan.json'), original)
 
 # %% ../nbs/56_routers.ipynb #920ae2fa
 def tune(

@@ -87,7 +87,7 @@ def test_nothing_is_written_and_the_bytes_come_true(home, verb, line):
     assert all((home/p).is_dir() for p in made), f'{made} were not foretold'
     if verb in ('score', 'quantize') or 'gguf' in line or 'compressed' in line:
         takes = said['takes']
-        assert takes['memory'] > 2**24 and takes['free'] > 0 and (takes['seconds'] is None) == ('gptq' in line and verb == 'quantize')
+        assert takes['memory'] > 2**24 and takes['free'] > 0 and 0 < takes['seconds'] < 600
         assert takes['disk'] == sum(foretold.values())
 
 

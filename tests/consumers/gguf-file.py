@@ -1,4 +1,4 @@
-"Finished GGUF files, loaded and computed with by ik_llama.cpp or llama.cpp, built for packages of others: `python tests/consumers/gguf-file.py [ik_llama.cpp|llama.cpp [FOLDER with the package]]`."
+"Finished GGUF files, loaded and computed with by ik_llama.cpp or llama.cpp, built for packages of others: `python tests/consumers/gguf-file.py [ik_llama.cpp|llama.cpp|refused [FOLDER with the package]]`."
 import importlib.metadata, json, os, subprocess, sys, tempfile
 from pathlib import Path
 
@@ -6,7 +6,8 @@ HERE = Path(__file__).resolve()
 ROOT = HERE.parents[2]
 sys.path[:] = [p for p in sys.path if Path(p).resolve() != HERE.parent]  # scripts here have the names of packages
 # program -> its package, the file of rows
-PROGRAMS = {'ik_llama.cpp': ('ik-llama-cpp-python==0.1.5', 'gguf-file'), 'llama.cpp': ('@node-llama-cpp/linux-x64@3.22.1', 'gguf-file-llama.cpp')}
+PROGRAMS = {'ik_llama.cpp': ('ik-llama-cpp-python==0.1.5', 'gguf-file'), 'llama.cpp': ('@node-llama-cpp/linux-x64@3.22.1', 'gguf-file-llama.cpp'),
+            'refused': ('@node-llama-cpp/linux-x64@3.22.1', 'gguf-file-refused')}  # llama.cpp again, on files that are not written otherwise
 TEXT = 'The library reads the file once, and the numbers that it finds there are compared with those of the model it was made from. If they differ, nothing is written. '
 
 def opened(home, program):
@@ -220,6 +221,39 @@ def toys(consumer, room):
             yield row | dict(check='logits beside a twin that lacks the residual stream around the experts, as build_llama.cpp there does') | apart(logits(model, tokens), theirs)
             kind.forward = kept
 
+def refused(consumer, room):
+    "A row for each rule of chapter 38 that a model breaks, all else as it should be: its file is written all the same, in float32."
+    import torch
+    from alphaq import ggufout
+    from alphaq.activations import load_weights
+    from alphaq.checkpoint import open_checkpoint
+    from alphaq.core import AlphaqError
+    from alphaq.dialects import spoken
+    from alphaq.lab.toys import tiny_model
+    big, group, own = dict(hidden_size=256, intermediate_size=256, moe_intermediate_size=256, initializer_range=.05), dict(n_group=1, topk_group=1), dict(head_dim=64, num_key_value_heads=4)
+    long = dict(rope_type='llama3', rope_theta=5e5, factor=8., low_freq_factor=1., high_freq_factor=4., original_max_position_embeddings=8192)
+    models = [('olmoe', own | dict(num_key_value_heads=2)), ('olmoe', own | dict(head_dim=32)), ('olmoe', own | dict(clip_qkv=.5)), ('olmoe', own | dict(attention_bias=True)),
+              ('qwen2_moe', dict(mlp_only_layers=[], head_dim=16)), ('qwen3_moe', dict(decoder_sparse_step=1, norm_topk_prob=True, attention_bias=True)),
+              ('qwen3_moe', dict(decoder_sparse_step=1, norm_topk_prob=True, rope_parameters=long)), ('gpt_oss', dict(head_dim=64, attention_bias=False)), ('deepseek_v2', group | dict(q_lora_rank=None)),
+              ('deepseek_v2', group | dict(num_hidden_layers=27)), ('deepseek_v2', dict(n_group=8, topk_group=3, n_routed_experts=32, num_experts_per_tok=6, topk_method='group_limited_greedy')),
+              ('deepseek_v3', dict(n_group=2, topk_group=2)), ('deepseek_v3', dict(n_group=8, topk_group=3, n_routed_experts=32, num_experts_per_tok=6))]  # the last breaks none
+    tokens = torch.randint(64, (18,), generator=torch.Generator().manual_seed(0)).tolist()
+    kept, ggufout._check_loads = ggufout._check_loads, lambda *given: None
+    for family, more in models:
+        folder, file = room/f'odd-{len(os.listdir(room))}', room/'odd.gguf'
+        model = tiny_model(family, **big | more)
+        model.save_pretrained(folder)
+        said = next(ggufout._odd(model.config.to_dict(), spoken(family)[0]), 'nothing')
+        row = dict(model=f'random {family}', file='all float32', odd=said)
+        try: ggufout.write_gguf(open_checkpoint(folder), file, rest=32, overwrite=True)
+        except AlphaqError as e:
+            yield row | dict(written=False, why=str(e).removeprefix(f'{folder}: ').replace(str(room), 'FOLDER')); continue
+        theirs, said = consumer(file, tokens)
+        if theirs is not None: yield row | dict(loads=True) | apart(logits(load_weights(file), tokens), theirs); continue
+        why = next((line for line in said.splitlines() if 'error loading model' in line or 'GGML_ASSERT' in line), said.splitlines()[-1])
+        yield row | dict(loads=False, why=why.split('error loading model')[-1].rpartition('GGML_ASSERT')[2].strip(': '))
+    ggufout._check_loads = kept
+
 def small(consumer, room):
     "`pocket`, an OLMoE, which ik_llama.cpp does not know."
     from alphaq.checkpoint import open_checkpoint
@@ -269,11 +303,11 @@ def main(program='ik_llama.cpp', home=None):
         if home is None:
             home = room/'package'
             fetch(package, home)
-            if program == 'llama.cpp': home = home/'package'/'bins'/'linux-x64'
-        found = []
-        for row in rows(Consumer(Path(home), program, room), room): found.append(row); print(json.dumps(row), flush=True)
-    header['versions'] |= {'gguf': importlib.metadata.version('gguf'), **dict([package.rsplit('@' if program == 'llama.cpp' else '==', 1)])}
-    if program == 'llama.cpp': header['versions'][program] = json.loads((Path(home)/'_nlcBuildMetadata.json').read_text())['buildOptions']['llamaCpp']['release']
+            if program != 'ik_llama.cpp': home = home/'package'/'bins'/'linux-x64'
+        found, run = [], refused if program == 'refused' else rows
+        for row in run(Consumer(Path(home), 'llama.cpp' if run is refused else program, room), room): found.append(row); print(json.dumps(row), flush=True)
+    header['versions'] |= {'gguf': importlib.metadata.version('gguf'), **dict([package.rsplit('==' if program == 'ik_llama.cpp' else '@', 1)])}
+    if program != 'ik_llama.cpp': header['versions']['llama.cpp'] = json.loads((Path(home)/'_nlcBuildMetadata.json').read_text())['buildOptions']['llamaCpp']['release']
     write_rows(ROOT/'results'/'consumers'/f'{file}.jsonl', header, found)
 
 if __name__ == '__main__':
