@@ -360,7 +360,7 @@ def _odd(config, arch):
         yield 'the rotation of Llama 3.1'
     if arch == 'deepseek2': yield from _odd_deepseek(config)
 
-# %% ../nbs/38_ggufout.ipynb #c8abf7e8
+# %% ../nbs/38_ggufout.ipynb #992e68ad
 def _odd_deepseek(config):
     layers, rank = config['num_hidden_layers'], config.get('q_lora_rank')
     lite = layers in (26, 27) or (layers, config['vocab_size']) == (48, 128256)

@@ -44,3 +44,9 @@ def test_what_llama_cpp_answered():
     assert len(exact) > 10 and all(r['kl_most'] < 1e-3 for r in exact) and all(r.get('loads', True) for r in rows)
     decoded = [r for r in rows if 'tensors' in r]
     assert decoded and all(r['tensors'] == r['equal'] > 0 for r in decoded)
+
+def test_what_llama_cpp_makes_of_files_that_are_refused():
+    "It does not load them, or computes something else; a model that breaks no rule it runs as we do."
+    *odd, last = read_rows(ROOT/'results/consumers/gguf-file-refused.jsonl')[1]
+    assert len({(r['model'], r['odd']) for r in odd}) == len(odd) == 12 and last['odd'] == 'nothing' and last['kl_most'] < 1e-5
+    assert all(r['loads'] is False or r['kl'] > 1e-3 for r in odd) and sum(not r['loads'] for r in odd) == 10
