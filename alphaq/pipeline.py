@@ -727,7 +727,9 @@ def quantize(
         making = quantize_takes(made)
         if engine != 'local' and quantizer != 'gptq':
             making = replace(making, seconds=None, why=ELSEWHERE)
-        return scoring.then(making) if budget else making
+        whole = scoring.then(making) if budget else making
+        if not (reads or gate): return whole
+        return replace(whole, seconds=None, why='what is read for a plan or a gate is not timed')
     foretell('quantizing', out, takes)
     if in_rehearsal(): return quantize_job(made, out, overwrite)  # which turns back
     fed = quantizer == 'gptq'

@@ -639,9 +639,10 @@ def _shard_memory(job, shard, most):
 
 def _fed_memory(job, shard):
     "Bytes beside those, where error feedback makes a shard."
-    grams = [n for n in shard.matrices if not (split_name(n) and n.endswith('up_proj'))]
-    return 4 * sum(prod(job.shapes[n]) for n in shard.matrices) + 8 * sum(
-        job.shapes[n][1]**2 for n in grams)
+    own = [n for n in shard.matrices if not (split_name(n) and n.endswith('up_proj'))]
+    grams = 8 * sum(job.shapes[n][1]**2 for n in own)
+    layer = 4 * sum(prod(job.shapes[n]) for n in shard.matrices)
+    return layer + grams + 10 * min(grams, AT_ONCE)
 
 def _most_memory(job):
     "Bytes beside the program's, at the peak."
