@@ -329,7 +329,7 @@ def _task_figure(rows):
             at = [(y + .2 * i - .1, r) for y, r in enumerate(found) if r]
             if at: ax.errorbar([r['acc'] for _, r in at], [y for y, _ in at],
                                xerr=[r['stderr'] for _, r in at], fmt=MARKERS[i],
-                               color=COLORS[i], capsize=3, label=name)
+                               color=COLORS[i], capsize=3, label=name, clip_on=False)
         ax.axvline(rows[0]['chance'], color=INK, linewidth=1, linestyle='--', label='guessing')
         ax.set_yticks(range(len(rows)), [r['task'].removeprefix('alphaq_')[-24:] for r in rows])
         ax.set(xlabel='share answered well', xlim=(0, 1), ylim=(len(rows) - .5, -.5))
@@ -546,13 +546,14 @@ def _beside_rivals(e, drawings):
 def _answers(e, drawings):
     "What a folder answers to questions, beside guessing and its original."
     def said(r): return r and f'{r["acc"]:.3f} ± {r["stderr"]:.3f}'
-    rows = [[r['task'], r['questions'], said(r), f'{r["z"]:+.1f}', said(r.get('original')),
+    rows = [[r['task'].removeprefix('alphaq_'), r['questions'], said(r), f'{r["z"]:+.1f}',
+             said(r.get('original')),
              *([_signed(b), b['verdict']] if (b := r.get('beside')) else [None, None])]
             for r in e.tasks]
     return _figure(drawings['tasks']) + _table(
         'Questions with four answers: share answered well; a guess is right one time in four',
-        ['task', '>questions', '>this folder', '>s.e. from guessing', '>the original',
-         '>the folder less the original', 'the folder is'], rows)
+        ['task', '>asked', '>this folder', '>s.e. from guessing', '>the original',
+         '>difference', 'the folder is'], rows)
 
 def _text(e, drawings):
     parts = [write(e, drawings) for write, there in
