@@ -57,13 +57,16 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # torch goes first and alone, so that nothing that follows can choose another build of it
-$(VENV)/demo-stamp: $(INSTALLED_BY) | $(BIN)/python
+$(VENV)/torch-stamp: $(INSTALLED_BY) | $(BIN)/python
 	@echo 'installing into $(VENV); a minute or two, once'
 	$(PIP) torch
+	@touch $@
+
+$(VENV)/demo-stamp: $(VENV)/torch-stamp
 	$(PIP) -e .
 	@touch $@
 
 # triton for its interpreter and compiler, which need no GPU; not lm-eval: what needs it is skipped with a reason
-$(VENV)/test-stamp: $(VENV)/demo-stamp
+$(VENV)/test-stamp: $(VENV)/torch-stamp
 	$(PIP) -e '.[dev,book,gpu]'
-	@touch $@
+	@touch $@ $(VENV)/demo-stamp
