@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'CAPABILITY', 'MOST_PAIRS', 'SCRATCH', 'no_kernels', 'unfit', 'checked', 'prepare_step', 'tile_for',
-           'block_size', 'FusedLayer', 'fused_layer', 'decode_layer', 'decode_linear', 'dense', 'spec_dense',
-           'grouped_layer', 'moe', 'call_layer', 'fused_linear', 'say_once']
+           'block_size', 'FusedLayer', 'fused_layer', 'in_pieces', 'beside', 'with_shared', 'decode_layer',
+           'decode_linear', 'dense', 'spec_dense', 'grouped_layer', 'moe', 'call_layer', 'fused_linear', 'say_once']
 
 # %% ../nbs/49_launch.ipynb #85cfa0b7
 from dataclasses import dataclass, replace
@@ -19,7 +19,8 @@ from .core import AlphaqError
 from .grid import WIDTHS, dequantize_codes
 from .kernel import (COPIES, INTERPRETED, UNIT, Arena, Blocks, Prepared, Tile, down, gate_up,
                            most_blocks, table_of)
-from .pack import SLICE, TILE_ROWS, slice_width, unpack_codes, word_count
+from .pack import (SLICE, TILE_ROWS, pack_codes, slice_width, unpack_codes,
+                         word_count)
 
 try:
     import triton
@@ -83,14 +84,23 @@ def checked(
 # %% ../nbs/49_launch.ipynb #5d53616a
 if triton:
     @triton.jit
-    def _route(i, top, cost, blocks, slots, P, E, PP: tl.constexpr, EP: tl.constexpr,
-               BM: tl.constexpr):
+    def _expert(pair, top, P, E, TOP: tl.constexpr, SHARED: tl.constexpr):
+        "Expert of some pairs: the router's, then the last of all for each token; E where none is."
+        slot = pair % (TOP + SHARED)
+        at = top + pair // (TOP + SHARED) * TOP + slot
+        e = tl.load(at, (pair < P) & (slot < TOP), -1).to(tl.int32)
+        e = tl.where((e >= 0) & (e < E - SHARED), e, E)
+        return tl.where(slot < TOP, e, E - SHARED - TOP + slot)
+
+# %% ../nbs/49_launch.ipynb #cab2d8ef
+if triton:
+    @triton.jit
+    def _route(i, top, cost, blocks, slots, P, E, TOP: tl.constexpr, SHARED: tl.constexpr,
+               PP: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr):
         "Block and place in it of some pairs `i`."
         j = tl.arange(0, PP)
-        other = tl.load(top + j, j < P, -1).to(tl.int32)
-        other = tl.where((other >= 0) & (other < E), other, E)
-        mine = tl.load(top + i, i < P, -1).to(tl.int32)
-        mine = tl.where((mine >= 0) & (mine < E), mine, E)
+        other = _expert(j, top, P, E, TOP, SHARED)
+        mine = _expert(i, top, P, E, TOP, SHARED)
         same = (mine[:, None] == other[None, :]) & (j < P)[None, :]
         rank = tl.sum((same & (j[None, :] < i[:, None])).to(tl.int32), 1)
         count = tl.sum(same.to(tl.int32), 1)
@@ -132,14 +142,15 @@ if triton:
             tl.store(to + b * (K // S), total, part < K // S)
 
     @triton.jit
-    def _prepare_kernel(x, copies, sums, top, cost, blocks, slots, P, E, ROUTERS: tl.constexpr,
-                        PP: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr, K: tl.constexpr,
-                        S: tl.constexpr, KW: tl.constexpr, PIECE: tl.constexpr):
+    def _prepare_kernel(x, copies, sums, top, cost, blocks, slots, P, E, TOP: tl.constexpr,
+                        SHARED: tl.constexpr, ROUTERS: tl.constexpr, PP: tl.constexpr,
+                        EP: tl.constexpr, BM: tl.constexpr, K: tl.constexpr, S: tl.constexpr,
+                        KW: tl.constexpr, PIECE: tl.constexpr):
         "First programs that route 64 pairs each, then one for each piece of a token."
         program = tl.program_id(0)
         if program < ROUTERS:
             i = program * 64 + tl.arange(0, 64)
-            total = _route(i, top, cost, blocks, slots, P, E, PP, EP, BM)
+            total = _route(i, top, cost, blocks, slots, P, E, TOP, SHARED, PP, EP, BM)
             if program == 0: tl.store(blocks, total)
         else:
             pieces: tl.constexpr = (K + PIECE - 1) // PIECE
@@ -153,10 +164,11 @@ def prepare_step(
     cost:Tensor,  # `[experts]` int32, larger goes first
     size:int,     # pairs of a block, 8 or 16
     part:int,     # inputs of a sum: the group
+    shared:int=0, # experts at the end that every token visits beside those of `top`
 ):                # `Prepared`, `Blocks`
     "`prepared` and `by_expert` in one launch, without a word to the CPU."
-    tokens, K = x.shape
-    pairs, experts = top.numel(), len(cost)
+    (tokens, K), k = x.shape, top.shape[1]
+    pairs, experts = tokens * (k + shared), len(cost)
     most = most_blocks(pairs, experts, size)
     copies = x.new_empty(tokens, COPIES, K)
     sums = x.new_empty(tokens, 1 + len(WIDTHS), K // part, dtype=torch.float32)
@@ -164,9 +176,10 @@ def prepare_step(
     slots = top.new_empty(most, size, dtype=torch.int32)
     routers, pieces = -(-pairs // 64), -(-K // (8 * part))
     _prepare_kernel[routers + tokens * pieces,](
-        x, copies, sums, top.contiguous(), cost, table, slots, pairs, experts, ROUTERS=routers,
-        PP=triton.next_power_of_2(max(pairs, 16)), EP=triton.next_power_of_2(experts + 2),
-        BM=size, K=K, S=part, KW=tuple(slice_width(K, b) for b in WIDTHS), PIECE=8 * part)
+        x, copies, sums, top.contiguous(), cost, table, slots, pairs, experts, TOP=k,
+        SHARED=shared, ROUTERS=routers, PP=triton.next_power_of_2(max(pairs, 16)),
+        EP=triton.next_power_of_2(experts + 2), BM=size, K=K, S=part,
+        KW=tuple(slice_width(K, b) for b in WIDTHS), PIECE=8 * part)
     return Prepared(copies, sums), Blocks(table, slots)
 
 # %% ../nbs/49_launch.ipynb #422d0b14
@@ -217,23 +230,75 @@ def _here(layer, device):
                               table=a.table.to(device)) for a in (layer.gate, layer.up, layer.down))
     return FusedLayer(gate, up, down, layer.lines.to(device), layer.cost.to(device))
 
+# %% ../nbs/49_launch.ipynb #c70ed23c
+def in_pieces(
+    arena:Arena,  # of one matrix
+    like:Arena,   # of the matrices that its pieces are to resemble
+)->Arena:         # of the pieces, in order
+    "One matrix cut by rows, or by inputs, into matrices of another arena's shape."
+    (rows, cols), (N, K) = arena.shape, like.shape
+    per, wanted = (m.shape[1] // m.scale.shape[-1] for m in (arena, like))
+    if len(arena.table) != 1 or rows % N or cols % K or (rows > N and cols > K) or per % wanted:
+        raise AlphaqError(f'a matrix {rows} x {cols} in groups of {per} is not made of whole '
+                          f'matrices {N} x {K} in groups of {wanted}')
+    bits, count = int(arena.table[0, 0]), rows * cols // (N * K)
+    table = table_of([bits] * count, like.shape).to(arena.table.device)
+    grids = [g[0].repeat_interleave(per // wanted, 1) for g in (arena.scale, arena.zero)]
+    if cols == K:
+        return Arena(arena.words, *(g.view(count, N, -1) for g in grids), table, like.shape)
+    codes = unpack_codes(arena.words, bits, arena.shape).split(K, 1)
+    words = torch.cat([pack_codes(part, bits) for part in codes])
+    return Arena(words, *(torch.stack(g.split(K // wanted, 1)) for g in grids), table, like.shape)
+
+# %% ../nbs/49_launch.ipynb #609dbeb7
+def beside(
+    routed:Arena,  # matrices of a role
+    shared:Arena,  # the shared expert's, of a multiple of their size
+)->Arena:          # the routed matrices first
+    "A role of a layer with its shared expert, as one arena."
+    pieces = in_pieces(shared, routed)
+    words, scale, zero = (torch.cat([getattr(a, part) for a in (routed, pieces)])
+                          for part in ('words', 'scale', 'zero'))
+    widths = torch.cat([routed.table, pieces.table])[:, 0].tolist()
+    return Arena(words, scale, zero, table_of(widths, routed.shape).to(words.device),
+                 routed.shape)
+
+def with_shared(
+    top:Tensor,   # `[tokens, k]` expert of each pair
+    shared:int,   # experts at the end that every token visits
+    experts:int,  # all of them
+)->Tensor:        # `[tokens, k + shared]`
+    "Slots as `prepare_step` counts them, written down."
+    known = torch.where((top < 0) | (top >= experts - shared), experts, top)
+    last = torch.arange(experts - shared, experts, device=top.device)
+    return torch.cat([known, last.expand(len(top), -1)], 1)
+
 # %% ../nbs/49_launch.ipynb #cb8b3133
 MOST_PAIRS = 512  # of the decode kernels; more go through `grouped_layer`
 
+def _shared(top, weight, layer):
+    "Shared experts of a call: slots that have a weight beyond those of the router."
+    shared = weight.shape[1] - top.shape[1]
+    if len(weight) == len(top) and 0 <= shared < len(layer.cost): return shared
+    raise AlphaqError(f'experts {tuple(top.shape)} and weights {tuple(weight.shape)} do not fit '
+                      f'a layer of {len(layer.cost)} experts')
+
+# %% ../nbs/49_launch.ipynb #53147b1c
 def decode_layer(
     x:Tensor,           # `[tokens, hidden]` bfloat16
-    top:Tensor,         # `[tokens, k]` expert of each pair; the number of experts means none
-    weight:Tensor,      # `[tokens, k]` of the router
-    layer:FusedLayer,
+    top:Tensor,         # `[tokens, k]` expert of each pair; the number of routed experts means none
+    weight:Tensor,      # `[tokens, k + shared]` of the router, then of shared experts
+    layer:FusedLayer,   # shared experts last
 )->Tensor:              # `[tokens, hidden]`
     "Weighted sum of the chosen experts, three launches and one addition."
-    tokens, k = top.shape
+    tokens, k = weight.shape
+    shared = _shared(top, weight, layer)
     if tokens == 0: return torch.zeros_like(x)
     layer = _here(layer, x.device)
-    size = block_size(tokens, k, len(layer.cost))
+    size = block_size(tokens, k - shared, len(layer.cost) - shared)
     hidden, inner = layer.down.shape
     group = hidden // layer.gate.scale.shape[-1]
-    made, blocks = prepare_step(x.contiguous(), top, layer.cost, size, group)
+    made, blocks = prepare_step(x.contiguous(), top, layer.cost, size, group, shared)
     first = tile_for(hidden, size)
     if inner % (2 * first.rows): first = replace(first, rows=TILE_ROWS // 2)
     h = gate_up(made, layer.gate, layer.up, blocks, k, first, layer.lines)
@@ -328,16 +393,16 @@ SCRATCH = 2**28  # bytes of dequantized matrices at a time
 def grouped_layer(
     x:Tensor,           # `[tokens, hidden]` bfloat16
     top:Tensor,         # `[tokens, k]`
-    weight:Tensor,      # `[tokens, k]`
+    weight:Tensor,      # `[tokens, k + shared]`
     layer:FusedLayer,
     scratch:int=SCRATCH,
     dequantized=dense,  # or `spec_dense`
 )->Tensor:              # `[tokens, hidden]`
     "The same as `decode_layer` for many tokens: dequantize some experts, multiply in groups."
-    layer = _here(layer, x.device)
+    layer, experts = _here(layer, x.device), len(layer.cost)
     hidden, inner = layer.down.shape
-    experts = len(layer.cost)
-    flat = torch.where((top < 0) | (top > experts), experts, top).flatten()
+    top = with_shared(top, _shared(top, weight, layer), experts)
+    flat = top.flatten()
     order = flat.argsort(stable=True)
     counts = torch.bincount(flat, minlength=experts + 1)[:experts]
     hit = counts.nonzero().flatten()
@@ -366,7 +431,7 @@ def moe(
     inner, hidden = scales[0].shape[1], x.shape[1]
     shapes = (inner, hidden), (inner, hidden), (hidden, inner)
     layer = FusedLayer(*map(Arena, words, scales, zeros, tables, shapes), lines, cost)
-    run = decode_layer if top.numel() <= MOST_PAIRS else grouped_layer
+    run = decode_layer if weight.numel() <= MOST_PAIRS else grouped_layer
     return run(x, top, weight, layer)
 
 @moe.register_fake
@@ -397,6 +462,7 @@ def _(x, words, scale, zero, table): return x.new_empty(len(x), scale.shape[1])
 @cache
 def say_once(
     why:str,
+    what:str='packed weights run without the fused kernels',
 ):
     "Log, once for each reason, that the kernels are not used."
-    getLogger('alphaq').warning('packed weights run without the fused kernels: %s', why)
+    getLogger('alphaq').warning('%s: %s', what, why)

@@ -109,11 +109,12 @@ def _tiles(rows):
 def _to_words(fields, bits):
     "`[..., F, KW]` codes to `[..., words, KW]` words (int32, low 16 bits)."
     def joined(f):
-        return (f << torch.arange(0, f.shape[-2] * bits, bits,
-                                  dtype=torch.int32)[:, None]).sum(-2, dtype=torch.int32)
+        places = torch.arange(0, f.shape[-2] * bits, bits, dtype=torch.int32, device=f.device)
+        return (f << places[:, None]).sum(-2, dtype=torch.int32)
     if bits != 3: return joined(fields)[..., None, :]
     three = joined(fields[..., :15, :].unflatten(-2, (3, 5)))
-    return three | (fields[..., 15:, :] >> torch.arange(3, dtype=torch.int32)[:, None] & 1) << 15
+    bit = torch.arange(3, dtype=torch.int32, device=fields.device)[:, None]
+    return three | (fields[..., 15:, :] >> bit & 1) << 15
 
 # %% ../nbs/07_pack.ipynb #a633edbe
 def pack_codes(

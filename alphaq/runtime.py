@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'AlphaqConfig', 'PackedMatrices', 'packed_linear', 'kernels_for', 'AlphaqExperts', 'AlphaqLinear',
-           'AlphaqHfQuantizer', 'register', 'quantize_model']
+           'SharedExpert', 'join_shared', 'AlphaqHfQuantizer', 'register', 'quantize_model']
 
 # %% ../nbs/50_runtime.ipynb #dff8e9cd
 import re
@@ -22,11 +22,12 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from . import cpu
 from .core import ROLES, AlphaqError
-from .families import biases, check_experts, gated, matrices, place_of
+from .families import SHARED, biases, check_experts, gated, matrices, place_of
 from .grid import dequantize_codes, group_of, to_grid
 from .hook import CURE, poison_tensors
 from .kernel import INTERPRETED, Arena, table_of
-from .launch import call_layer, fused_layer, fused_linear, no_kernels, say_once, unfit
+from .launch import (beside, call_layer, fused_layer, fused_linear, no_kernels, say_once,
+                           unfit)
 from .pack import PackedWeight, check_table, pack, unpack_codes, word_count
 
 # %% ../nbs/50_runtime.ipynb #1939f247
@@ -163,7 +164,8 @@ def kernels_for(
     if kept is None or kept[0] is not arenas[0].words:
         why = no_kernels(x.device.type) or next(
             filter(None, (unfit(a.shape, a.group_size) for a in arenas)), '')
-        kept = arenas[0].words, why or make(), why
+        made = why or make()  # which may lay the words elsewhere
+        kept = arenas[0].words, made, why
         vars(module)['_fused'] = kept
     why = kept[2]
     if not why and x.dtype != torch.bfloat16: why = f'activations are {x.dtype}, not bfloat16'
@@ -176,6 +178,8 @@ def kernels_for(
 class AlphaqExperts(nn.Module):
     """Routed experts that run from packed words; stands in for the experts module of any gated
     mixture."""
+    shared = None  # or a shared expert and what weighs it; a tuple, so that they are no children
+
     def __init__(self,
         old:nn.Module,   # the module it replaces, of a form that `families.matrices` knows
         widths:dict,     # role to one width character per expert
@@ -227,7 +231,24 @@ class AlphaqExperts(nn.Module):
         "What the kernels need, or why they do not know this family."
         if not self.plain_silu():
             return f'they know no experts like those of {self.family.__name__}'
-        return fused_layer(*(_as_arena(getattr(self, role)) for role in ROLES))
+        return fused_layer(*(_joined(self) or (_as_arena(getattr(self, role)) for role in ROLES)))
+
+    def fused(self,
+        *inputs,  # of a call, hidden states first
+    ):            # a `FusedLayer`, or `None` where the kernels do not run
+        "What the kernels need; experts and their shared expert are told the same."
+        layer = kernels_for(self, [getattr(self, role) for role in ROLES], self._layer, *inputs)
+        if not layer or len(layer.cost) == self.num_experts: return layer
+        if not torch.is_grad_enabled(): return layer
+        return say_once('gradients are asked for; call the model under torch.no_grad()')
+
+    def _slots(self, x, weights, layer):
+        "Weights of all slots of a token: the router's, then those of pieces of a shared expert."
+        more = len(layer.cost) - self.num_experts
+        if not more: return weights
+        gate = self.shared[1]
+        if gate is None: return nn.functional.pad(weights, (0, more), value=1.)
+        return torch.cat([weights, torch.sigmoid(gate(x)).to(weights.dtype).expand(-1, more)], 1)
 
     def forward(self,
         hidden_states:Tensor, # `[tokens, hidden]`
@@ -235,9 +256,10 @@ class AlphaqExperts(nn.Module):
         top_k_weights:Tensor, # `[tokens, k]`, weight of each slot
     )->Tensor:                # `[tokens, hidden]`
         "Weighted sum of the chosen experts' outputs."
-        arenas = [getattr(self, role) for role in ROLES]
-        layer = kernels_for(self, arenas, self._layer, hidden_states, top_k_weights)
-        if layer: return call_layer(hidden_states, top_k_index, top_k_weights, layer)
+        layer = self.fused(hidden_states, top_k_weights)
+        if layer:
+            weights = self._slots(hidden_states, top_k_weights, layer)
+            return call_layer(hidden_states, top_k_index, weights, layer)
         return self.routed(hidden_states, top_k_index, top_k_weights)
 
     # which experts run, and on how many tokens, is known only once the router has spoken
@@ -291,6 +313,55 @@ class AlphaqLinear(PackedMatrices):
         y = y.view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
 
+# %% ../nbs/50_runtime.ipynb #144c795e
+def _joined(experts):
+    "Arenas of a layer with its shared expert, whose words the modules share; else `None`."
+    if not experts.shared: return None
+    shared, routed = experts.shared[0], [getattr(experts, role) for role in ROLES]
+    linears = [getattr(shared, role) for role in ROLES]
+    try: both = [beside(*map(_as_arena, pair)) for pair in zip(routed, linears)]
+    except AlphaqError as e: return say_once(str(e), 'a shared expert has launches of its own')
+    count = experts.num_experts
+    for arena, mine, its in zip(both, routed, linears):
+        words, grids = mine.starts[-1], (arena.scale, arena.zero)
+        mine.words, (mine.scale, mine.zero) = arena.words[:words], (g[:count] for g in grids)
+        if its.shape[1] != mine.shape[1]: continue  # packed anew
+        its.words = arena.words[words:]
+        its.scale, its.zero = (g[count:].view_as(its.scale) for g in grids)
+    return both
+
+# %% ../nbs/50_runtime.ipynb #4a381467
+class SharedExpert(nn.Module):
+    "A shared expert that returns zero in calls in which the routed experts add its part."
+    def __init__(self,
+        old:nn.Module,            # the module it replaces, of three packed matrices
+        routed:AlphaqExperts,     # the experts beside it
+    ):
+        super().__init__()
+        vars(self).update(vars(old))
+        self.family, self.routed = type(old), (routed,)
+
+    def forward(self, x:Tensor)->Tensor: # of the routed experts as well
+        layer = self.routed[0].fused(x)
+        if layer and len(layer.cost) > self.routed[0].num_experts: return 0.
+        return self.family.forward(self, x)
+
+# %% ../nbs/50_runtime.ipynb #5b66bf95
+def join_shared(
+    model, # with packed modules in their places; changed in place
+):
+    "Tell packed experts about the shared expert beside them, where it is packed as a whole."
+    tried = torch.linspace(-30, 30, 64, device='cpu')
+    for block in list(model.modules()):
+        name, gate = SHARED.get(type(block).__name__, (None, None))
+        shared, experts = getattr(block, name or '', None), getattr(block, 'experts', None)
+        linears = [getattr(shared, role, None) for role in ROLES]
+        if type(experts) is not AlphaqExperts or type(shared) is SharedExpert: continue
+        if not all(type(m) is AlphaqLinear and m.bias is None for m in linears): continue
+        if not torch.equal(shared.act_fn(tried), nn.functional.silu(tried)): continue
+        experts.shared = shared, gate and getattr(block, gate)
+        setattr(block, name, SharedExpert(shared, experts))
+
 # %% ../nbs/50_runtime.ipynb #babe86c6
 class AlphaqHfQuantizer(HfQuantizer):
     "Reads and writes quantized folders inside transformers."
@@ -306,6 +377,7 @@ class AlphaqHfQuantizer(HfQuantizer):
         with torch.device('meta'):
             for path, make in _replacements(model, config).items():
                 model.set_submodule(path, make(model.get_submodule(path)))
+        join_shared(model)
         # whatever stands before
         tails = {''.join(name.rpartition('layers.')[1:])
                  for name in poison_tensors(config.to_dict())}
@@ -364,6 +436,11 @@ class AlphaqHfQuantizer(HfQuantizer):
     @property
     def is_trainable(self): return False
 
+    @property
+    def is_compileable(self)->bool:
+        "Whether `generate` may compile and capture a step: where nothing in it asks the CPU."
+        return (INTERPRETED or torch.cuda.is_available()) and not no_kernels('cuda')
+
 # %% ../nbs/50_runtime.ipynb #163e0fc4
 def _replacements(model, config):
     "Path in the model to a function that makes the packed module from the plain one."
@@ -413,6 +490,7 @@ def quantize_model(
             for i, W in enumerate(stack.detach()):
                 arena.put(i, pack(to_grid(W.contiguous(), arena.widths[i], arena.group_size, grid)))
         model.set_submodule(path, new.to(next(old.parameters()).device))
+    join_shared(model)
     model.hf_quantizer = quantizer
     model.is_quantized = True
     model.quantization_method = 'alphaq'

@@ -1,5 +1,6 @@
 "The kernels against float64 in Triton's interpreter: random layers, planted faults, bad input. In a process of its own, since interpreted and compiled kernels cannot share one."
 import json, os, subprocess, sys
+from functools import cache
 from importlib.util import find_spec
 
 import pytest
@@ -89,6 +90,78 @@ def faults():
         descriptor=lambda a: replace(a, table=a.table.roll(1, 0)),
         tile=lambda a: replace(a, words=a.words.roll(64)))
 
+DIGITS = dict(gate_proj='1234', up_proj='3142', down_proj='2413')
+
+def block_of(family, shared, bits, **more):
+    "A tiny model and its second block, whose routed and shared experts are packed."
+    import torch
+    from alphaq.core import ROLES
+    from alphaq.lab.toys import tiny_model
+    from alphaq.runtime import AlphaqConfig, quantize_model
+    linears = {f'model.layers.1.mlp.{shared}.{role}': b for role, b in zip(ROLES, bits)}
+    torch.manual_seed(1)
+    model = quantize_model(tiny_model(family, **more).bfloat16(), AlphaqConfig({'model.layers.1.mlp.experts': DIGITS}, linears))
+    return model, model.model.layers[1].mlp
+
+def by_float64(block, shared, gate, x, top, weight):
+    "What the block means, its shared expert whole."
+    import torch
+    from alphaq.core import ROLES
+    def expert(x, module, e=0):
+        gate, up, down = (module.get_submodule(role).dense(e, torch.float64) for role in ROLES)
+        return (torch.nn.functional.silu(x @ gate.T) * (x @ up.T)) @ down.T
+    out = expert(x.double(), shared) * (1 if gate is None else torch.sigmoid(gate(x)).double())
+    for row, mine, its, weights in zip(out, x.double(), top.tolist(), weight.double()):
+        for e, w in zip(its, weights): row += w * expert(mine, block.experts, e)
+    return out
+
+def shared_experts():
+    "Blocks with a packed shared expert: launches of a call and its error, without and with gradients recorded, and what was logged."
+    import logging, torch
+    from alphaq import launch
+    said, made, found = [], [], {}
+    logging.getLogger('alphaq').addFilter(lambda r: said.append(r.getMessage()) or False)
+    def counting(name, run): return lambda *a, **k: (made.append(name), run(*a, **k))[1]
+    for name in ('prepare_step', 'gate_up', 'down'): setattr(launch, name, counting(name, getattr(launch, name)))
+    for what, family, name, bits, sizes in (
+            ('weighed', 'qwen2_moe', 'shared_expert', (4, 2, 3), dict(moe_intermediate_size=64, shared_expert_intermediate_size=128)),
+            ('odd', 'qwen2_moe', 'shared_expert', (4, 4, 4), dict(moe_intermediate_size=128, shared_expert_intermediate_size=192)),
+            ('added', 'deepseek_v3', 'shared_experts', (3, 4, 1), dict(moe_intermediate_size=64))):
+        _, block = block_of(family, name, bits, **sizes)
+        saw, shared = [], block.get_submodule(name)
+        block.experts.register_forward_pre_hook(lambda m, args: saw.extend(args))
+        x = torch.randn(1, 2, 64).bfloat16()
+        for recorded in (False, True)[:2 if what == 'weighed' else 1]:
+            made.clear(); saw.clear()
+            with torch.set_grad_enabled(recorded): y = block(x)[0].double()
+            meant = by_float64(block, shared, getattr(block, 'shared_expert_gate', None), *saw)
+            found[f'{what}, gradients' if recorded else what] = [list(made), ((y - meant).norm() / meant.norm()).item()]
+    return dict(found=found, said=said)
+
+def static_steps():
+    "Graphs that `generate` has traced with a static cache, after one text, one that is sampled, and two. Not the launches, but what is around them."
+    import torch
+    from transformers import CompileConfig
+    from alphaq import launch
+    from alphaq.lab.toys import tiny_model
+    from alphaq.runtime import AlphaqConfig, quantize_model
+    launch.decode_layer = lambda *a: launch.grouped_layer(*a, dequantized=launch.spec_dense)
+    launch.decode_linear = lambda x, a: x @ launch.spec_dense(a, torch.tensor([0]))[0].mT
+    model = tiny_model('olmoe', num_hidden_layers=1, intermediate_size=64).bfloat16()
+    model = quantize_model(model, AlphaqConfig({'model.layers.0.mlp.experts': DIGITS}, {'model.layers.0.self_attn.q_proj': 4}))
+    model.generation_config.cache_implementation = 'static'
+    graphs, counts = [], []
+    step = CompileConfig(fullgraph=True, dynamic=False, mode='default', backend=lambda graph, inputs: graphs.append(graph) or graph.forward)
+    step._compile_all_devices = True
+    for texts, sample in ((1, False), (1, True), (2, True)):
+        def write(**how):
+            torch.manual_seed(texts)
+            return model.generate(torch.arange(texts)[:, None], max_new_tokens=3, min_new_tokens=3, do_sample=sample, **how)
+        assert torch.equal(write(compile_config=step), write(disable_compile=True))
+        counts.append(len(graphs))
+    return dict(counts=counts, moe='alphaq.moe' in graphs[0].code, linear='alphaq.fused_linear' in graphs[0].code)
+
+@cache
 def child(*args):
     "Run this file in the interpreter, read what it prints."
     if find_spec('triton') is None: pytest.skip("Triton is not installed (pip install 'alphaq[gpu]')")
@@ -108,6 +181,19 @@ def test_planted_faults_are_caught():
     found = child('faults')
     assert found.keys() == {'shift', 'zero', 'descriptor', 'tile', 'none'}
     assert found.pop('none') < 1e-5 and all(error > .05 for error in found.values()), found
+
+def test_a_shared_expert_has_slots_of_the_same_launches():
+    "Joined it costs no launch; where it cannot be cut, or gradients are recorded, it runs by itself, and is added once."
+    made = child('models')['shared']
+    ours, apart = ['prepare_step', 'gate_up', 'down'], 3 * ['prepare_step', 'down']
+    launches, errors = ({what: case[i] for what, case in made['found'].items()} for i in range(2))
+    assert launches == {'weighed': ours, 'weighed, gradients': apart, 'odd': apart + ours, 'added': ours}
+    assert max(errors['weighed'], errors['added']) < 5e-3 and max(errors.values()) < 2e-2, errors
+    gradients, odd = made['said']
+    assert 'torch.no_grad()' in gradients and 'a shared expert has launches of its own: a matrix 192 x 64 ' in odd, made['said']
+
+def test_a_step_with_a_static_cache_is_one_graph_for_each_number_of_texts():
+    assert child('models')['static'] == dict(counts=[1, 1, 2], moe=True, linear=True)
 
 def test_bad_input_is_refused():
     from dataclasses import replace
@@ -132,6 +218,7 @@ def test_bad_input_is_refused():
 
 if __name__ == '__main__':
     what, *rest = sys.argv[1:]
-    if what == 'cases': made = [case(seed) for seed in range(int(rest[0]), CASES, JOBS)]
+    if what == 'models': made = dict(shared=shared_experts(), static=static_steps())
+    elif what == 'cases': made = [case(seed) for seed in range(int(rest[0]), CASES, JOBS)]
     else: made = {name: case(10, fault)[1] for name, fault in faults().items()} | dict(none=case(10, lambda a: a)[1])
     print(json.dumps(made))

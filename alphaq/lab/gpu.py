@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['REAL', 'TOY', 'LayerShape', 'dealt', 'random_arena', 'random_layer', 'routed', 'read_bytes', 'microseconds', 'roof',
-           'relative_error', 'correctness', 'moe_layer', 'peers', 'called', 'GpuJob', 'queue', 'run_queue', 'main']
+           'relative_error', 'correctness', 'moe_layer', 'peers', 'called', 'shared_ways', 'shared_rows', 'GpuJob',
+           'queue', 'run_queue', 'main']
 
 # %% ../../nbs/63_gpu.ipynb #acf8fe87
 import argparse
@@ -19,7 +20,8 @@ from ..console import emit
 from ..core import AlphaqError, one_line, provenance, results_dir, write_rows
 from ..grid import WIDTHS, group_of
 from ..kernel import Arena, bytes_per_token, table_of
-from ..launch import fused_layer, grouped_layer, no_kernels, decode_layer, spec_dense
+from ..launch import (beside, decode_layer, decode_linear, fused_layer, grouped_layer,
+                           no_kernels, spec_dense)
 from ..pack import word_count
 
 # %% ../../nbs/63_gpu.ipynb #6c64a455
@@ -30,13 +32,14 @@ class LayerShape:
     inner:int
     experts:int
     top:int      # experts of a token
+    shared:int=0 # how many of them a shared expert is as wide as
 
 REAL = {'Mixtral-8x7B': LayerShape(4096, 14336, 8, 2),
         'Qwen3-30B-A3B': LayerShape(2048, 768, 128, 8),
         'OLMoE-1B-7B': LayerShape(2048, 1024, 64, 8),
-        'DeepSeek-V2-Lite': LayerShape(2048, 1408, 64, 6),
-        'Qwen1.5-MoE-A2.7B': LayerShape(2048, 1408, 60, 4)}
-TOY = {'toy': LayerShape(128, 64, 4, 2)}
+        'DeepSeek-V2-Lite': LayerShape(2048, 1408, 64, 6, 2),
+        'Qwen1.5-MoE-A2.7B': LayerShape(2048, 1408, 60, 4, 4)}
+TOY = {'toy': LayerShape(128, 64, 4, 2, 2)}
 
 def dealt(experts, bits, generator):
     "Widths of all experts of a role: `bits` on average, as near to it as whole widths come."
@@ -217,6 +220,45 @@ def called(run, device, repeats=20):
         times.append((time.perf_counter() - start) * 1e6)
     return median(times[1:])
 
+# %% ../../nbs/63_gpu.ipynb #74982581
+def shared_ways(
+    shape,      # `LayerShape` with a shared expert
+    bits,       # of the routed experts
+    device,
+    inputs,     # of `routed`
+    seed=0,
+):              # what is run: with slots, and apart
+    "A layer whose shared expert, of weight one, has slots, and the same apart."
+    x, top, weight = inputs
+    g, wide = torch.Generator().manual_seed(seed), shape.inner * shape.shared
+    sides = (wide, shape.hidden), (wide, shape.hidden), (shape.hidden, wide)
+    gate, up, down = alone = [random_arena(s, [4], device, g) for s in sides]
+    layer = random_layer(shape, bits, device, seed)
+    both = zip((layer.gate, layer.up, layer.down), alone)
+    joined = fused_layer(*(beside(*pair) for pair in both))
+    slots = torch.nn.functional.pad(weight, (0, shape.shared), value=1.)
+    def apart():
+        h = torch.nn.functional.silu(decode_linear(x, gate)) * decode_linear(x, up)
+        return decode_layer(x, top, weight, layer) + decode_linear(h, down)
+    return dict(slots=lambda: decode_layer(x, top, slots, joined), apart=apart)
+
+# %% ../../nbs/63_gpu.ipynb #100568ec
+def shared_rows(shapes, device, bits=2.5, batches=(1, 8), copies=4):
+    "Rows of both ways, by replaying graphs."
+    rows = []
+    for name, shape in shapes.items():
+        for batch in batches:
+            inputs = routed(shape, batch, 'uniform', device)
+            ways = [shared_ways(shape, bits, device, inputs, i) for i in range(copies)]
+            one, other = (ways[0][what]().double() for what in ('slots', 'apart'))
+            error = ((one - other).norm() / other.norm()).item()
+            if not error < 1e-2: raise AlphaqError(f'{name}: shared slots are wrong by {error}')
+            for what in ways[0]:
+                took = microseconds(lambda i: ways[i][what](), copies, device)
+                rows.append(dict(what=what, layer=name, bits=bits, batch=batch, error=error,
+                                 microseconds=took, weights='random'))
+    return rows
+
 # %% ../../nbs/63_gpu.ipynb #ae9fb3da
 @dataclass(frozen=True)
 class GpuJob:
@@ -231,12 +273,15 @@ def queue(toy=False):
         small = dict(bits=(2.5,), batches=(1, 3), kinds=('skewed',))
         return [GpuJob('correctness', 60, lambda d: correctness(TOY, d, (1, 9))),
                 GpuJob('moe-layer-toy', 60, lambda d: moe_layer(TOY, d, **small)),
-                GpuJob('peers', 60, lambda d: peers(TOY, d, batches=(3,)))]
+                GpuJob('peers', 60, lambda d: peers(TOY, d, batches=(3,))),
+                GpuJob('shared', 60, lambda d: shared_rows(TOY, d, batches=(1,), copies=1))]
     def layer(name, **how): return lambda d: moe_layer({name: REAL[name]}, d, **how)
     jobs = [GpuJob('correctness', 60, lambda d: correctness(REAL, d, (1, 17)))]
     jobs += [GpuJob(f'moe-layer-{name}', 90, layer(name, bits=(2, 2.5, 3, 4), kinds=('uniform',)))
              for name in REAL]
     jobs += [GpuJob('peers', 120, lambda d: peers(REAL, d))]
+    with_one = {name: shape for name, shape in REAL.items() if shape.shared}
+    jobs += [GpuJob('shared', 60, lambda d: shared_rows(with_one, d))]
     jobs += [GpuJob(f'moe-layer-all-{name}', 120, layer(name)) for name in REAL]
     return jobs
 
