@@ -130,7 +130,7 @@ def shared_experts():
         _, block = block_of(family, name, bits, **sizes)
         saw, shared = [], block.get_submodule(name)
         block.experts.register_forward_pre_hook(lambda m, args: saw.extend(args))
-        x = torch.randn(1, 2, 64).bfloat16()
+        x = torch.randn(1, 1, 64).bfloat16()
         for recorded in (False, True)[:2 if what == 'weighed' else 1]:
             made.clear(); saw.clear()
             with torch.set_grad_enabled(recorded): y = block(x)[0].double()
@@ -188,7 +188,7 @@ def test_a_shared_expert_has_slots_of_the_same_launches():
     ours, apart = ['prepare_step', 'gate_up', 'down'], 3 * ['prepare_step', 'down']
     launches, errors = ({what: case[i] for what, case in made['found'].items()} for i in range(2))
     assert launches == {'weighed': ours, 'weighed, gradients': apart, 'odd': apart + ours, 'added': ours}
-    assert max(errors['weighed'], errors['added']) < 5e-3 and max(errors.values()) < 2e-2, errors
+    assert max(errors['weighed'], errors['added']) < 1e-2 and max(errors.values()) < 2e-2, errors
     gradients, odd = made['said']
     assert 'torch.no_grad()' in gradients and 'a shared expert has launches of its own: a matrix 192 x 64 ' in odd, made['said']
 
