@@ -263,6 +263,7 @@ def calls_together(
     "Fewer calls of more tokens."
     return max(1, CALLS_TOGETHER // batch)
 
+# %% ../../nbs/64_ggml.ipynb #4c233b4b
 def peer_outputs(
     layer:PeerLayer,
     x:np.ndarray,        # `[calls, tokens, hidden]` float32

@@ -451,6 +451,7 @@ def _of_peer(pools, key, m):
     pool, sides = pools[key[0]], (m.hidden, m.inner, m.experts)
     return pool.submit(toy_error, *key).result(), pool.submit(expert_bytes, *key, sides).result()
 
+# %% ../../nbs/66_layers.ipynb #34aae9a9
 def peer_rows(
     shapes=tuple(MIXTURES), # names
     rounds:int=7,
