@@ -1177,6 +1177,7 @@ def generate(
 def _speed_rows(s):
     "A measured speed, for people."
     return [['tokens a second', f'{s.tokens_per_second:.1f}'],
+            ['time of a step', f'{1e6 * s.batch / s.tokens_per_second:,.0f} us'],
             ['weights a step reads', size(s.bytes_per_step)],
             ['weights read a second', f'{size(s.bytes_per_second)}'],
             ['memory reads a second', size(s.roof) if s.roof else 'not measured'],

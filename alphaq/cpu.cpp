@@ -60,6 +60,7 @@ constexpr int VECTOR_WORDS = 16; // words in a vector of 32 bytes
 constexpr int SAFE_RUN = 128;    // codes a 16-bit sum can take in: 128 / 16 * 2 * 15 * 127 < 2^15
 constexpr float ROUGH = .015f;   // share of an activation that int8 may take away
 constexpr int AHEAD = 4096;      // bytes that are asked for before they are needed
+constexpr int SUMS_AT_ONCE = 8;  // vectors of integer sums that stay in registers
 
 constexpr int fields_of(int bits) { return bits == 3 ? 16 : 16 / bits; }
 constexpr int words_of(int bits) { return bits == 3 ? 3 : 1; }
@@ -226,6 +227,7 @@ struct Scratch {
     std::vector<float> scale;     // [64, groups]
     std::vector<uint8_t> codes;   // rows that were taken apart
     std::vector<float> gate, up;  // [slots, 64]
+    std::vector<int64_t> direct, apart;  // tokens multiplied by words, and by codes taken apart
 };
 
 Scratch& scratch() {
@@ -374,6 +376,7 @@ Status parallel(int64_t count, int threads, F& each) {
 #define ALPHAQ_DOT(sum, q, x) add_products(sum, q, x)
 #include "cpu.cpp"
 
+#ifndef ALPHAQ_FEW  // what compiles the file over and over leaves these out
 #define ALPHAQ_SET avxvnni
 #define ALPHAQ_VECTORS 2
 #ifdef ALPHAQ_EMULATE  // the same walk without the instruction, so that any machine can test it
@@ -397,6 +400,7 @@ Status parallel(int64_t count, int threads, F& each) {
 #define ALPHAQ_DOT(sum, q, x) _mm256_dpbusd_epi32(sum, q, x)
 #endif
 #include "cpu.cpp"
+#endif
 #elif defined(__aarch64__)
 #define ALPHAQ_SET neon
 #define ALPHAQ_VECTORS 2
@@ -413,7 +417,9 @@ Status parallel(int64_t count, int threads, F& each) {
 
 namespace {
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && defined(ALPHAQ_FEW)
+const Kernels* const SETS[] = {&scalar::kernels, &avx2::kernels, nullptr, nullptr, nullptr};
+#elif defined(__x86_64__)
 const Kernels* const SETS[] = {&scalar::kernels, &avx2::kernels, &avxvnni::kernels,
                                &avx512vnni::kernels, nullptr};
 #elif defined(__aarch64__)
@@ -944,22 +950,35 @@ ALPHAQ_TARGET INLINE Bytes placed_codes(const Bytes* w, int p) {
     return field(w[0], shift_of(B, p), 0x101 * (((1 << B) - 1) << place_of(B, p)));
 }
 
-// What `unit` = 16 V places of a row give to all pairs, R of them to a sum: products, four to a
-// lane. Every vector of words is read once and leaves something in every sum.
-template <int B, int R, int V>
-ALPHAQ_TARGET INLINE void multiply_places(const uint16_t* from, int64_t plane, const int8_t* x,
-                                          Bytes* sums) {
-    for (int s = 0; s < pairs_of(B) / R; s++) sums[s] = no_bytes();
+// What `unit` = 16 V places of a row give to S sums of R pairs each, from pair FIRST on, for T
+// tokens: products, four to a lane. Codes are taken out of a vector of words once for all tokens.
+template <int B, int R, int V, int T, int FIRST, int S>
+ALPHAQ_TARGET INLINE void multiply_places(const uint16_t* from, int64_t plane,
+                                          const int8_t* const* x, Bytes (*sums)[T]) {
+    for (int i = 0; i < S * T; i++) sums[i / T][i % T] = no_bytes();
     UNROLL_TWICE for (int v = 0; v < V; v++) {
-        if (B % 2 == 0 && v % 2 == 0)  // a cache line holds two vectors
+        if (B % 2 == 0 && FIRST == 0 && v % 2 == 0)  // a cache line holds two vectors
             __builtin_prefetch((const char*)(from + v * VECTOR_WORDS) + AHEAD);
         Bytes w[words_of(B)];
         load_words<B>(from + v * VECTOR_WORDS, plane, w);
-        for (int p = 0; p < pairs_of(B); p++) {
+        for (int p = FIRST; p < FIRST + S * R; p++) {
             const Bytes codes = R == 1 ? placed_codes<B>(w, p) : codes_of<B>(w, p);
-            sums[p / R] = ALPHAQ_DOT(sums[p / R], codes, load(x + 32 * (p * V + v)));
+            for (int t = 0; t < T; t++) {
+                Bytes& sum = sums[(p - FIRST) / R][t];
+                sum = ALPHAQ_DOT(sum, codes, load(x[t] + 32 * (p * V + v)));
+            }
         }
     }
+}
+
+// All sums, as many at once as registers hold.
+template <int B, int R, int V, int T, int FIRST = 0>
+ALPHAQ_TARGET INLINE void multiply_pairs(const uint16_t* from, int64_t plane,
+                                         const int8_t* const* x, Bytes (*sums)[T]) {
+    constexpr int S = std::min(pairs_of(B) / R, SUMS_AT_ONCE / T);
+    multiply_places<B, R, V, T, FIRST, S>(from, plane, x, sums);
+    if constexpr (FIRST + S * R < pairs_of(B))
+        multiply_pairs<B, R, V, T, FIRST + S * R>(from, plane, x, sums + S);
 }
 
 // In a regular walk: the group of field f in block b.
@@ -969,11 +988,13 @@ INLINE int64_t group_of(int64_t b, int f) {
     return block < group ? (b * block + f * V) / group : b * (block / group) + f * V / group;
 }
 
-// The words of a tile's rows as they lie, block by block; sum[r] collects row r in eight lanes.
-template <int B, int R, int V, bool REGULAR>
+// The words of a tile's rows as they lie, block by block, for T tokens; sum[t * TILE + r] collects
+// row r in eight lanes.
+template <int B, int R, int V, bool REGULAR, int T>
 ALPHAQ_TARGET void multiply_words(const uint16_t* words, int64_t rows, const Layout& at,
-                                  const Walk& way, const int8_t* x, const float* steps,
-                                  const float* scale, int64_t groups, Floats* sum) {
+                                  const Walk& way, const int8_t* const* x,
+                                  const float* const* steps, const float* scale, int64_t groups,
+                                  Floats* sum) {
     constexpr int SUMS = pairs_of(B) / R;
     const int64_t units = REGULAR ? 1 : at.slice / (V * VECTOR_WORDS);
     const int64_t plane = rows * at.slice;  // words between the words of a place
@@ -981,53 +1002,59 @@ ALPHAQ_TARGET void multiply_words(const uint16_t* words, int64_t rows, const Lay
         for (int64_t r = 0; r < rows; r++) {
             const uint16_t* from = words + (b * words_of(B) * rows + r) * at.slice;
             const float* of_row = scale + r * groups;
-            const int8_t* xs = x;
-            Floats even = sum[r], odd = no_floats();
+            const int8_t* xs[T];
+            Floats even[T], odd[T];
+            for (int t = 0; t < T; t++) {
+                xs[t] = x[t] + b * fields_of(B) * at.slice;
+                even[t] = sum[t * TILE + r];
+                odd[t] = no_floats();
+            }
             for (int64_t u = 0; u < units; u++, from += V * VECTOR_WORDS) {
-                Bytes sums[SUMS];
-                multiply_places<B, R, V>(from, plane, xs, sums);
-                xs += 32 * pairs_of(B) * V;
+                Bytes sums[SUMS][T];
+                multiply_pairs<B, R, V, T>(from, plane, xs, sums);
+                for (int t = 0; t < T; t++) xs[t] += 32 * pairs_of(B) * V;
                 UNROLL for (int s = 0; s < SUMS; s++) {
-                    const int64_t n = u * SUMS + s, all = b * units * SUMS + n;
+                    const int64_t all = (b * units + u) * SUMS + s;
                     const Floats both = REGULAR
                         ? two_scales(of_row + group_of<B, V>(b, low_field(B, s * R)),
                                      of_row + group_of<B, V>(b, high_field(B, s * R)))
                         : two_scales(of_row + way.low[all], of_row + way.high[all]);
-                    const Floats factor = times(both, load_floats(steps + 8 * n));
-                    const Floats part = to_floats(sums[s]);
-                    if (s % 2) odd = fused(part, factor, odd);
-                    else even = fused(part, factor, even);
+                    for (int t = 0; t < T; t++) {
+                        const Floats factor = times(both, load_floats(steps[t] + 8 * all));
+                        Floats& to = s % 2 ? odd[t] : even[t];
+                        to = fused(to_floats(sums[s][t]), factor, to);
+                    }
                 }
             }
-            sum[r] = plus(even, odd);
+            for (int t = 0; t < T; t++) sum[t * TILE + r] = plus(even[t], odd[t]);
         }
-        x += fields_of(B) * at.slice;
-        steps += 8 * units * SUMS;
     }
 }
 
-using Multiply = void (*)(const uint16_t*, int64_t, const Layout&, const Walk&, const int8_t*,
-                          const float*, const float*, int64_t, Floats*);
+using Multiply = void (*)(const uint16_t*, int64_t, const Layout&, const Walk&,
+                          const int8_t* const*, const float* const*, const float*, int64_t,
+                          Floats*);
 
-template <int B, int V>
+template <int T, int B, int V>
 Multiply multiply_by(bool regular) {
-    return regular ? multiply_words<B, longest_run(B, V * VECTOR_WORDS), V, true>
-                   : multiply_words<B, 1, V, false>;
+    return regular ? multiply_words<B, longest_run(B, V * VECTOR_WORDS), V, true, T>
+                   : multiply_words<B, 1, V, false, 1>;
 }
 
-template <int B>
+template <int T, int B>
 Multiply multiply_of(const Walk& way) {
     switch (way.unit / VECTOR_WORDS) {
-        case 1: return multiply_by<B, 1>(way.regular);
-        case 2: return multiply_by<B, 2>(way.regular);
-        case 4: return multiply_by<B, 4>(way.regular);
-        default: return multiply_by<B, 8>(way.regular);
+        case 1: return multiply_by<T, B, 1>(way.regular);
+        case 2: return multiply_by<T, B, 2>(way.regular);
+        case 4: return multiply_by<T, B, 4>(way.regular);
+        default: return multiply_by<T, B, 8>(way.regular);
     }
 }
 
+template <int T>
 Multiply multiply_for(int bits, const Walk& way) {
-    return bits == 1 ? multiply_of<1>(way) : bits == 2 ? multiply_of<2>(way)
-         : bits == 3 ? multiply_of<3>(way) : multiply_of<4>(way);
+    return bits == 1 ? multiply_of<T, 1>(way) : bits == 2 ? multiply_of<T, 2>(way)
+         : bits == 3 ? multiply_of<T, 3>(way) : multiply_of<T, 4>(way);
 }
 
 // A row's products less what its zero points take away, still in eight parts.
@@ -1049,25 +1076,36 @@ ALPHAQ_TARGET float zero_part(const float* scale, const uint8_t* zero, const flo
     return -total(without_zeros(no_floats(), scale, zero, sum, groups));
 }
 
+// Rows of a tile times T tokens; `places` says which of the tokens, and where in y they belong.
+template <int T>
 ALPHAQ_TARGET void tile_direct(const Matrix& m, const Shape& shape, int64_t tile,
-                               const Activations& x, int64_t token, const Scratch& mine, float* y) {
+                               const Activations& x, const int64_t* tokens, const int64_t* places,
+                               const Scratch& mine, float* y) {
     const int bits = (int)m.bits;
     const Layout at(bits, shape.cols);
     const Walk& way = x.walk[bits];
     const int64_t rows = std::min<int64_t>(TILE, shape.rows - tile * TILE), groups = x.groups;
-    Floats sum[TILE];
-    for (int64_t r = 0; r < rows; r++) sum[r] = no_floats();
-    multiply_for(bits, way)(m.words + tile * at.tile_words, rows, at, way,
-                            x.ordered[bits].data() + token * at.padded,
-                            x.steps[bits].data() + token * way.sums * 8, mine.scale.data(),
-                            groups, sum);
-    const float* of_groups = x.sum.data() + token * groups;
-    for (int64_t r = 0; r < rows; r++)
-        sum[r] = without_zeros(sum[r], mine.scale.data() + r * groups,
-                               m.zero + (tile * TILE + r) * groups, of_groups, groups);
-    int64_t r = 0;
-    for (; r + 8 <= rows; r += 8) store(y + r, eight_totals(sum + r));
-    for (; r < rows; r++) y[r] = total(sum[r]);
+    const int8_t* codes[T];
+    const float* steps[T];
+    Floats sums[T * TILE];
+    for (int t = 0; t < T; t++) {
+        codes[t] = x.ordered[bits].data() + tokens[places[t]] * at.padded;
+        steps[t] = x.steps[bits].data() + tokens[places[t]] * way.sums * 8;
+        for (int64_t r = 0; r < rows; r++) sums[t * TILE + r] = no_floats();
+    }
+    multiply_for<T>(bits, way)(m.words + tile * at.tile_words, rows, at, way, codes, steps,
+                               mine.scale.data(), groups, sums);
+    for (int t = 0; t < T; t++) {
+        Floats* sum = sums + t * TILE;
+        const float* of_groups = x.sum.data() + tokens[places[t]] * groups;
+        for (int64_t r = 0; r < rows; r++)
+            sum[r] = without_zeros(sum[r], mine.scale.data() + r * groups,
+                                   m.zero + (tile * TILE + r) * groups, of_groups, groups);
+        float* to = y + places[t] * TILE;
+        int64_t r = 0;
+        for (; r + 8 <= rows; r += 8) store(to + r, eight_totals(sum + r));
+        for (; r < rows; r++) to[r] = total(sum[r]);
+    }
 }
 
 // Codes of the rows that one vector of words covers: one row, or several where slices are short.
@@ -1255,8 +1293,9 @@ uint64_t read(const char* bytes, int64_t n) {
     return all;
 }
 
-void tile_direct(const Matrix&, const Shape&, int64_t, const Activations&, int64_t,
-                 const Scratch&, float*) {}
+template <int T>
+void tile_direct(const Matrix&, const Shape&, int64_t, const Activations&, const int64_t*,
+                 const int64_t*, const Scratch&, float*) {}
 
 #endif
 
@@ -1294,30 +1333,30 @@ ALPHAQ_TARGET void quantize_group(const float* x, int64_t n, int8_t* codes, floa
 
 // Whether eight bits take more than a share ROUGH of a token's activations away. The step of a
 // group is that of its largest value; where one is far above the others, they are lost.
-ALPHAQ_TARGET bool is_rough(const float* x, int64_t groups, int64_t group) {
-    float lost = 0, all = 0;  // expected square of what rounding adds, in steps of 127 * sqrt 12
-    for (int64_t g = 0; g < groups; g++, x += group) {
-        float most = 0;
-        for (int64_t i = 0; i < group; i++) {
-            most = std::max(most, std::fabs(x[i]));
-            all += x[i] * x[i];
-        }
-        lost += most * most * (float)group;
-    }
-    return lost > 12 * 127 * 127 * ROUGH * ROUGH * all;
+ALPHAQ_TARGET bool is_rough(const float* x, int64_t cols, const float* step, int64_t groups) {
+    float lost = 0;  // twelve times the mean square of what rounding adds, over groups
+    for (int64_t g = 0; g < groups; g++) lost += step[g] * step[g];
+    float all[8] = {};
+    for (int64_t i = 0; i + 8 <= cols; i += 8)
+        UNROLL for (int j = 0; j < 8; j++) all[j] += x[i + j] * x[i + j];
+    for (int64_t i = cols - cols % 8; i < cols; i++) all[0] += x[i] * x[i];
+    for (int j = 1; j < 8; j++) all[0] += all[j];
+    return lost * (float)(cols / groups) > 12 * ROUGH * ROUGH * all[0];
 }
 
 ALPHAQ_TARGET void quantize(Activations& x, int64_t token, Mode mode) {
-    if (mode == FAST && is_rough(x.x + token * x.cols, x.groups, x.group)) {
-        x.rough[token] = 1;
-        mode = EXACT;
+    const int64_t first = token * x.groups;
+    if (mode == FAST) {
+        for (int64_t g = 0; g < x.groups; g++) {
+            const int64_t from = token * x.cols + g * x.group;
+            quantize_group(x.x + from, x.group, x.codes.data() + from, &x.step[first + g],
+                           &x.sum[first + g]);
+        }
+        x.rough[token] = is_rough(x.x + token * x.cols, x.cols, &x.step[first], x.groups);
+        if (!x.rough[token]) return;
     }
     for (int64_t g = 0; g < x.groups; g++) {
-        const int64_t at = token * x.groups + g, from = token * x.cols + g * x.group;
-        if (mode == FAST) {
-            quantize_group(x.x + from, x.group, x.codes.data() + from, &x.step[at], &x.sum[at]);
-            continue;
-        }
+        const int64_t at = first + g, from = token * x.cols + g * x.group;
         double sum = 0;
         for (int64_t i = 0; i < x.group; i++) sum += x.x[from + i];
         x.sum[at] = (float)sum * .0625f;
@@ -1325,8 +1364,10 @@ ALPHAQ_TARGET void quantize(Activations& x, int64_t token, Mode mode) {
 }
 
 ALPHAQ_TARGET void tile_apart(const Matrix& m, const Shape& shape, int64_t tile,
-                              const Activations& x, const int64_t* tokens, int64_t count, Mode mode,
-                              Scratch& mine, float* y) {
+                              const Activations& x, const int64_t* tokens,
+                              const std::vector<int64_t>& places, Mode mode, Scratch& mine,
+                              float* y) {
+    if (places.empty()) return;
     const Layout at((int)m.bits, shape.cols);
     const int64_t rows = std::min<int64_t>(TILE, shape.rows - tile * TILE), groups = x.groups;
     const int64_t together = std::max<int64_t>(1, VECTOR_WORDS / at.slice);
@@ -1336,7 +1377,7 @@ ALPHAQ_TARGET void tile_apart(const Matrix& m, const Shape& shape, int64_t tile,
         take_apart_for(m.bits)(m.words + tile * at.tile_words, rows, first, some, at,
                                mine.codes.data());
         for (int64_t r = first; r < first + some; r++)
-            for (int64_t i = 0; i < count; i++) {
+            for (const int64_t i : places) {
                 const int64_t t = tokens[i];
                 const uint8_t* q = mine.codes.data() + (r - first) * at.padded;
                 const float* scale = mine.scale.data() + r * groups;
@@ -1357,13 +1398,17 @@ void tile(const Matrix& m, const Shape& shape, int64_t tile, const Activations& 
     const int64_t grid = std::min<int64_t>(TILE, shape.rows - tile * TILE) * x.groups;
     mine.scale.resize(grid);
     halves_to_floats(m.scale + tile * TILE * x.groups, grid, mine.scale.data());
-    if (x.ordered[m.bits].empty())
-        return tile_apart(m, shape, tile, x, tokens, count, mode, mine, y);
-    for (int64_t i = 0; i < count; i++) {
-        if (x.rough[tokens[i]])
-            tile_apart(m, shape, tile, x, tokens + i, 1, mode, mine, y + i * TILE);
-        else tile_direct(m, shape, tile, x, tokens[i], mine, y + i * TILE);
-    }
+    mine.direct.clear();
+    mine.apart.clear();
+    for (int64_t i = 0; i < count; i++)
+        (x.ordered[m.bits].empty() || x.rough[tokens[i]] ? mine.apart : mine.direct).push_back(i);
+    tile_apart(m, shape, tile, x, tokens, mine.apart, mode, mine, y);
+    const int64_t n = (int64_t)mine.direct.size();
+    const int64_t* places = mine.direct.data();
+    int64_t i = 0;
+    if (x.walk[m.bits].regular)
+        for (; i + 2 <= n; i += 2) tile_direct<2>(m, shape, tile, x, tokens, places + i, mine, y);
+    for (; i < n; i++) tile_direct<1>(m, shape, tile, x, tokens, places + i, mine, y);
 }
 
 // One row as weights: scale times the difference of code and zero point, rounded once.

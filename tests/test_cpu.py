@@ -114,7 +114,7 @@ def random_numbers(count, sets, seed=1):
     "Numbers of random cases: every width, mode and instruction set in turn."
     rng = random.Random(seed)
     for n, (shape, group) in enumerate(shapes(count, rng, 70)):
-        yield 1 + n % 4, shape, group, rng.choice((1, 2, 4)), n // 4 % 2, rng.choice((1, 3)), sets[n // 8 % len(sets)]
+        yield 1 + n % 4, shape, group, rng.choice((1, 2, 4, 7)), n // 4 % 2, rng.choice((1, 3)), sets[n // 8 % len(sets)]
 
 def disagree(answers, made):
     "How many cases differ from what is meant."
@@ -153,6 +153,8 @@ FAULTS = {
     'zero': ('eight_codes(zero + g)', 'eight_codes(zero + g + 1)'),
     'group': ('b * (block / group) + f * V / group', 'b * (block / group)'),
     'tile': ('m.words + tile * at.tile_words, rows, at, way', 'm.words, rows, at, way'),
+    'token': ('load(x[t] + 32', 'load(x[t & 2] + 32'),
+    'steps': ('load_floats(steps[t] + 8 * all)', 'load_floats(steps[0] + 8 * all)'),
     'oracle': ('words[step] >> 15 << 1', 'words[step] >> 14 << 1'),
 }
 
@@ -169,8 +171,9 @@ def test_faults_are_seen(fault, tmp_path, monkeypatch):
     shutil.copy(ROOT/'tests/cpu_cases.cpp', tmp_path/'tests')
     monkeypatch.setattr('test_cpu.ROOT', tmp_path)
     number = 0 if fault == 'oracle' else 1
-    made = [*cases_of((bits, (70, cols), 128, 1, 1, 1, number) for bits in (1, 2, 3, 4) for cols in (768, 1024, 1408))]
-    assert disagree(run_cases(tmp_path, [c for c, *_ in made], '-O1'), made)
+    made = [*cases_of((bits, (70, cols), 128, tokens, 1, 1, number) for bits in (1, 2, 3, 4)
+                      for cols, tokens in ((768, 1), (1024, 2), (1408, 4)))]
+    assert disagree(run_cases(tmp_path, [c for c, *_ in made], '-O1', '-DALPHAQ_FEW'), made)
 
 def test_ten_thousand_tables():
     "Whatever the sizes, types, widths and groups: refused in one line, or every address lies inside its tensor."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PEERS', 'CALLS', 'OWN_CALLS', 'BLOCK', 'CALLS_TOGETHER', 'peer_folder', 'peer_version', 'Peer', 'peer_of',
-           'kinds_there', 'values', 'coded', 'PeerLayer', 'peer_layer', 'peer_outputs', 'layer_truth', 'toy_error',
-           'forget_layers', 'peer_times']
+           'kinds_there', 'values', 'coded', 'PeerLayer', 'peer_layer', 'calls_together', 'peer_outputs', 'layer_truth',
+           'toy_error', 'forget_layers', 'expert_bytes', 'peer_times']
 
 # %% ../../nbs/64_ggml.ipynb #e7e7b9de
 import ctypes
@@ -255,8 +255,15 @@ def _output(layer, room, x, index, weights):
     return reduce(partial(lib.ggml_add, room), parts)
 
 # %% ../../nbs/64_ggml.ipynb #079ecd4c
-CALLS_TOGETHER = 8  # in a graph
+CALLS_TOGETHER = 8  # of one token, in a graph
 
+def calls_together(
+    batch:int, # tokens of a call
+)->int:        # calls in a graph
+    "Fewer calls of more tokens."
+    return max(1, CALLS_TOGETHER // batch)
+
+# %% ../../nbs/64_ggml.ipynb #4c233b4b
 def peer_outputs(
     layer:PeerLayer,
     x:np.ndarray,        # `[calls, tokens, hidden]` float32
@@ -325,6 +332,12 @@ def forget_layers():
     "Free the layers that this process holds."
     _held.cache_clear()
 
+def expert_bytes(
+    name:str, kind:str, sides:tuple, # as for `peer_times`
+)->int:
+    "What a program stores of one expert."
+    return _held(name, kind, sides).sizes[0]
+
 # %% ../../nbs/64_ggml.ipynb #f1d7bb7a
 def peer_times(
     name:str,       # of `PEERS`
@@ -334,15 +347,16 @@ def peer_times(
     threads:int,
     seconds:float,  # to spend, at least one graph
     seed:int,       # of tokens and choices
+    batch:int=1,    # tokens of a call
 )->tuple:           # microseconds of a call, for each graph; bytes that a call reads
-    "Time graphs of calls, of one token each, that visit experts at random."
+    "Time graphs of calls that visit experts at random."
     layer, times, read = _held(name, kind, sides), [], []
-    rng = np.random.default_rng(seed)
+    rng, calls = np.random.default_rng(seed), calls_together(batch)
     end = time.perf_counter() + seconds
     while not times or time.perf_counter() < end:
-        x = rng.standard_normal((CALLS_TOGETHER, 1, sides[0]), np.float32)
-        index = np.argsort(rng.random((CALLS_TOGETHER, 1, sides[2])))[..., :visited]
+        x = rng.standard_normal((calls, batch, sides[0]), np.float32)
+        index = np.argsort(rng.random((calls, batch, sides[2])))[..., :visited]
         _, took = peer_outputs(layer, x, index, rng.random(index.shape, np.float32), threads)
-        times.append(1e6 * took / CALLS_TOGETHER)
+        times.append(1e6 * took / calls)
         read += [sum(layer.sizes[e] for e in {*call.flatten()}) for call in index]
     return times, sum(read) / len(read)

@@ -31,8 +31,8 @@ from ..core import ROLES, AlphaqError, one_line, provenance, results_dir, write_
 from ..evaluate import load_model
 from ..grid import WIDTHS
 from ..kernel import bytes_per_token
-from .ggml import (CALLS_TOGETHER, PEERS, forget_layers, kinds_there, peer_folder,
-                             peer_times, peer_version, toy_error)
+from .ggml import (PEERS, calls_together, expert_bytes, forget_layers, kinds_there,
+                             peer_folder, peer_times, peer_version, toy_error)
 from ..runtime import (AlphaqConfig, AlphaqExperts, AlphaqHfQuantizer,
                             PackedMatrices)
 
@@ -377,16 +377,17 @@ def time_together(
     m:Mixture,
     seconds:float,  # to spend
     seed:int,       # of tokens and choices
+    batch:int=1,    # tokens of a call
 )->tuple:           # microseconds of a call, for each round of calls; mean bytes that a call reads
-    "Time several calls of one token together, as `peer_times` does."
+    "Time several calls together, as `peer_times` does."
     generator, times, read = torch.Generator().manual_seed(seed), [], []
     end = time.perf_counter() + seconds
     while not times or time.perf_counter() < end:
-        calls = [(torch.randn(1, m.hidden), choices(m, 1, generator), torch.rand(1, m.visited))
-                 for _ in range(CALLS_TOGETHER)]
+        calls = [(torch.randn(batch, m.hidden), choices(m, batch, generator),
+                  torch.rand(batch, m.visited)) for _ in range(calls_together(batch))]
         start = time.perf_counter()
         for call in calls: way.run(*call)
-        times.append(1e6 * (time.perf_counter() - start) / CALLS_TOGETHER)
+        times.append(1e6 * (time.perf_counter() - start) / len(calls))
         read += [sum(way.sizes[e] for e in {*index.flatten().tolist()}) for _, index, _ in calls]
     return times, sum(read) / len(read)
 
@@ -430,41 +431,49 @@ def peer_processes():
         for pool in pools.values(): pool.shutdown()
 
 # %% ../../nbs/66_layers.ipynb #2e59a71e
-def _timers(pools, m, kinds, own, seconds):
+def _timers(pools, m, kinds, own, seconds, batch):
     "Everything of about one size, as `by_turns` takes it."
     threads, sides = torch.get_num_threads(), (m.hidden, m.inner, m.experts)
-    found = {('alphaq', way.name): partial(time_together, way, m, seconds) for way in own}
+    found = {('alphaq', way.name): partial(time_together, way, m, seconds, batch=batch)
+             for way in own}
     for name, pool in pools.items():
         def timer(seed, kind, name=name, pool=pool):
             return pool.submit(peer_times, name, kind, sides, m.visited, threads, seconds,
-                               seed).result()
+                               seed, batch).result()
         for kind in pool.submit(kinds_there, name, kinds).result():
             found[name, kind] = partial(timer, kind=kind)
     return found
 
 # %% ../../nbs/66_layers.ipynb #ccacffa7
+def _of_peer(pools, key, m):
+    "Error of a program's type and bytes of an expert; `None` of ours."
+    if key[0] not in pools: return None
+    pool, sides = pools[key[0]], (m.hidden, m.inner, m.experts)
+    return pool.submit(toy_error, *key).result(), pool.submit(expert_bytes, *key, sides).result()
+
+# %% ../../nbs/66_layers.ipynb #34aae9a9
 def peer_rows(
     shapes=tuple(MIXTURES), # names
     rounds:int=7,
     seconds:float=.15,      # of each way in each round
     near=NEAR,              # what is compared
     sides:dict=MIXTURES,    # of the names
+    batch:int=1,            # tokens
 ):                          # yields rows
-    "One layer of each shape at batch 1, ours and theirs."
+    "One layer of each shape, ours and theirs."
     with peer_processes() as pools:
         for shape in shapes:
             m = sides[shape]
-            form, weights = experts_form(m), 3 * m.visited * m.hidden * m.inner
+            form, weights = experts_form(m), 3 * m.hidden * m.inner
             for bits, kinds in near:
                 own = [way for b in bits for way in own_ways(form, b)]
-                held = {way.name: sum(way.sizes) / len(way.sizes) * m.visited for way in own}
+                held = {way.name: sum(way.sizes) / len(way.sizes) for way in own}
                 roof = read_roof(128, 3)
                 for key, (each, best, read) in by_turns(
-                        _timers(pools, m, kinds, own, seconds), rounds).items():
-                    error = None if key[0] == 'alphaq' else pools[key[0]].submit(
-                        toy_error, *key).result()
-                    yield dict(shape=shape, program=key[0], kind=key[1], class_bits=max(bits),
-                               stored=round(8 * held.get(key[1], read) / weights, 3),
+                        _timers(pools, m, kinds, own, seconds, batch), rounds).items():
+                    error, size = _of_peer(pools, key, m) or (None, held[key[1]])
+                    yield dict(shape=shape, batch=batch, program=key[0], kind=key[1],
+                               class_bits=max(bits), stored=round(8 * size / weights, 3),
                                microseconds=median(each), fastest=round(best, 1), rounds=each,
                                bytes=round(read), share=round(read / best * 1e6 / roof, 4),
                                error=error)
@@ -481,17 +490,19 @@ def main(
     parser.add_argument('name', choices=('layers', 'decode', 'peers'))
     parser.add_argument('--shape', choices=tuple(MIXTURES), help='one; all unless said')
     parser.add_argument('--seconds', type=float, default=1, help='for each row of layers')
+    parser.add_argument('--batch', type=int, choices=(1, 4, 16), default=1, help='of peers')
     args = parser.parse_args(argv)
     if cpu.kernel() is None: raise AlphaqError('there is no kernel on this machine to time')
     shapes = (args.shape,) if args.shape else tuple(MIXTURES)
     makers = dict(layers=partial(layer_rows, shapes, seconds=args.seconds), decode=decode_rows,
-                  peers=partial(peer_rows, shapes))
+                  peers=partial(peer_rows, shapes, batch=args.batch))
     rows = []
     for row in makers[args.name]():
         rows.append(row)
         print(json.dumps(row), flush=True)
     said = f' --shape {args.shape}' if args.shape else ''
-    file = f'{args.name}-{args.shape}' if args.shape else args.name
+    if args.batch > 1: said += f' --batch {args.batch}'
+    file = args.name + said.replace(' --shape ', '-').replace(' --batch ', '-batch')
     header = provenance(f'python -m alphaq.lab.layers {args.name}{said}', seed=0,
                         threads=torch.get_num_threads(), weights='random, but for pocket')
     if args.name == 'peers':
