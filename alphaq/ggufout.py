@@ -372,7 +372,7 @@ def _odd_deepseek(config):
         yield 'groups of experts rated by their best one'
     elif groups > 1 and used >= groups: yield f'{used} of {groups} groups of experts asked'
 
-def _check_loads(checkpoint, arch, config):
+def _check_known_there(checkpoint, arch, config):
     "Refuse a model whose file llama.cpp would not load, or compute otherwise."
     if odd := next(_odd(config, arch), None):
         raise AlphaqError(f'{checkpoint.path}: {odd}, which llama.cpp does not know in {arch}; use '
@@ -399,7 +399,7 @@ def parts_for(
     with third_party(f'{checkpoint.path}: transformers cannot read config.json', 'mend it'):
         config = CONFIG_MAPPING[checkpoint.family].from_dict(dict(checkpoint.config)).to_dict()
     _check_layers(checkpoint, arch, config)
-    _check_loads(checkpoint, arch, config)
+    _check_known_there(checkpoint, arch, config)
     stacks = stacks_of(plan, checkpoint) if plan else []
     chosen = {(s.module, s.role): b for s, b in zip(stacks, fused_widths(stacks) if stacks else ())}
     width = _wide(plan, rest)

@@ -7,7 +7,7 @@ __all__ = ['split_directives', 'cell_tags', 'chapters', 'symbols', 'link_names',
            'alt_text', 'translate', 'vendor_mathjax', 'clean_show_doc', 'tidy_page', 'setup']
 
 # %% ../../nbs/95_book.ipynb #cd2cffa1
-import ast, hashlib, json, os, re
+import ast, hashlib, json, re
 from configparser import ConfigParser
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
