@@ -161,21 +161,6 @@ def static_steps():
         counts.append(len(graphs))
     return dict(counts=counts, moe='alphaq.moe' in graphs[0].code, linear='alphaq.fused_linear' in graphs[0].code)
 
-def quicken(interpreter):
-    """The same results from Triton's interpreter in half the time. It exchanges the functions of the language at every call of a jit function by another:
-    here once, since this process compiles nothing. It folds a reduction number by number: here slice by slice, in the same order."""
-    from functools import reduce
-    from types import SimpleNamespace
-    import triton.language as tl
-    if not hasattr(interpreter, '_LangPatchScope'): return  # another version
-    interpreter._patch_lang(SimpleNamespace(__globals__=dict(tl=tl, core=tl.core)))  # of a function it asks only what it sees
-    nothing, by_number = interpreter._LangPatchScope(), interpreter.ReduceOps.generic_reduce
-    def by_slice(self, input):
-        if len(input) > 1 or self.axis != 0 or self.keep_dims: return by_number(self, input)
-        return [reduce(self.combine_fn.fn, [self.to_tensor(s, input[0].dtype) for s in input[0].handle.data])]
-    interpreter._patch_lang = lambda fn: nothing
-    interpreter.ReduceOps.generic_reduce = by_slice
-
 @cache
 def child(*args):
     "Run this file in the interpreter, read what it prints."
@@ -233,8 +218,8 @@ def test_bad_input_is_refused():
 
 if __name__ == '__main__':
     what, *rest = sys.argv[1:]
-    from triton.runtime import interpreter
-    quicken(interpreter)
+    from alphaq.batched import quick_interpreter
+    quick_interpreter()
     if what == 'models': made = dict(shared=shared_experts(), static=static_steps())
     elif what == 'cases': made = [case(seed) for seed in range(int(rest[0]), CASES, JOBS)]
     else: made = {name: case(10, fault)[1] for name, fault in faults().items()} | dict(none=case(10, lambda a: a)[1])
