@@ -29,8 +29,9 @@ IMPORTED = ('ipykernel.ipkernel', 'numpy', 'scipy.stats', 'scipy.optimize', 'tor
 
 def _tell(line, number): line.sendall(number.to_bytes(4, 'little', signed=True))
 
-def _outlived(line, pid, ended):
+def _outlived(line, pid):
     "Whether the caller, told the kernel's process id, waits until the kernel has ended."
+    ended = os.pidfd_open(pid)
     try:
         _tell(line, pid)
         return ended in select.select([line, ended], [], [])[0]  # callers send no more
@@ -39,13 +40,11 @@ def _outlived(line, pid, ended):
 def _keep(line):
     "Fork the kernel, in which its request is returned; see to its end."
     asked = json.loads(line.makefile(encoding='utf-8').readline())
-    ended, alive = os.pipe()
     if not (pid := os.fork()):
         os.setsid()
-        line.close(); os.close(ended)  # `alive` stays open as long as the kernel lives
+        line.close()
         return asked
-    os.close(alive)
-    if not _outlived(line, pid, ended):
+    if not _outlived(line, pid):
         os.kill(pid, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError): os.killpg(pid, signal.SIGKILL)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -162,7 +161,9 @@ def use_forks(
     modules=IMPORTED, # names of what it imports
 ):                    # `ForkServer`, to be closed; `None` where kernels start as usual
     "From now on jupyter_client's kernels are forked, in this process and in forks of it."
-    if sys.platform != 'linux': return None  # elsewhere not every library survives a fork
+    # the keeper needs the latter, which only Linux has; elsewhere not every library survives a fork
+    try: os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError): return None
     from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
     server = ForkServer(cwd, modules)
     class Forking(LocalProvisioner):
