@@ -37,6 +37,7 @@ def _outlived(line, pid):
         return ended in select.select([line, ended], [], [])[0]  # callers send no more
     except OSError: return False
 
+# %% ../../nbs/94_forks.ipynb #7d0e51c4
 def _keep(line):
     "Fork the kernel, in which its request is returned; see to its end."
     asked = json.loads(line.makefile(encoding='utf-8').readline())
