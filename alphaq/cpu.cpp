@@ -58,7 +58,7 @@ enum Status { OK = 0, NO_MEMORY = 1, BAD_ARGUMENT = 2 };
 constexpr int TILE = 64;         // rows of a tile
 constexpr int VECTOR_WORDS = 16; // words in a vector of 32 bytes
 constexpr int SAFE_RUN = 128;    // codes a 16-bit sum can take in: 128 / 16 * 2 * 15 * 127 < 2^15
-constexpr float ROUGH = .015f;   // share of an activation that int8 may take away
+constexpr float ROUGH = .008f;   // share of an activation that int8 may take away
 constexpr int AHEAD = 4096;      // bytes that are asked for before they are needed
 constexpr int SUMS_AT_ONCE = 8;  // vectors of integer sums that stay in registers
 constexpr int64_t ENOUGH = 1 << 19;  // weights worth one more thread: some ten microseconds

@@ -27,7 +27,7 @@ from .pack import word_count
 
 # %% ../nbs/48_cpu.ipynb #7cf1f2ad
 INT8 = 127    # of a quantized activation; -128 would be the only code without a counterpart
-ROUGH = .015  # share of a token that eight bits may take away
+ROUGH = .008  # share of a token that eight bits may take away
 
 def quantize_activations(
     x:Tensor,        # `[tokens, in]` float32, finite
