@@ -39,6 +39,7 @@ def quantize_activations(
     inverse = torch.where(step > 0, INT8 / groups.abs().amax(-1), 0)
     return (groups * inverse[..., None]).round().to(torch.int8), step
 
+# %% ../nbs/48_cpu.ipynb #6f55ab0c
 def int8_product(
     x:Tensor,        # `[tokens, in]` float32, finite
     weights:Tensor,  # `[out, in]` float64, what the codes stand for
@@ -53,6 +54,7 @@ def int8_product(
     reach = weights.unflatten(1, (-1, group_size)).abs().sum(-1)  # [out, groups]
     return rounded @ weights.T, step.double() / 2 @ reach.T
 
+# %% ../nbs/48_cpu.ipynb #281d7b6d
 def rough_tokens(
     x:Tensor,        # `[tokens, in]` float32, finite
     group_size:int,  # inputs that share a step
@@ -197,6 +199,7 @@ def _entry(t, index):
         raise AlphaqError(f'there are {t.count} matrices, no number {index}')
     return t.entries.data_ptr() + 32 * index
 
+# %% ../nbs/48_cpu.ipynb #707adef1
 # what is right already is not asked to become so: three calls of torch take as long as a small
 # product
 def _as(v, dtype):

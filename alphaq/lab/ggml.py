@@ -400,6 +400,7 @@ def _facts(w):
             **{f'qwen3moe.{k}': (4, v) for k, v in own.items()},
             **{f'qwen3moe.{k}': (6, v) for k, v in floats.items()}}
 
+# %% ../../nbs/64_ggml.ipynb #9d1c042d
 def _text(s): return struct.pack('<Q', len(s)) + s.encode()
 
 def _fact(key, kind, value):
@@ -428,6 +429,7 @@ def _numbers(peer, kind, sides, seed):
     block = coded(peer, kind, values(rows, sides[0], seed))
     return np.resize(block, (rows, block.shape[1]))
 
+# %% ../../nbs/64_ggml.ipynb #ae8c4487
 def write_whole(
     path:Path,     # of the file
     peer:Peer,     # whose functions code the weights
@@ -468,6 +470,7 @@ def _loaded(name, path):
     if not model: raise AlphaqError(f'{name} does not load {path}')
     return api, model
 
+# %% ../../nbs/64_ggml.ipynb #e9fc5b59
 def file_of(
     name:str, path:Path, w:Whole, kind:str, # as for `write_whole`
 )->int: # bytes of the experts
@@ -478,6 +481,7 @@ def forget_models():
     "Free the models that this process holds."
     _loaded.cache_clear()
 
+# %% ../../nbs/64_ggml.ipynb #56887afe
 def _step(api, context, tokens, at, words):
     "Logits after some tokens."
     b = api.llama_batch_init(len(tokens), 0, 1)
