@@ -6,9 +6,9 @@
 __all__ = ['app', 'EXAMPLES', 'DryRun', 'JsonLines', 'Model', 'Loadable', 'Anywhere', 'Json', 'Quiet', 'Overwrite', 'Dense',
            'Fits', 'Context', 'Batch', 'RunsOn', 'LINES', 'Engine', 'Device', 'Bits', 'Size', 'Preset', 'Method',
            'Gamma', 'Cap', 'Noise', 'Choices', 'Count', 'Scope', 'Granularity', 'Bound', 'Group', 'Also', 'Target',
-           'Measure', 'Other', 'NAMES', 'FORETOLD', 'Samples', 'Window', 'Quantized', 'verb', 'info', 'score', 'merge',
-           'doctor', 'allocate', 'frontier', 'diff', 'export', 'collect', 'quantize', 'tune', 'verify', 'dequantize',
-           'eval', 'report', 'generate', 'bench', 'main']
+           'Measure', 'Other', 'NAMES', 'FORETOLD', 'Samples', 'Window', 'Quantized', 'DRAWS', 'verb', 'info', 'score',
+           'merge', 'doctor', 'allocate', 'frontier', 'diff', 'export', 'collect', 'quantize', 'tune', 'verify',
+           'dequantize', 'eval', 'report', 'generate', 'bench', 'main']
 
 # %% ../nbs/61_cli.ipynb #391f0627
 import functools
@@ -44,7 +44,7 @@ EXAMPLES = dict(
     diff='plan.json plan.json',
     export='plan.json --to hqq -o recipe.json',
     collect='scores.csv pocket --samples 8 -o informed.csv',
-    quantize='pocket --plan plan.json -o OUT',
+    quantize='pocket --plan plan.json --scores scores.csv -o OUT',
     tune='OUT pocket --samples 24 -o TUNED',
     verify='OUT --against pocket',
     dequantize='OUT -o PLAIN',
@@ -598,7 +598,7 @@ def allocate(
         _still()
         data['measured'] = _priced(measured_price(c, table_, settings_for(preset, bits, **asked),
                                                   target, measure), measure)
-    native = f'quantize {_q(c.path) if c and model != "pocket" else model or "MODEL"} {"--dense " * dense}--plan {_q(out)} -o OUT'
+    native = f'quantize {_q(c.path) if c and model != "pocket" else model or "MODEL"} {"--dense " * dense}--plan {_q(out)} --scores {_q(scores)} -o OUT'
     _show(data, json_, None if target else native)
     if verdict.untrained: say(f'alphaq allocate: warning: {verdict.text}')
 
@@ -786,7 +786,8 @@ def collect(
     "Add what calibration text says to a table of scores. For the methods that read text."
     from alphaq.checkpoint import open_checkpoint
     from alphaq.evaluate import calibration_windows
-    from alphaq.pipeline import device_named, group_measured, informed
+    from alphaq.console import foretell
+    from alphaq.pipeline import device_named, group_measured, informed, informed_takes
     from alphaq.scores import read_scores, write_scores
     _still()
     check_free(out, overwrite)
@@ -797,9 +798,10 @@ def collect(
     windows, described, texts = calibration_windows(c.path, calibration.split('+'), window, samples)
     group = group_measured(given, group_size) or 128
     check_known(quantizer, ('mse', 'gptq'), 'quantizers')
+    how = (windows, texts, group, probes, device_named(device), quantizer == 'gptq')
+    foretell('collecting', out, lambda: informed_takes(c, *how))
     turn_back(out)
-    fed = quantizer == 'gptq'
-    write_scores(out, informed(c, given, windows, texts, group, probes, device_named(device), fed))
+    write_scores(out, informed(c, given, *how))
     data = dict(out=str(out), read=described,
                 curvature=f'{probes} vectors for each window' if probes else 'not asked for')
     _show(data, json_, f'allocate {_q(out)} --bits 2.5 --method mxmoe -o plan.json')
@@ -813,6 +815,8 @@ def quantize(
         '-o', '--out', help='folder to make; must be given')]=None,
     plan:Annotated[Optional[Path], typer.Option(
         help='instead of a budget: the plan of `alphaq allocate`')]=None,
+    scores:Annotated[Optional[Path], typer.Option(
+        help='with --plan: the table it was made from, kept in the folder and shown on its page')]=None,
     preset:Preset='best', method:Method=None, gamma:Gamma=None, cap:Cap=None, noise:Noise=None,
     choices:Choices=None, count:Count=None, group_size:Group=None, scope:Scope=None,
     granularity:Granularity=None, bound:Bound=None,
@@ -842,6 +846,7 @@ def quantize(
     """Score, allocate, round and pack a checkpoint. Or take a plan; the folder opens in
     transformers."""
     from alphaq.pipeline import Budget, a_memory, check_budget, label, settings_for
+    from alphaq.scores import read_scores
     _still()
     asked = _asked(method, gamma, cap, noise, choices, count, group_size, scope, granularity, bound)
     changed = label('', *asked.values()) is None
@@ -858,7 +863,8 @@ def quantize(
         plan = Budget(settings_for(preset, bits, **asked), preset, changed, memory or size_, others,
                       _also(also))
     made = alphaq.quantize(model, plan, out, quantizer, calibration, samples, window, routing,
-                           head_bits, unopened, device, engine, overwrite, gate, anyway, dense)
+                           head_bits, unopened, device, engine, overwrite, gate, anyway, dense,
+                           scores=read_scores(scores, []) if scores else ())
     data = _summary(made.plan) | dict(
         out=str(made.path), source_bytes=made.source_bytes, file_bytes=made.file_bytes,
         tensor_bytes=made.tensor_bytes, predicted_bytes=made.predicted,
@@ -977,6 +983,19 @@ def _beside(model, against, device, samples, losses):
     return [dict(text=name, difference=m, stderr=s, verdict=verdict((m, s)), **apart(name))
             for name, (m, s) in pairs.items()]
 
+# %% ../nbs/61_cli.ipynb #da1ebca1
+def _reading_takes(model, samples, against, device, times, tasks, questions):
+    "What a loaded model needs to read texts so many times, and to answer tasks."
+    from alphaq.console import Takes, program_bytes
+    from alphaq.evaluate import LOGIT_BYTES, loaded_bytes, reading_seconds
+    from alphaq.tasks import asked_tokens
+    llm, tokenizer = model
+    rows = next((s.rows for s in samples.values()), None)
+    read = times * sum(s.rows.numel() for s in samples.values())
+    seconds = reading_seconds(llm, read + asked_tokens(tokenizer, tasks, questions), rows)
+    beside = loaded_bytes(against, device) if against else 0
+    return Takes(seconds, program_bytes() + LOGIT_BYTES + beside)
+
 # %% ../nbs/61_cli.ipynb #9321d458
 @verb
 def eval(
@@ -997,6 +1016,7 @@ def eval(
 ):
     """Perplexity and bits per byte on texts, accuracy on tasks. Of tasks alone when only tasks are
     named."""
+    from alphaq.console import foretell
     from alphaq.evaluate import perplexity_of, sample, sample_nll
     from alphaq.tasks import CHANCE, check_lm_eval, run_tasks, task_names
     from alphaq.texts import load_text, texts_at_hand
@@ -1009,6 +1029,8 @@ def eval(
     texts = [load_text(n) for n in names]
     loaded, tokenizer = alphaq.load(model, device)
     samples = {t.name: sample(tokenizer, t, window, tokens) for t in texts}
+    foretell('reading', '.', lambda: _reading_takes((loaded, tokenizer), samples, against, device,
+                                                    1 + 5 * bool(against), asked, questions))
     losses = {name: sample_nll(loaded, s) for name, s in samples.items()}
     rows = [vars(perplexity_of(samples[name], x)) for name, x in losses.items()]
     scores = [vars(s) | dict(chance=CHANCE)
@@ -1058,6 +1080,7 @@ def report(
     """What was decided, what it weighs and what it lost, on one page. Says what was not
     measured."""
     from dataclasses import replace
+    from alphaq.console import foretell
     from alphaq.core import write_text
     from alphaq.pipeline import GATE_TOKENS, experts_only, gated, here
     from alphaq.report import drawing, evidence, figures as all_figures, report_page, unmeasured
@@ -1077,11 +1100,16 @@ def report(
                  figures=figures)
     e = evidence(what, c, table_, command=_again(what, out, **asked), against=against or '')
     for name in text or (): load_text(name)
-    if text or names: turn_back(out); _still()
+    head = max(2048, min(tokens, GATE_TOKENS))
+    if text or names:
+        _still()
+        foretell('reading', out, lambda: _report_takes(e, c, against, device, text or (), window,
+                                                       tokens, head, names, questions))
+        turn_back(out)
     if text:
-        head = max(2048, min(tokens, GATE_TOKENS))
         rows = _lost(what, against, device, text, window, tokens) if e.folder else ()
-        e = replace(e, beside=tuple(rows), gates={t: gated(c, e.plan, t, head, 3) for t in text})
+        e = replace(e, beside=tuple(rows), gates={t: gated(c, e.plan, t, head, DRAWS)
+                                                for t in text})
     if names: e = replace(e, tasks=_answered(what, against, device, names, questions))
     drawings = all_figures(e)
     write_text(out, report_page(e, drawings))
@@ -1092,6 +1120,8 @@ def report(
                              *[['not measured', line] for line in data['unmeasured']]]))
 
 # %% ../nbs/61_cli.ipynb #48a9afd4
+DRAWS = 3  # of random widths that a report holds a plan against
+
 def _check_elsewhere(out):
     "Refuse to put a page where checksums say what is there."
     from alphaq.core import SUMS
@@ -1106,6 +1136,23 @@ def _asked_of(what, tasks):
         raise UsageError('a plan answers no questions; quantize with it, and name the folder')
     if names: check_lm_eval()
     return names
+
+# %% ../nbs/61_cli.ipynb #86eb9290
+def _report_takes(e, checkpoint, against, device, texts, window, tokens, head, tasks, questions):
+    "What the measurements of a report will take; each model is loaded to be tried."
+    from dataclasses import replace
+    from alphaq.console import Takes
+    from alphaq.evaluate import sample
+    from alphaq.pipeline import gate_takes
+    from alphaq.texts import load_text
+    steps = [gate_takes(checkpoint, e.plan, t, head, DRAWS) for t in texts]
+    for name in [n for n in (e.source, against) if n] if e.folder else ():
+        model = alphaq.load(name, device)
+        samples = {t: sample(model[1], load_text(t), window, tokens) for t in texts}
+        steps.append(_reading_takes(model, samples, against, device, 3, tasks, questions))
+    whole = Takes(0., 0, 0)
+    for step in steps: whole = whole.then(replace(step, disk=0))
+    return replace(whole, disk=None)
 
 # %% ../nbs/61_cli.ipynb #c31b46b6
 def _answered(folder, against, device, names, questions):

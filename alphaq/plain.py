@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 import alphaq
+from .console import Takes, foretell, measured_seconds, program_bytes
 from .core import (ROLES, AlphaqError, atomic, check_known, layer_of, natural, read_json,
                          split_name, track, write_json, write_text)
 from .families import FAMILIES
@@ -166,7 +167,14 @@ def _foretold(folder, part, family, dtype):
     return same | {n: (_NAMES[dtype], t.shape, t.nbytes) for n, t in made.items()}
 
 def _weighs(folder, parts, family, dtype):
-    return sum(shard_bytes(_foretold(folder, p, family, dtype)) for p in parts)
+    return [shard_bytes(_foretold(folder, p, family, dtype)) for p in parts]
+
+def _takes(folder, parts, weighs, family, dtype, there):
+    "What the shards will take that are not there."
+    left = [(p, n) for p, n, held in zip(parts, weighs, there) if not held]
+    seconds = measured_seconds(lambda part: _shard(folder, part, family, dtype),
+                               [p for p, _ in left], [n for _, n in left])
+    return Takes(seconds, program_bytes() + 3 * max(weighs), sum(weighs))
 
 # %% ../nbs/51_plain.ipynb #19ec6a92
 def dequantize(
@@ -185,11 +193,16 @@ def dequantize(
     shards = [f'model-{i:05d}-of-{len(parts):05d}.safetensors' for i in range(1, len(parts) + 1)]
     manifest = dict(alphaq=alphaq.__version__, dequantized=source.fingerprint(), dtype=dtype)
     kind = DTYPES[dtype]
-    total = _weighs(source, parts.values(), family, kind)
-    with making(out, source.path, manifest, total, overwrite) as partial:
+    weighs = _weighs(source, parts.values(), family, kind)
+    def there(folder, shard, part): return holds(folder/shard, _foretold(source, part, family, kind))
+    def takes(partial):
+        held = [there(partial, *pair) for pair in zip(shards, parts.values())]
+        return _takes(source, parts.values(), weighs, family, kind, held)
+    with making(out, source.path, manifest, sum(weighs), overwrite, lambda partial: foretell(
+            'dequantizing', out, lambda: takes(partial))) as partial:
         behind = copy_companions(source.path, partial)
         for shard, part in track(list(zip(shards, parts.values())), 'dequantizing'):
-            if holds(partial/shard, _foretold(source, part, family, kind)): continue
+            if there(partial, shard, part): continue
             with atomic(partial/shard) as temporary:
                 save_file(_shard(source, part, family, kind), temporary,
                           metadata={'format': 'pt'})

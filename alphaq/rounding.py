@@ -39,7 +39,8 @@ from .pack import PackedWeight, layer_tensors, pack, unpacked_layer, word_count
 from .plans import (Plan, check_linear, check_plan, grouped, other_linears, predicted_bytes,
                           to_json, widths)
 from .rehearsal import rehearse
-from .report import leave_page
+from .report import SCORES, leave_page
+from .scores import write_scores
 
 # %% ../nbs/46_rounding.ipynb #61682fa5
 QUANTIZERS = {'mse': 'searched grid', 'rtn': 'min-max grid, sign at one bit',
@@ -563,7 +564,7 @@ model = AutoModelForCausalLM.from_pretrained("this folder")
 ```
 
 {"".join(f"{line}{chr(10)}" for line in _remarks(job, behind))}Where alphaq is not installed the folder refuses to load. `alphaq verify` checks every byte against `SHA256SUMS`.
-`plan.json` names each width, `errors.jsonl` what each cost, `job.json` what it was made from, `logits.json` what it said to a few tokens.
+`plan.json` names each width, `errors.jsonl` what each cost, `job.json` what it was made from, `logits.json` what it said to a few tokens; `scores.csv`, where it is there, what the widths were chosen by, and `report.html` shows all of it.
 """
 
 # %% ../nbs/46_rounding.ipynb #0cb4bc99
@@ -669,7 +670,7 @@ def _fed_matrices(job, shard, seen):
 
 # %% ../nbs/46_rounding.ipynb #535ab881
 @torch.no_grad()
-def _fed_seconds(job):
+def _fed_seconds(job, missing):
     "Seconds that error feedback will take, from one batch of windows in one layer."
     def weights(shard): return sum(prod(job.shapes[n]) for n in shard.matrices)
     layers = [s for s in job.shards if _in_decoder(job, s)]
@@ -684,27 +685,32 @@ def _fed_seconds(job):
         read = _clock(job)
         with recording(layer, job.routing, job.checkpoint.dense) as seen:
             run_layer(layer, x, called[index])
+        recorded = _clock(job)
         run_layer(layer, x, called[index])
         ran = _clock(job)
-    passes = -(-len(job.windows) // FED) * (ran - read)
-    return (len(layers) * (read - began + passes)
-            + _fed_matrices(job, shard, seen) * sum(map(prod, job.shapes.values())))
+    batches, fed = -(-len(job.windows) // FED), sum(s in missing for s in layers)
+    return (len(layers) * (read - began + batches * (ran - recorded))
+            + fed * batches * (recorded - read)
+            + _fed_matrices(job, shard, seen) * sum(map(weights, missing)))
 
 # %% ../nbs/46_rounding.ipynb #39d70fa7
 def quantize_takes(
     job:QuantizeJob,
+    folder=None,      # `Path` that holds what an earlier run has made of it
 )->Takes:
-    "What quantizing will take."
+    "What quantizing will take, or what is left of it; the disk that all of it takes."
+    missing = [s for s in job.shards if folder is None or not _written(job, folder, s)]
     read = _reader(replace(job.checkpoint))
     def one(name):
-        r = _without_data(job, name, read(name), job.bits[name], job.quantizer)
+        how = 'mse' if job.quantizer == 'gptq' else job.quantizer
+        r = _without_data(job, name, read(name), job.bits[name], how)
         pack(r.weight), _row(r)
-    names = [*job.bits]
+    names = [n for s in missing for n in s.matrices]
     takes = Takes(None, program_bytes() + _most_memory(job), sum(predicted_files(job).values()))
-    if job.quantizer != 'gptq':
+    if job.quantizer != 'gptq' or not any(_in_decoder(job, s) for s in missing):
         return replace(takes, seconds=measured_seconds(one, names,
                                                        [prod(job.shapes[n]) for n in names]))
-    try: return replace(takes, seconds=_fed_seconds(job))
+    try: return replace(takes, seconds=_fed_seconds(job, missing))
     # an estimate must not cost the work, which says by itself what is wrong
     except Exception as e: return replace(takes, why=f'a layer could not be tried, {type(e).__name__}')
 
@@ -731,6 +737,7 @@ def quantize(
     # who makes the layers without data, of {doc}`27_jobs`; `None`: one after the other here
     engine=None,
     page:bool=False,         # leave report.html in it ({doc}`35_report`)
+    scores=(),               # `[n]` `Score` that the plan was made from, to be kept in it
 )->Quantized:
     "Quantize a checkpoint into a folder; run again after a crash, it continues."
     start = time.perf_counter()
@@ -741,6 +748,8 @@ def quantize(
         _stream(job, partial, engine)
         _write_logits(job, partial)
         total = _close(job, partial, behind)
+        (partial/SCORES).unlink(missing_ok=True)  # of a run that had others
+        if scores: write_scores(partial/SCORES, scores)
         if page: leave_page(partial, job.plan, job.checkpoint)
     rows = map(json.loads, (out/'errors.jsonl').read_text(encoding='utf-8').splitlines())
     starved = tuple(r['name'] for r in rows if r.get('rests_on', 'own') != 'own')
