@@ -1075,6 +1075,8 @@ def report(
         help='questions of each task at most, all unless said', min=1)]=None,
     figures:Annotated[Optional[Path], typer.Option(
         help='folder for the figures as SVG files')]=None,
+    card:Annotated[Optional[Path], typer.Option(
+        help="of a folder: its model card with what was measured, to write for a hub")]=None,
     device:Device='auto', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,
 ):
     """What was decided, what it weighs and what it lost, on one page. Says what was not
@@ -1083,13 +1085,16 @@ def report(
     from alphaq.console import foretell
     from alphaq.core import write_text
     from alphaq.pipeline import GATE_TOKENS, experts_only, gated, here
-    from alphaq.report import drawing, evidence, figures as all_figures, report_page, unmeasured
+    from alphaq.report import (card_page, drawing, evidence, figures as all_figures, report_page,
+                               unmeasured)
     from alphaq.scores import read_scores
     from alphaq.texts import load_text
     if text and not against:
         raise UsageError('the original reads --text too; name it with --against')
-    check_free(out, overwrite)
-    _check_elsewhere(out)
+    if card and not what.is_dir(): raise UsageError('a plan has no card; name a folder')
+    for path in (out, *([card] if card else [])):
+        check_free(path, overwrite)
+        _check_elsewhere(path)
     names = _asked_of(what, tasks)
     drawing()
     dense = bool(evidence(what).plan.places)
@@ -1097,7 +1102,7 @@ def report(
     c = here(against, dense) if against else None
     asked = dict(scores=scores, against=against, text=text, tokens=text and tokens,
                  window=text and window, tasks=tasks, questions=tasks and questions,
-                 figures=figures)
+                 figures=figures, card=card)
     e = evidence(what, c, table_, command=_again(what, out, **asked), against=against or '')
     for name in text or (): load_text(name)
     head = max(2048, min(tokens, GATE_TOKENS))
@@ -1114,6 +1119,7 @@ def report(
     drawings = all_figures(e)
     write_text(out, report_page(e, drawings))
     for name, f in drawings.items() if figures else (): write_text(figures/f'{name}.svg', f.svg)
+    if card: write_text(card, card_page(e))
     data = dict(out=str(out), figures=[f.title for f in drawings.values()],
                 **(dict(tasks=e.tasks) if names else {}), unmeasured=unmeasured(e))
     emit(data, json_, facts([['out', str(out)], ['figures', len(drawings)],

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCORES', 'DEALS', 'INK', 'MANY', 'PARTS', 'AVERAGES', 'REPORT', 'SECTIONS', 'FOLDER_PAGE', 'Evidence', 'evidence',
            'kept_scores', 'check_scores', 'Priced', 'beside_uniform', 'dealt_anew', 'Figure', 'drawing', 'drawn',
-           'maps', 'figures', 'ledger', 'unmeasured', 'report_page', 'leave_page']
+           'maps', 'figures', 'ledger', 'unmeasured', 'report_page', 'leave_page', 'card_page']
 
 # %% ../nbs/35_report.ipynb #2d673998
 import io
@@ -529,15 +529,19 @@ def _cost(e, drawings):
 # %% ../nbs/35_report.ipynb #5d044f54
 def _signed(x): return f'{x["difference"]:+.4f} ± {x["stderr"]:.4f}'
 
-def _lost(e, drawings):
-    "What a folder loses beside its original."
+def _losses(e):
+    "Caption, columns and rows: what a folder loses beside its original."
     def of(r, key, form): return format(r[key], form) if key in r else None
-    losses = _table(
+    return (
         f'The folder beside {e.against}, same windows; ± is one standard error',
         ['text', '>nats per token above', '>KL', '>top-1 the same', '>KL, 99 % quantile',
          'the folder is'],
         [[r['text'], _signed(r), 'kl' in r and f'{r["kl"]:.4f} ± {r["kl_stderr"]:.4f}' or None,
           of(r, 'agreement', '.1%'), of(r, 'kl_worst', '.3f'), r['verdict']] for r in e.beside])
+
+def _lost(e, drawings):
+    "What a folder loses beside its original."
+    losses = _table(*_losses(e))
     if not (placed := _by_place(e.beside)): return _figure(drawings['loss']) + losses
     table = _table('KL by the number of tokens read before, nats per token',
                    ['tokens', *(f'>{r["text"]}' for r in placed)],
@@ -547,33 +551,37 @@ def _lost(e, drawings):
     return _figure(drawings['loss']) + losses + _figure(drawings['place']) + table
 
 # %% ../nbs/35_report.ipynb #d2ea11a5
-def _beside_rivals(e, drawings):
-    "What a plan loses beside other widths of its size."
+def _rival_rows(e):
+    "Caption, columns and rows: a plan beside other widths of its size."
     rows = [[text, name, f'{kl:.4f}', beside and _signed(beside),
              beside and beside['verdict']]
             for text, g in e.gates.items() for name, kl, beside in _rivals(g)]
+    return ('The plan beside other widths of its stored size, all rounded without data: KL from the '
+            'original, nats per token',
+            ['text', 'widths', '>KL', '>the plan less these', 'the plan is'], rows)
+
+def _beside_rivals(e, drawings):
+    "What a plan loses beside other widths of its size."
     draws = max(g.get('draws', 0) for g in e.gates.values())
     windows = max(g['windows'] for g in e.gates.values())
-    return _figure(drawings['rivals']) + _table(
-        'The plan beside other widths of its stored size, all rounded without data: KL from the '
-        'original, nats per token',
-        ['text', 'widths', '>KL', '>the plan less these', 'the plan is'], rows) + _p(
+    return _figure(drawings['rivals']) + _table(*_rival_rows(e)) + _p(
         f'On at most {windows} windows of a text. ' + (
             f'What is random is a mean over {draws} draws; its error is over windows alone.'
             if draws else ''))
 
 # %% ../nbs/35_report.ipynb #f9296400
-def _answers(e, drawings):
-    "What a folder answers to questions, beside guessing and its original."
+def _answered_rows(e):
+    "Caption, columns and rows: what a folder answers to questions, beside guessing and its original."
     def said(r): return r and f'{r["acc"]:.3f} ± {r["stderr"]:.3f}'
     rows = [[r['task'].removeprefix('alphaq_'), r['questions'], said(r), f'{r["z"]:+.1f}',
              said(r.get('original')),
              *([_signed(b), b['verdict']] if (b := r.get('beside')) else [None, None])]
             for r in e.tasks]
-    return _figure(drawings['tasks']) + _table(
-        'Questions with four answers: share answered well; a guess is right one time in four',
-        ['task', '>asked', '>this folder', '>s.e. from guessing', '>the original',
-         '>difference', 'the folder is'], rows)
+    return ('Questions with four answers: share answered well; a guess is right one time in four',
+            ['task', '>asked', '>this folder', '>s.e. from guessing', '>the original',
+             '>difference', 'the folder is'], rows)
+
+def _answers(e, drawings): return _figure(drawings['tasks']) + _table(*_answered_rows(e))
 
 def _text(e, drawings):
     parts = [write(e, drawings) for write, there in
@@ -700,3 +708,27 @@ def leave_page(
     except Exception as e: why = type(e).__name__
     else: return write_text(folder/FOLDER_PAGE, page)
     say(f'alphaq: {FOLDER_PAGE} is not in the folder: {why}')
+
+# %% ../nbs/35_report.ipynb #792026c0
+def _inert(x):
+    "A text that Markdown shows as it is: it ends no cell and begins no tag."
+    return re.sub(r'([\\|`*_<>\[\]#])', r'\\\1', ' '.join(str(cell(x)).split()))
+
+def _markdown(caption, columns, rows):
+    "A table of Markdown."
+    def line(cells): return f'| {" | ".join(map(_inert, cells))} |'
+    ends = '|'.join('---:' if c.startswith('>') else '---' for c in columns)
+    return '\n'.join([_inert(caption) + ':', '', line(c.lstrip('>') for c in columns), f'|{ends}|',
+                      *map(line, rows), ''])
+
+def card_page(
+    e:Evidence,  # of a folder
+)->str:          # Markdown
+    "A model card: the folder's own, and what was measured."
+    own = (e.folder.home/'README.md').read_text(encoding='utf-8')
+    parts = [_markdown(*rows(e)) for rows, there in (
+        (_losses, e.beside), (_rival_rows, e.gates), (_answered_rows, e.tasks)) if there]
+    said = parts or ['Nothing was measured.\n']
+    left = '\n'.join(f'- {_inert(line)}' for line in unmeasured(e))
+    return '\n'.join([own, '## Measured', '', *said, 'Not measured:', '', left, '',
+                      *(['    ' + e.command.replace('\n', ' '), ''] if e.command else [])])

@@ -11,10 +11,12 @@ __all__ = ['QUANTIZERS', 'HEAD', 'AT_ONCE', 'FED', 'LOGITS', 'ROUNDING', 'Quanti
 # %% ../nbs/46_rounding.ipynb #baa0f5dd
 import hashlib
 import json
+import re
 import time
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from functools import cached_property
+from html import escape
 from math import ceil, floor, isfinite, prod
 from pathlib import Path
 
@@ -519,8 +521,9 @@ def written_config(
     return guarded(_headless(config) if job.checkpoint.left_out else config, _quantization(job))
 
 # %% ../nbs/46_rounding.ipynb #a5ab06a7
-def _remarks(job, behind):
+def _remarks(job, behind, said):
     "What the reader of a model card would otherwise find out late."
+    if 'license' not in said: yield 'Licence: no card of the source names one; ask where it comes from.'
     if job.checkpoint.left_out:
         yield ('Left out: the head that predicts further tokens (MTP, '
                f'{len(job.checkpoint.left_out)} tensors); config.json says that there is none.')
@@ -533,8 +536,28 @@ def _remarks(job, behind):
         yield f'The transformers at hand did not know `{job.checkpoint.family}`: that this folder opens was not seen.'
 
 # %% ../nbs/46_rounding.ipynb #3b816ba8
-def _card(job, weighs, behind=()):
+_WORD = r'[\w.-]+(?:/[\w.-]+)?'  # what may stand in a card's head without being quoted
+
+def _licence(card):
+    "What the head of a model's card says of its licence, as far as it is plain words."
+    text = card.read_text(encoding='utf-8', errors='replace')[:2**16] if card.is_file() else ''
+    head = re.match(r'---\n(.*?)\n---\s', text, re.S)
+    return dict(re.findall(rf'^(license(?:_name|_link)?): *({_WORD}) *$', head[1] if head else '',
+                           re.M | re.A))
+
+def _card_head(job, said):
+    "What a hub reads of a model card: of which model this is a smaller one, licence and tags."
+    name = job.plan.model
+    base = {'base_model': name, 'base_model_relation': 'quantized'} if re.fullmatch(
+        _WORD, name, re.A) else {}
+    known = base | said | dict(library_name='transformers', pipeline_tag='text-generation')
+    tags = ['alphaq', 'quantized', *([] if job.checkpoint.dense else ['mixture-of-experts'])]
+    lines = [*(f'{k}: {v}' for k, v in known.items()), 'tags:', *(f'- {t}' for t in tags)]
+    return '\n'.join(['---', *lines, '---', ''])
+
+def _card(job, weighs, behind=(), card=Path()):
     plan = job.plan
+    said, name = _licence(card), ' '.join(plan.model.replace('`', "'").split())
     average = job.plan.average
     what = 'feed-forward blocks' if job.checkpoint.dense else 'routed experts'
     head = '' if job.head_bits == 16 else f', the output head ({job.head_bits} bits)'
@@ -543,9 +566,9 @@ def _card(job, weighs, behind=()):
     data = f'rounded {fed + (head and ", the output head without data") if job.quantizer == "gptq" else free}'
     read = METHODS[plan.method].data if plan.method in METHODS else ()
     source = f'what {job.calibration or "calibration text, which the plan does not name,"} says' if read else 'the weights alone'
-    return f"""# {plan.model}, {average['params'] or average['modules']:.2f} bits
+    return _card_head(job, said) + f"""# {escape(name, False)}, {average['params'] or average['modules']:.2f} bits
 
-{what.capitalize()} of `{plan.model}` quantized by alphaq {alphaq.__version__}.
+{what.capitalize()} of `{name}` quantized by alphaq {alphaq.__version__}.
 Preset {plan.preset or 'none'}, method `{plan.method}`, widths {', '.join(map(str, plan.choices))}.
 Widths were allocated from {source}; the weights were {data}.
 
@@ -563,7 +586,7 @@ from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("this folder")
 ```
 
-{"".join(f"{line}{chr(10)}" for line in _remarks(job, behind))}Where alphaq is not installed the folder refuses to load. `alphaq verify` checks every byte against `SHA256SUMS`.
+{"".join(f"{line}{chr(10)}" for line in _remarks(job, behind, said))}Where alphaq is not installed the folder refuses to load. `alphaq verify` checks every byte against `SHA256SUMS`.
 `plan.json` names each width, `errors.jsonl` what each cost, `job.json` what it was made from, `logits.json` what it said to a few tokens; `scores.csv`, where it is there, what the widths were chosen by, and `report.html` shows all of it.
 """
 
@@ -576,7 +599,8 @@ def _close(job, folder, behind):
         write_text(folder/'errors.jsonl', ''.join(json.dumps(r) + '\n' for r in rows))
     for path in notes: path.unlink(missing_ok=True)
     write_json(folder/'plan.json', to_json(job.plan))
-    write_text(folder/'README.md', _card(job, predicted_tensors(job), behind))
+    write_text(folder/'README.md', _card(job, predicted_tensors(job), behind,
+                                         folder/'README.source.md'))
     write_json(folder/'config.json', written_config(job), strict=False)
     foretold = {name for shard in job.shards for name in _entries(job, shard)}
     return write_index(folder, [shard.file for shard in job.shards], foretold)
