@@ -692,6 +692,8 @@ def export(
         '--nearest', help='compressed-tensors: the nearest plan that it holds')]=False,
     pre:Annotated[Optional[str], typer.Option(
         help="gguf: llama.cpp's name for how the tokenizer cuts text; none leaves it out")]=None,
+    ollama:Annotated[bool, typer.Option(
+        '--modelfile', help='gguf: beside it a Modelfile, for ollama create -f')]=False,
     overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,
 ):
     "The plan as a file, a folder or a recipe for another tool. Refuses what the tool cannot load."
@@ -699,7 +701,8 @@ def export(
     if plan_ and model: raise UsageError(f'two models, {plan} and {model}; name one')
     path, model = (plan_, plan) if plan_ else (plan, model)
     if near and to != 'compressed-tensors': raise UsageError('--nearest is for compressed-tensors')
-    if pre and to != 'gguf': raise UsageError(f'--pre is for gguf, not for {to}')
+    if (pre or ollama) and to != 'gguf':
+        raise UsageError(f'--{"pre" if pre else "modelfile"} is for gguf, not for {to}')
     if to == 'compressed-tensors':
         return _show(_as_folder(path, model, near, out, overwrite), json_)
     if to == 'gguf' and not model:
@@ -707,7 +710,7 @@ def export(
     check_free(out, overwrite)
     chosen = read_plan(path)
     c = alphaq.open(model, bool(chosen.places)) if model else None
-    if to == 'gguf': return _show(_as_file(c, chosen, out, pre, overwrite), json_)
+    if to == 'gguf': return _show(_as_file(c, chosen, out, pre, ollama, overwrite), json_)
     if c: check_plan(chosen, c)
     _show(_as_recipe(c, chosen, to, out), json_)
 
@@ -736,14 +739,22 @@ def _as_folder(path, model, near, out, overwrite):
                 opens_in='vLLM, transformers' if made.transformers else 'vLLM')
 
 # %% ../nbs/61_cli.ipynb #f6a6523f
-def _as_file(checkpoint, plan, out, pre, overwrite):
+def _as_file(checkpoint, plan, out, pre, ollama, overwrite):
     "A GGUF file, and what one type for each stack has changed."
-    from alphaq.ggufout import write_gguf
+    from alphaq.core import rehearsed, write_text
+    from alphaq.ggufout import modelfile, write_gguf
+    beside = out.with_name(f'{out.stem}.Modelfile')
+    if ollama:
+        check_free(beside, overwrite)
+        rehearsed(beside, len(modelfile(checkpoint, out).encode()))
     data = dict(to='gguf', out=str(out), **write_gguf(checkpoint, out, plan, pre=pre,
                                                       overwrite=overwrite))
     if data['changed'].split()[0] != '0':
         say(f'alphaq export: {data["changed"]} got another width: a stack has one type, and rows '
             f'limit it; {data["better"]} chooses by cost')
+    if ollama:
+        write_text(beside, modelfile(checkpoint, out))
+        data['modelfile'] = str(beside)
     if data['vocabulary'] == 'none': say(f'alphaq export: {out} has no vocabulary')
     return data
 
@@ -1194,6 +1205,18 @@ def _again(what, out, **asked):
             if v is not None: words += [f'--{name}', str(v)]
     return shlex.join([*words, '-o', str(out)])
 
+# %% ../nbs/61_cli.ipynb #a66fe90d
+def _beats(tokens):
+    "What generating calls for the prompt and for each token, to show how far it is."
+    from alphaq.core import track
+    from transformers.generation.streamers import BaseStreamer
+    bar = iter(track(range(tokens), 'writing'))
+    class Beats(BaseStreamer):
+        def put(self, value): next(bar, None)
+        def end(self):
+            for _ in bar: pass
+    return Beats()
+
 # %% ../nbs/61_cli.ipynb #26bb6a55
 @verb
 def generate(
@@ -1222,7 +1245,8 @@ def generate(
     chunk = chunk_of(loaded.config.to_dict())
     if chunk and given['input_ids'].shape[1] > chunk: more['prefill_chunk_size'] = chunk
     with third_party(f'{model}: cannot generate', 'see that it does in transformers by itself'):
-        out = loaded.generate(**given, max_new_tokens=tokens, do_sample=temperature > 0, **more)
+        out = loaded.generate(**given, max_new_tokens=tokens, do_sample=temperature > 0,
+                              streamer=_beats(tokens), **more)
     emit(dict(prompt=prompt, text=tokenizer.decode(out[0], skip_special_tokens=True)), json_,
          tokenizer.decode(out[0], skip_special_tokens=True))
 
