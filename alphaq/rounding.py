@@ -547,7 +547,7 @@ def _licence(card):
 
 def _card_head(job, said):
     "What a hub reads of a model card: of which model this is a smaller one, licence and tags."
-    name = job.plan.model
+    name = job.checkpoint.name
     base = {'base_model': name, 'base_model_relation': 'quantized'} if re.fullmatch(
         _WORD, name, re.A) else {}
     known = base | said | dict(library_name='transformers', pipeline_tag='text-generation')
