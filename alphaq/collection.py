@@ -252,6 +252,7 @@ def _place(checkpoint, windows, folder, rounding, texts, more):
     identity = _identity(checkpoint, windows, texts, keys | dict(rounding=rounding))
     return identity, Path(folder)/f'{hashlib.sha256(identity.encode()).hexdigest()[:32]}.safetensors'
 
+# %% ../nbs/42_collection.ipynb #5fbc3f69
 def _read_kept(path, identity, names):
     "Fields by name, or an `AlphaqError` that says what is wrong with the file."
     try:
@@ -336,6 +337,7 @@ def _collecting_memory(checkpoint, windows, hidden, layers):
     for p in checkpoint.projections: sizes[p.module] = sizes.get(p.module, 0) + p.numel
     return 4 * windows.numel() * hidden * (layers + 7) + 28 * max(sizes.values())
 
+# %% ../nbs/42_collection.ipynb #8d288b65
 def collection_takes(
     checkpoint:Checkpoint,
     windows:Tensor,        # as for `collected`, and what follows

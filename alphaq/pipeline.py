@@ -528,6 +528,7 @@ def informed_takes(
     return _collected(collection_takes, model, windows, texts, group_size, probes, device, fed,
                       predicts)
 
+# %% ../nbs/60_pipeline.ipynb #113d89cc
 def informed(
     model:Checkpoint,
     scores,             # `[n]` `Score`
@@ -616,8 +617,10 @@ def gate_takes(
     ps = model.projections
     each = measured_seconds(one, ps, [p.numel for p in ps])
     seconds = reading_seconds(llm, (1 + sets) * rows.numel(), rows) + min(sets, len(WIDTHS)) * each
-    return Takes(seconds, program_bytes() + 4 * rows.numel() * llm.config.get_text_config().vocab_size)
+    logits = 4 * rows.numel() * llm.config.get_text_config().vocab_size
+    return Takes(seconds, program_bytes() + logits)
 
+# %% ../nbs/60_pipeline.ipynb #ea9af835
 def check_gate(
     found:dict,  # from `gated`
     text:str,

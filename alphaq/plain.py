@@ -89,6 +89,7 @@ def stored_like(
     own = '.experts.*.w1.weight' in said and any('.block_sparse_moe.' in n for n in names)
     return 'mixtral' if own else None
 
+# %% ../nbs/51_plain.ipynb #621fead6
 def stored_experts(
     module:str,      # 'model.layers.0.mlp.experts'
     experts:dict,    # role to the matrices `[out, in]` of all experts
@@ -109,8 +110,11 @@ def stored_experts(
 
 # %% ../nbs/51_plain.ipynb #d4f16272
 DTYPES = {'bfloat16': torch.bfloat16, 'float32': torch.float32}
+
+# %% ../nbs/51_plain.ipynb #a1b42d3b
 _NAMES = {torch.bfloat16: 'BF16', torch.float32: 'F32'}  # in a file
 
+# %% ../nbs/51_plain.ipynb #b92c99a1
 @dataclass(frozen=True)
 class Dequantized:
     "What a finished run has made."
@@ -118,6 +122,7 @@ class Dequantized:
     matrices:int       # that were packed
     tensor_bytes:int   # of all tensors
 
+# %% ../nbs/51_plain.ipynb #65a86a42
 def _quantization(folder):
     "Section `quantization_config` of a folder that can be dequantized."
     family = folder.config.get('model_type')
@@ -207,7 +212,8 @@ def dequantize(
     manifest = dict(alphaq=alphaq.__version__, dequantized=source.fingerprint(), dtype=dtype)
     kind = DTYPES[dtype]
     weighs = _weighs(source, parts.values(), family, kind)
-    def there(folder, shard, part): return holds(folder/shard, _foretold(source, part, family, kind))
+    def there(folder, shard, part):
+        return holds(folder/shard, _foretold(source, part, family, kind))
     def takes(partial):
         held = [there(partial, *pair) for pair in zip(shards, parts.values())]
         return _takes(source, parts.values(), weighs, family, kind, held)

@@ -536,6 +536,9 @@ def _remarks(job, behind, said):
         yield f'The transformers at hand did not know `{job.checkpoint.family}`: that this folder opens was not seen.'
 
 # %% ../nbs/46_rounding.ipynb #3b816ba8
+#| export
+
+# %% ../nbs/46_rounding.ipynb #e6afcf3b
 _WORD = r'[\w.-]+(?:/[\w.-]+)?'  # what may stand in a card's head without being quoted
 
 def _licence(card):
@@ -555,6 +558,7 @@ def _card_head(job, said):
     lines = [*(f'{k}: {v}' for k, v in known.items()), 'tags:', *(f'- {t}' for t in tags)]
     return '\n'.join(['---', *lines, '---', ''])
 
+# %% ../nbs/46_rounding.ipynb #0cb40b10
 def _card(job, weighs, behind=(), card=Path()):
     plan = job.plan
     said, name = _licence(card), ' '.join(plan.model.replace('`', "'").split())

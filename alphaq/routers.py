@@ -87,6 +87,7 @@ def _lesson(model, row):
         raise AlphaqError('the loss is not finite; the model or its activations are damaged')
     return loss
 
+# %% ../nbs/56_routers.ipynb #a51776b8
 def by_loss(
     model:nn.Module,   # the rounded model, loaded; its routers are left as they were
     windows:Tensor,    # `[n, length]` token ids
