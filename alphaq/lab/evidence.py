@@ -49,7 +49,7 @@ CONFIRMED = ('uniform', 'uniform-last', 'uniform-random, seed 0', 'uniform-rando
              'relative-kurtosis', 'relative-outlier',
              *(f'{m}, from 2 bits' for m in FLOORED), 'relative-alpha, from 2 bits, permuted')
 READING = ('noise-to-signal', 'noise-to-signal-even', 'noise-to-signal-routed', 'mxmoe',
-            'gemq', 'pmq')
+           'gemq', 'pmq', 'noise-to-signal-sinks')
 # what may become the default, and what it has to beat
 DEFAULTS = ('uniform', 'uniform-last', *(f'uniform-random, seed {s}' for s in DRAWS),
             'measured', 'alphaq', 'relative', 'relative-alpha', 'relative-kurtosis',
@@ -58,11 +58,11 @@ DEFAULTS = ('uniform', 'uniform-last', *(f'uniform-random, seed {s}' for s in DR
 
 # %% ../../nbs/89_evidence.ipynb #61cb8cef
 # beside the oracle
-BOUNDED = ('uniform', 'relative-alpha-outlier', 'noise-to-signal')
+BOUNDED = ('uniform', 'relative-alpha-outlier', 'noise-to-signal', 'noise-to-signal-sinks')
 # with error feedback
 FED_BACK = ('uniform', 'uniform-last', *(f'uniform-random, seed {s}' for s in DRAWS), 'alphaq',
             'relative', 'relative-alpha', 'relative-outlier', 'relative-alpha-outlier',
-            'noise-to-signal', 'mxmoe')
+            'noise-to-signal', 'mxmoe', 'noise-to-signal-sinks')
 OURS = Variant('noise-to-signal', 'noise-to-signal')
 CONTROL = 'noise-to-signal, of nearest'
 # beside rules that read text
