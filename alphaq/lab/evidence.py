@@ -196,12 +196,14 @@ def arguments(
         'beside a few others, on both halves')
     add('--quantizer', choices=('mse', 'gptq'), default='mse', help='without data, or with error '
         'feedback on further windows of --read (%(default)s)')
+    add('--only', nargs='+', default=[], help='these rules alone, beside uniform widths')
     add('--seed', type=int, default=0, help='of the windows (%(default)s)')
     add('--windows', type=int, default=6, help='of each text in each half (%(default)s)')
     return parser
 
 # %% ../../nbs/89_evidence.ipynb #d1b194cc
 def _chosen(args, half):
+    if args.only: return ('uniform', *args.only)
     if args.quantizer == 'gptq': return FED_BACK
     if args.oracle: return BOUNDED
     if args.read: return (*BESIDE, *READING)
@@ -222,6 +224,7 @@ def _header(args, checkpoint, described):
     command += f' --windows {args.windows} --seed {args.seed}' + ' --confirm' * args.confirm
     command += ' --default' * args.default + ' --dense' * args.dense + ' --oracle' * args.oracle
     if args.read: command += f' --read {args.read}'
+    if args.only: command += f' --only {" ".join(args.only)}'
     fed = args.quantizer == 'gptq'
     rounding = 'error feedback on half of these windows, ' * fed + 'mse, group 128'
     return provenance(command + ' --quantizer gptq' * fed, seed=args.seed, network=args.name,
