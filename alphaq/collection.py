@@ -65,13 +65,17 @@ def measured(
         return squares.sqrt().sum().item()
     both = dict(expert_error=tuple(map(norms, together)),
                 expert_loss=tuple((g * d).double().square().sum().item() for d in together))
-    stream = h.double().square().sum(1).clamp(min=torch.finfo(torch.float32).tiny)
+    tiny = torch.finfo(torch.float32).tiny
+    stream = h.double().square().sum(1).clamp(min=tiny)
+    energy = sum(v.output.double().square().sum().item() for v in visits)
+    energy = max(energy / sum(len(v.output) for v in visits), tiny)
     def alone(role):
         moved = [w.double() - W[role].double() for w in rounded[role]]
         noise = [change(i, [role]).double().square().sum(1) for i in range(len(BITS))]
         return dict(
             layer_error=tuple(n.sum().sqrt().item() for n in noise),
             noise_to_signal=tuple((n / stream).sum().item() for n in noise),
+            sink_noise=tuple(n.sum().item() / energy for n in noise),
             gradient=tuple((slopes[role] * m).abs().sum().item() for m in moved),
             fisher=tuple((fisher[role].mean(1) * m.square().sum(1)).sum().item() for m in moved))
     return {role: both | alone(role) for role in ROLES}
@@ -242,7 +246,7 @@ def _identity(checkpoint, windows, texts, more):
     tokens = hashlib.sha256(windows.cpu().long().numpy().tobytes()
                             + str(list(windows.shape)).encode()).hexdigest()
     labels = [0] * len(windows) if texts is None else torch.as_tensor(texts).tolist()
-    return json.dumps(dict(alphaq=alphaq.__version__, format='alphaq-signals/1',
+    return json.dumps(dict(alphaq=alphaq.__version__, format='alphaq-signals/2',
                            model=checkpoint.fingerprint(), tokens=tokens, texts=labels, **more),
                       sort_keys=True)
 
