@@ -790,6 +790,8 @@ ALPHAQ_TARGET INLINE Bytes field(Bytes words, int by, int mask) {
     return _mm256_and_si256(moved, _mm256_set1_epi16((short)mask));
 }
 
+ALPHAQ_TARGET INLINE Bytes added(Bytes a, Bytes b) { return _mm256_add_epi32(a, b); }
+
 // Sums of products of unsigned codes and signed activations. Without an instruction that adds
 // four of them to 32 bits, pairs are added to 16 bits and widened once a run is complete.
 #if ALPHAQ_VECTORS == 1
@@ -905,6 +907,13 @@ ALPHAQ_TARGET INLINE uint8x16_t half_field(uint8x16_t words, int by, int mask) {
 }
 ALPHAQ_TARGET INLINE Bytes field(Bytes words, int by, int mask) {
     return {half_field(words.a, by, mask), half_field(words.b, by, mask)};
+}
+
+ALPHAQ_TARGET INLINE uint8x16_t half_added(uint8x16_t a, uint8x16_t b) {
+    return vreinterpretq_u8_s32(vaddq_s32(vreinterpretq_s32_u8(a), vreinterpretq_s32_u8(b)));
+}
+ALPHAQ_TARGET INLINE Bytes added(Bytes a, Bytes b) {
+    return {half_added(a.a, b.a), half_added(a.b, b.b)};
 }
 
 // Codes are below 128, so that they may count as signed.
@@ -1025,19 +1034,29 @@ ALPHAQ_TARGET INLINE Bytes placed_codes(const Bytes* w, int p) {
 template <int B, int R, int V, int T, int FIRST, int S>
 ALPHAQ_TARGET INLINE void multiply_places(const uint16_t* from, int64_t plane,
                                           const int8_t* const* x, Bytes (*sums)[T]) {
-    for (int i = 0; i < S * T; i++) sums[i / T][i % T] = no_bytes();
-    UNROLL_TWICE for (int v = 0; v < V; v++) {
-        if (B % 2 == 0 && FIRST == 0 && v % 2 == 0)  // a cache line holds two vectors
-            __builtin_prefetch((const char*)(from + v * VECTOR_WORDS) + AHEAD);
-        Bytes w[words_of(B)];
-        load_words<B>(from + v * VECTOR_WORDS, plane, w);
-        for (int p = FIRST; p < FIRST + S * R; p++) {
-            const Bytes codes = R == 1 ? placed_codes<B>(w, p) : codes_of<B>(w, p);
-            for (int t = 0; t < T; t++) {
-                Bytes& sum = sums[(p - FIRST) / R][t];
-                sum = ALPHAQ_DOT(sum, codes, load(x[t] + 32 * (p * V + v)));
+    // a product added to 32 bits waits for the one before; few sums leave registers for two of each
+    constexpr int APART = ALPHAQ_VECTORS == 2 && S * T <= 4 && V > 1 ? 2 : 1;
+    Bytes parts[APART][S][T];
+    for (int i = 0; i < APART * S * T; i++) parts[i / (S * T)][i / T % S][i % T] = no_bytes();
+    UNROLL_TWICE for (int pair = 0; pair < V; pair += APART) {
+        UNROLL_TWICE for (int part = 0; part < APART; part++) {
+            const int v = pair + part;
+            if (B % 2 == 0 && FIRST == 0 && v % 2 == 0)  // a cache line holds two vectors
+                __builtin_prefetch((const char*)(from + v * VECTOR_WORDS) + AHEAD);
+            Bytes w[words_of(B)];
+            load_words<B>(from + v * VECTOR_WORDS, plane, w);
+            for (int p = FIRST; p < FIRST + S * R; p++) {
+                const Bytes codes = R == 1 ? placed_codes<B>(w, p) : codes_of<B>(w, p);
+                for (int t = 0; t < T; t++) {
+                    Bytes& sum = parts[part][(p - FIRST) / R][t];
+                    sum = ALPHAQ_DOT(sum, codes, load(x[t] + 32 * (p * V + v)));
+                }
             }
         }
+    }
+    for (int i = 0; i < S * T; i++) {
+        const Bytes& first = parts[0][i / T][i % T];
+        sums[i / T][i % T] = APART == 2 ? added(first, parts[APART - 1][i / T][i % T]) : first;
     }
 }
 
