@@ -403,7 +403,20 @@ def _alphas(scores):
     return dict(projections=len(scores), alpha_min=alphas[0], alpha_median=alphas[len(alphas) // 2],
                 alpha_max=alphas[-1], against_noise=judge(scores).text)
 
-# %% ../nbs/61_cli.ipynb #3535e4fa
+# %% ../nbs/61_cli.ipynb #6e9d3ccc
+def _kernels():
+    "What runs packed matrices here, as findings."
+    import torch
+    from alphaq import cpu
+    from alphaq.launch import no_kernels
+    if library := cpu.kernel():
+        yield 'ok', f'CPU kernel for {cpu.SETS[library.alphaq_best_set()]}, mode {cpu.mode()}'
+    else: yield 'warning', 'no CPU kernel: packed experts run slowly'
+    if not torch.cuda.is_available(): return
+    why = no_kernels('cuda')
+    yield ('warning', f'no GPU kernels: {why}') if why else ('ok', 'GPU kernels')
+
+# %% ../nbs/61_cli.ipynb #b59870f6
 @verb
 def doctor(
     what:Annotated[str, typer.Argument(
@@ -417,6 +430,7 @@ def doctor(
     from alphaq.judge import judge
     _still()
     findings = [('ok', f'{k} {v}') for k, v in provenance('alphaq doctor')['versions'].items()]
+    findings.extend(_kernels())
     if what.endswith('.csv'):
         scores = read_scores(what, left_out := [])
         if left_out:
