@@ -125,7 +125,7 @@ class ForkedKernel:
     ):
         self.line, self.returncode = socket.socket(socket.AF_UNIX), None
         self.line.connect(address)
-        asked = dict(args=args, env=dict(env), cwd=str(cwd))
+        asked = dict(args=args, env=dict(env), cwd=os.path.abspath(cwd))
         self.line.sendall(json.dumps(asked).encode() + b'\n')
         if (pid := self._hear()) is None: raise ConnectionError('the server has ended')
         self.pid = pid
