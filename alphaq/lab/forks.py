@@ -7,7 +7,6 @@ __all__ = ['IMPORTED', 'serve_forks', 'main', 'ForkServer', 'ForkedKernel', 'use
 
 # %% ../../nbs/94_forks.ipynb #dcbf1c52
 import contextlib
-import gc
 import json
 import os
 import select
@@ -66,7 +65,6 @@ def serve_forks(
         for name in modules:
             with contextlib.suppress(ImportError): import_module(name)
         modules = ()
-        gc.freeze()  # a collection would write to pages of memory that are shared
         if threading.active_count() > 1: raise RuntimeError('a fork would lose threads')
         line, _ = listener.accept()
         children = {pid for pid in children if not os.waitpid(pid, os.WNOHANG)[0]}
@@ -127,7 +125,7 @@ class ForkedKernel:
     ):
         self.line, self.returncode = socket.socket(socket.AF_UNIX), None
         self.line.connect(address)
-        asked = dict(args=args, env=dict(env), cwd=str(cwd))
+        asked = dict(args=args, env=dict(env), cwd=os.path.abspath(cwd))
         self.line.sendall(json.dumps(asked).encode() + b'\n')
         if (pid := self._hear()) is None: raise ConnectionError('the server has ended')
         self.pid = pid
