@@ -111,7 +111,8 @@ if triton:
         F: tl.constexpr = _fields(BITS)
         PER: tl.constexpr = F * KW // G
         BLOCKS: tl.constexpr = K // (F * KW)
-        for t in range(BLOCKS if LAST else BLOCKS * (PER - (BITS == 3))):
+        for t in tl.range(BLOCKS if LAST else BLOCKS * (PER - (BITS == 3)),
+                          num_stages=1 if LAST else None):
             if BITS != 3: b, g = t // PER, t % PER
             elif LAST: b, g = t, PER - 1
             else: b, g = t // (PER - 1), t % (PER - 1)
