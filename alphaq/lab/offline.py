@@ -23,7 +23,7 @@ from ..grid import FIELDS, WIDTHS, group_of
 from ..kernel import Tile, triton
 from ..launch import tile_for
 from ..pack import slice_width
-from ..prefill import wide_tile
+from ..prefill import direct, wide_tile
 
 if triton:
     import triton.language as tl
@@ -157,13 +157,13 @@ if triton:
     @triton.jit
     def _one_wide_kernel(words, scale, zero, x, tokens, out, K: tl.constexpr, G: tl.constexpr,
                          BITS: tl.constexpr, KW: tl.constexpr, BN: tl.constexpr,
-                         BM: tl.constexpr):
+                         BM: tl.constexpr, DIRECT: tl.constexpr):
         "One tile of rows of one width."
         n = tl.program_id(0)
         token = tl.load(tokens + tl.arange(0, BM))
         at = n * BN * (K // G)
         y = _wide_rows(words + n * (4 * K * BITS), scale + at, zero + at, x, token, K, G, BITS, KW,
-                       BN, BM, False)
+                       BN, BM, DIRECT, False)
         tl.store(out + token[None, :] * 4096 + (n * BN + tl.arange(0, BN))[:, None], y)
 
 # %% ../../nbs/62_offline.ipynb #a46bfd8d
@@ -182,7 +182,7 @@ def wide_row(*asked): # as for `wide_stub`
     "Instructions for a weight, and what else there is, of one width alone, for many tokens."
     row, tile = wide_stub(*asked), asked[2]
     constants = dict(K=9 * row['inputs'], G=row['group'], BITS=row['bits'], KW=row['slice'],
-                     BN=tile.rows, BM=tile.tokens)
+                     BN=tile.rows, BM=tile.tokens, DIRECT=direct(row['capability'] // 10))
     made = compiled(_one_wide_kernel, constants, tile, row['capability'])
     found = counted(made) | dict(local=_everywhere(made)['local'])
     block, lines = FIELDS[row['bits']] * row['slice'], _listing(made)[0]
@@ -203,11 +203,15 @@ KERNELS = dict(gate_up=_gate_up_kernel, down=_down_kernel, wide_gate_up=_wide_ga
                wide_down=_wide_down_kernel) if triton else {}
 
 def _everywhere(made):
-    "Registers, shared bytes, and instructions and local accesses anywhere in a kernel."
+    "Registers, shared bytes, instructions and local accesses anywhere, and those in inner loops."
     lines, registers = _listing(made)
-    kinds = Counter(n.split('.')[0] for _, n, _ in lines if n)
+    def local(some): return sum(n.startswith(('LDL', 'STL')) for _, n, _ in some)
+    loops = _loops(lines)
+    inner = [(a, b) for a, b in loops if not any(a <= c and d <= b and (a, b) != (c, d)
+                                                 for c, d in loops)]
     return dict(registers=registers, shared=made.metadata.shared,
-                instructions=sum(kinds.values()), local=kinds['LDL'] + kinds['STL'])
+                instructions=sum(bool(n) for _, n, _ in lines), local=local(lines),
+                inside=sum(local(lines[a:b + 1]) for a, b in inner))
 
 def kernel_stub(name, shape, part, tile, capability):
     "What tells a row of `kernel_row` from the others."
@@ -230,6 +234,7 @@ def kernel_row(
                      KW=tuple(slice_width(K, b) for b in WIDTHS), PLAIN=False)
     if name.endswith('gate_up'): constants |= dict(TOP=top)
     else: constants |= dict(WEIGHTED=True)
+    if name.startswith('wide'): constants |= dict(DIRECT=direct(capability // 10))
     if name == 'gate_up': constants |= dict(S=part, NEXT=tuple(slice_width(N, b) for b in WIDTHS))
     if name == 'down': constants |= dict(S=part, M=1 if part == constants['G'] else tile.tokens)
     made = compiled(KERNELS[name], constants, tile, capability)
