@@ -184,7 +184,8 @@ def wide_row(*asked): # as for `wide_stub`
     constants = dict(K=9 * row['inputs'], G=row['group'], BITS=row['bits'], KW=row['slice'],
                      BN=tile.rows, BM=tile.tokens, DIRECT=direct(row['capability'] // 10))
     made = compiled(_one_wide_kernel, constants, tile, row['capability'])
-    found = counted(made) | dict(local=_everywhere(made)['local'])
+    there = _everywhere(made)
+    found = counted(made) | dict(local=there['local'], inside=there['inside'])
     block, lines = FIELDS[row['bits']] * row['slice'], _listing(made)[0]
     turns = sorted(sum(bool(n) for _, n, _ in lines[a:b + 1]) for a, b in _loops(lines))
     if row['slice'] < 16: turn = turns[-1]      # a block
