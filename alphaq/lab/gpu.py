@@ -346,7 +346,7 @@ def whole_rows(models, device, bits=2.5, batches=(1, 8), tokens=64):
             with torch.no_grad():
                 logits.append(model(torch.arange(4, device=device)[None]).logits.double())
             for cache, batch in ((c, b) for c in caches for b in batches):
-                ids = torch.ones(batch, 8, dtype=torch.int64, device=device)
+                ids = torch.ones(batch, 4, dtype=torch.int64, device=device)
                 how = dict(cache_implementation='static') if cache == 'static' else {}
                 def write(): return model.generate(ids, do_sample=False, max_new_tokens=tokens,
                                                    min_new_tokens=tokens, **how)
@@ -373,11 +373,11 @@ def queue(toy=False):
     "All jobs, the most valuable first."
     if toy:
         small = dict(bits=(2.5,), batches=(1, 3), kinds=('skewed',))
-        return [GpuJob('correctness', 60, lambda d: correctness(TOY, d, (1, 9))),
+        return [GpuJob('correctness', 60, lambda d: correctness(TOY, d, (3,))),
                 GpuJob('moe-layer-toy', 60, lambda d: moe_layer(TOY, d, **small)),
                 GpuJob('peers', 60, lambda d: peers(TOY, d, batches=(3,))),
                 GpuJob('shared', 60, lambda d: shared_rows(TOY, d, batches=(1,), copies=1)),
-                GpuJob('prefill', 60, lambda d: prefill_rows(TOY, d, tokens=(33,))),
+                GpuJob('prefill', 60, lambda d: prefill_rows(TOY, d, tokens=(5,))),
                 *whole_jobs(GpuJob('whole', 60, lambda d: whole_rows(TOY_WHOLE, d, batches=(1,),
                                                                      tokens=2)))]
     def layer(name, **how): return lambda d: moe_layer({name: REAL[name]}, d, **how)
