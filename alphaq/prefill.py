@@ -284,7 +284,7 @@ def _wide_fixed(arena, tile):
                 PLAIN=INTERPRETED,
                 num_warps=tile.warps, num_stages=tile.stages)
 
-# %% ../nbs/37_prefill.ipynb #69573675
+# %% ../nbs/37_prefill.ipynb #98c899eb
 def wide_gate_up(
     x:Tensor,        # `[tokens, hidden]`, contiguous
     gate:Arena,
@@ -303,6 +303,7 @@ def wide_gate_up(
         blocks.slots, h, len(gate.table), TOP=top, **_wide_fixed(gate, tile))
     return h
 
+# %% ../nbs/37_prefill.ipynb #1144735c
 def wide_down(
     h:Tensor,        # `[pairs, inner]`, contiguous
     arena:Arena,

@@ -283,7 +283,7 @@ def prefill_rows(shapes, device, bits=2.5, tokens=(32, 128, 512, 1024, 2048, 409
                                  weights='random', microseconds=called(run, device, 10)))
     return rows
 
-# %% ../../nbs/63_gpu.ipynb #331c453f
+# %% ../../nbs/63_gpu.ipynb #75a5ce8a
 WHOLE = {'Qwen1.5-MoE-A2.7B': ('qwen2_moe', dict(
     hidden_size=2048, intermediate_size=5632, moe_intermediate_size=1408,
     shared_expert_intermediate_size=5632, num_experts=60, num_experts_per_tok=4,
@@ -293,6 +293,7 @@ TOY_WHOLE = {'toy': ('qwen2_moe', dict(
     shared_expert_intermediate_size=128, num_experts=4, num_experts_per_tok=2,
     num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, vocab_size=64))}
 
+# %% ../../nbs/63_gpu.ipynb #a08fd3e2
 def _skeleton(family, sizes, bits, generator):
     "A model on no device, with packed modules in it, and its section of `config.json`."
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
@@ -359,7 +360,7 @@ def whole_rows(models, device, bits=2.5, batches=(1, 8), tokens=64):
         rows.append(dict(what='slots against apart', model=name, bits=bits, error=error))
     return rows
 
-# %% ../../nbs/63_gpu.ipynb #ae9fb3da
+# %% ../../nbs/63_gpu.ipynb #00798482
 @dataclass(frozen=True)
 class GpuJob:
     "Something that makes rows."
@@ -369,6 +370,7 @@ class GpuJob:
 
 def whole_jobs(job): return [job] if find_spec('transformers') else []
 
+# %% ../../nbs/63_gpu.ipynb #107ddf57
 def queue(toy=False):
     "All jobs, the most valuable first."
     if toy:

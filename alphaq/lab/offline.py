@@ -98,13 +98,14 @@ def _listing(made):
     lines = re.findall(line, code, re.M)
     return lines, int(re.search(r'REG:(\d+)', use)[1])
 
-# %% ../../nbs/62_offline.ipynb #4187b9bb
+# %% ../../nbs/62_offline.ipynb #5fef527b
 def _loops(lines):
     "First and last line of each loop."
     at = {label: i for i, (label, *_) in enumerate(lines) if label}
     return [(at[m[1]], i) for i, (_, name, rest) in enumerate(lines) if name.startswith('BRA')
             and (m := re.search(r'`\((\.L_\w+)\)', rest)) and at.get(m[1], i) < i]
 
+# %% ../../nbs/62_offline.ipynb #92ec1bb9
 def counted(
     made,       # from `compiled`
 )->dict:        # registers, shared bytes, and the longest loop's instructions, local, copies
@@ -166,7 +167,7 @@ if triton:
                        BN, BM, DIRECT, False)
         tl.store(out + token[None, :] * 4096 + (n * BN + tl.arange(0, BN))[:, None], y)
 
-# %% ../../nbs/62_offline.ipynb #a46bfd8d
+# %% ../../nbs/62_offline.ipynb #d41fe436
 def wide_stub(
     bits:int,        # 1 .. 4
     inputs:int,      # of the projection
@@ -178,6 +179,7 @@ def wide_stub(
                 group=group_of(inputs, 128), rows=tile.rows, tokens=tile.tokens, warps=tile.warps,
                 stages=tile.stages, capability=capability, triton=triton.__version__)
 
+# %% ../../nbs/62_offline.ipynb #8ba0d72b
 def wide_row(*asked): # as for `wide_stub`
     "Instructions for a weight, and what else there is, of one width alone, for many tokens."
     row, tile = wide_stub(*asked), asked[2]
@@ -199,7 +201,7 @@ EXPERT_SHAPES = {  # hidden, inner of the experts
     'Mixtral-8x7B': (4096, 14336), 'Qwen1.5-MoE-A2.7B': (2048, 1408),
     'DeepSeek-V2-Lite': (2048, 1408), 'OLMoE-1B-7B': (2048, 1024), 'Qwen3-30B-A3B': (2048, 768)}
 
-# %% ../../nbs/62_offline.ipynb #74b6f48b
+# %% ../../nbs/62_offline.ipynb #9f74ac2c
 KERNELS = dict(gate_up=_gate_up_kernel, down=_down_kernel, wide_gate_up=_wide_gate_up_kernel,
                wide_down=_wide_down_kernel) if triton else {}
 
@@ -214,6 +216,7 @@ def _everywhere(made):
                 instructions=sum(bool(n) for _, n, _ in lines), local=local(lines),
                 inside=sum(local(lines[a:b + 1]) for a, b in inner))
 
+# %% ../../nbs/62_offline.ipynb #d294c010
 def kernel_stub(name, shape, part, tile, capability):
     "What tells a row of `kernel_row` from the others."
     return dict(kind=name, shape=list(shape), part=part, rows=tile.rows, tokens=tile.tokens,
@@ -283,12 +286,13 @@ def write_offline(
         rows.append(job())
         write_rows(_path(), header, rows)
 
-# %% ../../nbs/62_offline.ipynb #0e4fddf8
+# %% ../../nbs/62_offline.ipynb #819606c7
 def width_jobs(**limits):
     "Jobs of `width_row`."
     for asked in candidates(**limits):
         yield key_of(width_stub(*asked)), lambda a=asked: width_row(*a)
 
+# %% ../../nbs/62_offline.ipynb #beda77b9
 def wide_jobs(capabilities=(90, 80), tokens=(64, 32)):
     "Jobs of `wide_row`, then whole kernels of the models' shapes."
     seen = set()
@@ -305,6 +309,7 @@ def wide_jobs(capabilities=(90, 80), tokens=(64, 32)):
             yield key_of(stub), lambda a=asked, t=wide_tile(some), c=capability: kernel_row(
                 *a, None, 8, t, c)
 
+# %% ../../nbs/62_offline.ipynb #74f30f84
 @one_line('alphaq.lab.offline')
 def main(
     argv=None, # arguments, `None` takes the process's own
