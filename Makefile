@@ -26,7 +26,7 @@ test: export OMP_NUM_THREADS ?= 1
 test: export HF_HUB_OFFLINE = 1
 test: $(VENV)/test-stamp ## every chapter, every law that crosses chapters, the book
 	$(BIN)/nbdev_test --n_workers 2 --timing | tee $(VENV)/chapters
-	$(BIN)/python -m pytest --durations=10 -n 2 --dist loadfile tests
+	$(BIN)/python -m pytest --durations=10 -n 2 --dist loadfile --no-loadscope-reorder tests
 
 book: $(VENV)/test-stamp ## the book, in _build/html/index.html; a warning is an error
 	$(BIN)/jupyter-book build . -W --keep-going -q 2>&1 | { grep -v '^.IPKernelApp' || true; }  # its kernels' remark on local sockets

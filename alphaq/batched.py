@@ -4,9 +4,12 @@
 
 # %% auto #0
 __all__ = ['TINY', 'HALVINGS', 'TILES_AT_ONCE', 'LARGEST', 'reflection', 'tridiagonal', 'interval', 'bisected', 'times_on_gpu',
-           'bisected_on_gpu', 'batched_eigenvalues', 'device_eigenvalues']
+           'bisected_on_gpu', 'quick_interpreter', 'batched_eigenvalues', 'device_eigenvalues']
 
 # %% ../nbs/05_batched.ipynb #06c2cca5
+from functools import cache, reduce
+from types import SimpleNamespace
+
 import torch
 from torch import Tensor
 
@@ -153,6 +156,28 @@ def bisected_on_gpu(
     _count_kernel[b,](d.contiguous(), e.square(), low, high, out, n, HALVINGS, LANES=lanes,
                       TINY=TINY, num_warps=max(1, min(8, lanes // 32)))
     return out
+
+# %% ../nbs/05_batched.ipynb #5a1c07e2
+@cache
+def quick_interpreter():
+    "Make Triton's interpreter quicker from now on, where it is a version that is known."
+    from triton.runtime import interpreter
+    if not hasattr(interpreter, '_LangPatchScope'): return
+    patch, by_number = interpreter._patch_lang, interpreter.ReduceOps.generic_reduce
+    sees = SimpleNamespace(__globals__=dict(tl=tl, core=tl.core))  # all that any function can see
+    running, nothing = [], interpreter._LangPatchScope()
+    def once(fn):
+        if running: return nothing
+        scope = patch(sees)
+        back = scope.restore
+        scope.restore = lambda: (running.clear(), back())
+        running.append(scope)
+        return scope
+    def by_slice(self, input):
+        if len(input) > 1 or self.axis != 0 or self.keep_dims: return by_number(self, input)
+        return [reduce(self.combine_fn.fn, [self.to_tensor(numbers, input[0].dtype)
+                                            for numbers in input[0].handle.data])]
+    interpreter._patch_lang, interpreter.ReduceOps.generic_reduce = once, by_slice
 
 # %% ../nbs/05_batched.ipynb #6009351c
 TILES_AT_ONCE = 2**31 # bytes of matrices in work; with copies, three times as much memory

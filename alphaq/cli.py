@@ -6,9 +6,9 @@
 __all__ = ['app', 'EXAMPLES', 'DryRun', 'JsonLines', 'Model', 'Loadable', 'Anywhere', 'Json', 'Quiet', 'Overwrite', 'Dense',
            'Fits', 'Context', 'Batch', 'RunsOn', 'LINES', 'Engine', 'Device', 'Bits', 'Size', 'Preset', 'Method',
            'Gamma', 'Cap', 'Noise', 'Choices', 'Count', 'Scope', 'Granularity', 'Bound', 'Group', 'Also', 'Target',
-           'Measure', 'Other', 'NAMES', 'FORETOLD', 'Samples', 'Window', 'Quantized', 'verb', 'info', 'score', 'merge',
-           'doctor', 'allocate', 'frontier', 'diff', 'export', 'collect', 'quantize', 'tune', 'verify', 'dequantize',
-           'eval', 'report', 'generate', 'bench', 'main']
+           'Measure', 'Other', 'NAMES', 'FORETOLD', 'Samples', 'Window', 'Quantized', 'DRAWS', 'verb', 'info', 'score',
+           'merge', 'doctor', 'allocate', 'frontier', 'diff', 'export', 'collect', 'quantize', 'tune', 'verify',
+           'dequantize', 'eval', 'report', 'generate', 'bench', 'main']
 
 # %% ../nbs/61_cli.ipynb #391f0627
 import functools
@@ -44,7 +44,7 @@ EXAMPLES = dict(
     diff='plan.json plan.json',
     export='plan.json --to hqq -o recipe.json',
     collect='scores.csv pocket --samples 8 -o informed.csv',
-    quantize='pocket --plan plan.json -o OUT',
+    quantize='pocket --plan plan.json --scores scores.csv -o OUT',
     tune='OUT pocket --samples 24 -o TUNED',
     verify='OUT --against pocket',
     dequantize='OUT -o PLAIN',
@@ -403,7 +403,20 @@ def _alphas(scores):
     return dict(projections=len(scores), alpha_min=alphas[0], alpha_median=alphas[len(alphas) // 2],
                 alpha_max=alphas[-1], against_noise=judge(scores).text)
 
-# %% ../nbs/61_cli.ipynb #3535e4fa
+# %% ../nbs/61_cli.ipynb #6e9d3ccc
+def _kernels():
+    "What runs packed matrices here, as findings."
+    import torch
+    from alphaq import cpu
+    from alphaq.launch import no_kernels
+    if library := cpu.kernel():
+        yield 'ok', f'CPU kernel for {cpu.SETS[library.alphaq_best_set()]}, mode {cpu.mode()}'
+    else: yield 'warning', 'no CPU kernel: packed experts run slowly'
+    if not torch.cuda.is_available(): return
+    why = no_kernels('cuda')
+    yield ('warning', f'no GPU kernels: {why}') if why else ('ok', 'GPU kernels')
+
+# %% ../nbs/61_cli.ipynb #b59870f6
 @verb
 def doctor(
     what:Annotated[str, typer.Argument(
@@ -417,6 +430,7 @@ def doctor(
     from alphaq.judge import judge
     _still()
     findings = [('ok', f'{k} {v}') for k, v in provenance('alphaq doctor')['versions'].items()]
+    findings.extend(_kernels())
     if what.endswith('.csv'):
         scores = read_scores(what, left_out := [])
         if left_out:
@@ -598,7 +612,7 @@ def allocate(
         _still()
         data['measured'] = _priced(measured_price(c, table_, settings_for(preset, bits, **asked),
                                                   target, measure), measure)
-    native = f'quantize {_q(c.path) if c and model != "pocket" else model or "MODEL"} {"--dense " * dense}--plan {_q(out)} -o OUT'
+    native = f'quantize {_q(c.path) if c and model != "pocket" else model or "MODEL"} {"--dense " * dense}--plan {_q(out)} --scores {_q(scores)} -o OUT'
     _show(data, json_, None if target else native)
     if verdict.untrained: say(f'alphaq allocate: warning: {verdict.text}')
 
@@ -692,6 +706,8 @@ def export(
         '--nearest', help='compressed-tensors: the nearest plan that it holds')]=False,
     pre:Annotated[Optional[str], typer.Option(
         help="gguf: llama.cpp's name for how the tokenizer cuts text; none leaves it out")]=None,
+    ollama:Annotated[bool, typer.Option(
+        '--modelfile', help='gguf: beside it a Modelfile, for ollama create -f')]=False,
     overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,
 ):
     "The plan as a file, a folder or a recipe for another tool. Refuses what the tool cannot load."
@@ -699,7 +715,8 @@ def export(
     if plan_ and model: raise UsageError(f'two models, {plan} and {model}; name one')
     path, model = (plan_, plan) if plan_ else (plan, model)
     if near and to != 'compressed-tensors': raise UsageError('--nearest is for compressed-tensors')
-    if pre and to != 'gguf': raise UsageError(f'--pre is for gguf, not for {to}')
+    if (pre or ollama) and to != 'gguf':
+        raise UsageError(f'--{"pre" if pre else "modelfile"} is for gguf, not for {to}')
     if to == 'compressed-tensors':
         return _show(_as_folder(path, model, near, out, overwrite), json_)
     if to == 'gguf' and not model:
@@ -707,7 +724,7 @@ def export(
     check_free(out, overwrite)
     chosen = read_plan(path)
     c = alphaq.open(model, bool(chosen.places)) if model else None
-    if to == 'gguf': return _show(_as_file(c, chosen, out, pre, overwrite), json_)
+    if to == 'gguf': return _show(_as_file(c, chosen, out, pre, ollama, overwrite), json_)
     if c: check_plan(chosen, c)
     _show(_as_recipe(c, chosen, to, out), json_)
 
@@ -736,14 +753,22 @@ def _as_folder(path, model, near, out, overwrite):
                 opens_in='vLLM, transformers' if made.transformers else 'vLLM')
 
 # %% ../nbs/61_cli.ipynb #f6a6523f
-def _as_file(checkpoint, plan, out, pre, overwrite):
+def _as_file(checkpoint, plan, out, pre, ollama, overwrite):
     "A GGUF file, and what one type for each stack has changed."
-    from alphaq.ggufout import write_gguf
+    from alphaq.core import rehearsed, write_text
+    from alphaq.ggufout import modelfile, write_gguf
+    beside = out.with_name(f'{out.stem}.Modelfile')
+    if ollama:
+        check_free(beside, overwrite)
+        rehearsed(beside, len(modelfile(checkpoint, out).encode()))
     data = dict(to='gguf', out=str(out), **write_gguf(checkpoint, out, plan, pre=pre,
                                                       overwrite=overwrite))
     if data['changed'].split()[0] != '0':
         say(f'alphaq export: {data["changed"]} got another width: a stack has one type, and rows '
             f'limit it; {data["better"]} chooses by cost')
+    if ollama:
+        write_text(beside, modelfile(checkpoint, out))
+        data['modelfile'] = str(beside)
     if data['vocabulary'] == 'none': say(f'alphaq export: {out} has no vocabulary')
     return data
 
@@ -786,7 +811,8 @@ def collect(
     "Add what calibration text says to a table of scores. For the methods that read text."
     from alphaq.checkpoint import open_checkpoint
     from alphaq.evaluate import calibration_windows
-    from alphaq.pipeline import device_named, group_measured, informed
+    from alphaq.console import foretell
+    from alphaq.pipeline import device_named, group_measured, informed, informed_takes
     from alphaq.scores import read_scores, write_scores
     _still()
     check_free(out, overwrite)
@@ -797,9 +823,10 @@ def collect(
     windows, described, texts = calibration_windows(c.path, calibration.split('+'), window, samples)
     group = group_measured(given, group_size) or 128
     check_known(quantizer, ('mse', 'gptq'), 'quantizers')
+    how = (windows, texts, group, probes, device_named(device), quantizer == 'gptq')
+    foretell('collecting', out, lambda: informed_takes(c, *how))
     turn_back(out)
-    fed = quantizer == 'gptq'
-    write_scores(out, informed(c, given, windows, texts, group, probes, device_named(device), fed))
+    write_scores(out, informed(c, given, *how))
     data = dict(out=str(out), read=described,
                 curvature=f'{probes} vectors for each window' if probes else 'not asked for')
     _show(data, json_, f'allocate {_q(out)} --bits 2.5 --method mxmoe -o plan.json')
@@ -813,6 +840,8 @@ def quantize(
         '-o', '--out', help='folder to make; must be given')]=None,
     plan:Annotated[Optional[Path], typer.Option(
         help='instead of a budget: the plan of `alphaq allocate`')]=None,
+    scores:Annotated[Optional[Path], typer.Option(
+        help='with --plan: the table it was made from, kept in the folder and shown on its page')]=None,
     preset:Preset='best', method:Method=None, gamma:Gamma=None, cap:Cap=None, noise:Noise=None,
     choices:Choices=None, count:Count=None, group_size:Group=None, scope:Scope=None,
     granularity:Granularity=None, bound:Bound=None,
@@ -842,6 +871,7 @@ def quantize(
     """Score, allocate, round and pack a checkpoint. Or take a plan; the folder opens in
     transformers."""
     from alphaq.pipeline import Budget, a_memory, check_budget, label, settings_for
+    from alphaq.scores import read_scores
     _still()
     asked = _asked(method, gamma, cap, noise, choices, count, group_size, scope, granularity, bound)
     changed = label('', *asked.values()) is None
@@ -858,7 +888,8 @@ def quantize(
         plan = Budget(settings_for(preset, bits, **asked), preset, changed, memory or size_, others,
                       _also(also))
     made = alphaq.quantize(model, plan, out, quantizer, calibration, samples, window, routing,
-                           head_bits, unopened, device, engine, overwrite, gate, anyway, dense)
+                           head_bits, unopened, device, engine, overwrite, gate, anyway, dense,
+                           scores=read_scores(scores, []) if scores else ())
     data = _summary(made.plan) | dict(
         out=str(made.path), source_bytes=made.source_bytes, file_bytes=made.file_bytes,
         tensor_bytes=made.tensor_bytes, predicted_bytes=made.predicted,
@@ -977,6 +1008,19 @@ def _beside(model, against, device, samples, losses):
     return [dict(text=name, difference=m, stderr=s, verdict=verdict((m, s)), **apart(name))
             for name, (m, s) in pairs.items()]
 
+# %% ../nbs/61_cli.ipynb #da1ebca1
+def _reading_takes(model, samples, against, device, times, tasks, questions):
+    "What a loaded model needs to read texts so many times, and to answer tasks."
+    from alphaq.console import Takes, program_bytes
+    from alphaq.evaluate import LOGIT_BYTES, loaded_bytes, reading_seconds
+    from alphaq.tasks import asked_tokens
+    llm, tokenizer = model
+    rows = next((s.rows for s in samples.values()), None)
+    read = times * sum(s.rows.numel() for s in samples.values())
+    seconds = reading_seconds(llm, read + asked_tokens(tokenizer, tasks, questions), rows)
+    beside = loaded_bytes(against, device) if against else 0
+    return Takes(seconds, program_bytes() + LOGIT_BYTES + beside)
+
 # %% ../nbs/61_cli.ipynb #9321d458
 @verb
 def eval(
@@ -997,6 +1041,7 @@ def eval(
 ):
     """Perplexity and bits per byte on texts, accuracy on tasks. Of tasks alone when only tasks are
     named."""
+    from alphaq.console import foretell
     from alphaq.evaluate import perplexity_of, sample, sample_nll
     from alphaq.tasks import CHANCE, check_lm_eval, run_tasks, task_names
     from alphaq.texts import load_text, texts_at_hand
@@ -1009,6 +1054,8 @@ def eval(
     texts = [load_text(n) for n in names]
     loaded, tokenizer = alphaq.load(model, device)
     samples = {t.name: sample(tokenizer, t, window, tokens) for t in texts}
+    foretell('reading', '.', lambda: _reading_takes((loaded, tokenizer), samples, against, device,
+                                                    1 + 5 * bool(against), asked, questions))
     losses = {name: sample_nll(loaded, s) for name, s in samples.items()}
     rows = [vars(perplexity_of(samples[name], x)) for name, x in losses.items()]
     scores = [vars(s) | dict(chance=CHANCE)
@@ -1053,20 +1100,26 @@ def report(
         help='questions of each task at most, all unless said', min=1)]=None,
     figures:Annotated[Optional[Path], typer.Option(
         help='folder for the figures as SVG files')]=None,
+    card:Annotated[Optional[Path], typer.Option(
+        help="of a folder: its model card with what was measured, to write for a hub")]=None,
     device:Device='auto', overwrite:Overwrite=False, json_:Json=False, quiet:Quiet=False,
 ):
     """What was decided, what it weighs and what it lost, on one page. Says what was not
     measured."""
     from dataclasses import replace
+    from alphaq.console import foretell
     from alphaq.core import write_text
     from alphaq.pipeline import GATE_TOKENS, experts_only, gated, here
-    from alphaq.report import drawing, evidence, figures as all_figures, report_page, unmeasured
+    from alphaq.report import (card_page, drawing, evidence, figures as all_figures, report_page,
+                               unmeasured)
     from alphaq.scores import read_scores
     from alphaq.texts import load_text
     if text and not against:
         raise UsageError('the original reads --text too; name it with --against')
-    check_free(out, overwrite)
-    _check_elsewhere(out)
+    if card and not what.is_dir(): raise UsageError('a plan has no card; name a folder')
+    for path in (out, *([card] if card else [])):
+        check_free(path, overwrite)
+        _check_elsewhere(path)
     names = _asked_of(what, tasks)
     drawing()
     dense = bool(evidence(what).plan.places)
@@ -1074,24 +1127,32 @@ def report(
     c = here(against, dense) if against else None
     asked = dict(scores=scores, against=against, text=text, tokens=text and tokens,
                  window=text and window, tasks=tasks, questions=tasks and questions,
-                 figures=figures)
+                 figures=figures, card=card)
     e = evidence(what, c, table_, command=_again(what, out, **asked), against=against or '')
     for name in text or (): load_text(name)
-    if text or names: turn_back(out); _still()
+    head = max(2048, min(tokens, GATE_TOKENS))
+    if text or names:
+        _still()
+        foretell('reading', out, lambda: _report_takes(e, c, against, device, text or (), window,
+                                                       tokens, head, names, questions))
+        turn_back(out)
     if text:
-        head = max(2048, min(tokens, GATE_TOKENS))
         rows = _lost(what, against, device, text, window, tokens) if e.folder else ()
-        e = replace(e, beside=tuple(rows), gates={t: gated(c, e.plan, t, head, 3) for t in text})
+        e = replace(e, beside=tuple(rows), gates={t: gated(c, e.plan, t, head, DRAWS)
+                                                for t in text})
     if names: e = replace(e, tasks=_answered(what, against, device, names, questions))
     drawings = all_figures(e)
     write_text(out, report_page(e, drawings))
     for name, f in drawings.items() if figures else (): write_text(figures/f'{name}.svg', f.svg)
+    if card: write_text(card, card_page(e))
     data = dict(out=str(out), figures=[f.title for f in drawings.values()],
                 **(dict(tasks=e.tasks) if names else {}), unmeasured=unmeasured(e))
     emit(data, json_, facts([['out', str(out)], ['figures', len(drawings)],
                              *[['not measured', line] for line in data['unmeasured']]]))
 
 # %% ../nbs/61_cli.ipynb #48a9afd4
+DRAWS = 3  # of random widths that a report holds a plan against
+
 def _check_elsewhere(out):
     "Refuse to put a page where checksums say what is there."
     from alphaq.core import SUMS
@@ -1106,6 +1167,23 @@ def _asked_of(what, tasks):
         raise UsageError('a plan answers no questions; quantize with it, and name the folder')
     if names: check_lm_eval()
     return names
+
+# %% ../nbs/61_cli.ipynb #86eb9290
+def _report_takes(e, checkpoint, against, device, texts, window, tokens, head, tasks, questions):
+    "What the measurements of a report will take; each model is loaded to be tried."
+    from dataclasses import replace
+    from alphaq.console import Takes
+    from alphaq.evaluate import sample
+    from alphaq.pipeline import gate_takes
+    from alphaq.texts import load_text
+    steps = [gate_takes(checkpoint, e.plan, t, head, DRAWS) for t in texts]
+    for name in [n for n in (e.source, against) if n] if e.folder else ():
+        model = alphaq.load(name, device)
+        samples = {t: sample(model[1], load_text(t), window, tokens) for t in texts}
+        steps.append(_reading_takes(model, samples, against, device, 3, tasks, questions))
+    whole = Takes(0., 0, 0)
+    for step in steps: whole = whole.then(replace(step, disk=0))
+    return replace(whole, disk=None)
 
 # %% ../nbs/61_cli.ipynb #c31b46b6
 def _answered(folder, against, device, names, questions):
@@ -1141,6 +1219,18 @@ def _again(what, out, **asked):
             if v is not None: words += [f'--{name}', str(v)]
     return shlex.join([*words, '-o', str(out)])
 
+# %% ../nbs/61_cli.ipynb #a66fe90d
+def _beats(tokens):
+    "What generating calls for the prompt and for each token, to show how far it is."
+    from alphaq.core import track
+    from transformers.generation.streamers import BaseStreamer
+    bar = iter(track(range(tokens), 'writing'))
+    class Beats(BaseStreamer):
+        def put(self, value): next(bar, None)
+        def end(self):
+            for _ in bar: pass
+    return Beats()
+
 # %% ../nbs/61_cli.ipynb #26bb6a55
 @verb
 def generate(
@@ -1169,7 +1259,8 @@ def generate(
     chunk = chunk_of(loaded.config.to_dict())
     if chunk and given['input_ids'].shape[1] > chunk: more['prefill_chunk_size'] = chunk
     with third_party(f'{model}: cannot generate', 'see that it does in transformers by itself'):
-        out = loaded.generate(**given, max_new_tokens=tokens, do_sample=temperature > 0, **more)
+        out = loaded.generate(**given, max_new_tokens=tokens, do_sample=temperature > 0,
+                              streamer=_beats(tokens), **more)
     emit(dict(prompt=prompt, text=tokenizer.decode(out[0], skip_special_tokens=True)), json_,
          tokenizer.decode(out[0], skip_special_tokens=True))
 

@@ -169,7 +169,8 @@ def takes_line(
     free=None,   # bytes on the disk
 )->str:
     "What work will take, for people."
-    said = [takes.seconds is not None and f'about {duration(takes.seconds)}',
+    said = [takes.seconds is not None and ('about ' * (takes.seconds >= 1)
+                                           + duration(takes.seconds)),
             takes.seconds is None and takes.why and f'no estimate of the time: {takes.why}',
             takes.memory and f'{size(takes.memory)} of memory',
             takes.disk and f'{size(takes.disk)} of disk' + (f', {size(free)} free' if free else '')]

@@ -58,9 +58,10 @@ enum Status { OK = 0, NO_MEMORY = 1, BAD_ARGUMENT = 2 };
 constexpr int TILE = 64;         // rows of a tile
 constexpr int VECTOR_WORDS = 16; // words in a vector of 32 bytes
 constexpr int SAFE_RUN = 128;    // codes a 16-bit sum can take in: 128 / 16 * 2 * 15 * 127 < 2^15
-constexpr float ROUGH = .015f;   // share of an activation that int8 may take away
+constexpr float ROUGH = .008f;   // share of an activation that int8 may take away
 constexpr int AHEAD = 4096;      // bytes that are asked for before they are needed
 constexpr int SUMS_AT_ONCE = 8;  // vectors of integer sums that stay in registers
+constexpr int64_t ENOUGH = 1 << 19;  // weights worth one more thread: some ten microseconds
 
 constexpr int fields_of(int bits) { return bits == 3 ? 16 : 16 / bits; }
 constexpr int words_of(int bits) { return bits == 3 ? 3 : 1; }
@@ -108,17 +109,21 @@ struct Layout {
 
 // How the direct kernel walks along a row. Sums of products stay integers for `unit` inputs of a
 // field. With groups of 128 the walk is regular: as many fields join a sum as 16 bits can hold,
-// and which groups a sum's halves belong to is known when the kernel is compiled.
+// and which groups a sum's halves belong to is known when the kernel is compiled. Where a slice is
+// shorter than a vector of words, the vector holds two or four rows side by side; if a whole block
+// is of one group, all its fields join one sum.
 struct Walk {
     int64_t unit = 0;  // 0: the direct kernel cannot do this shape
     bool regular = false;
     int run = 1;                        // fields in a sum
+    int together = 1;                   // rows in a vector of words
     int64_t sums = 0;                   // integer sums of a row
     std::vector<uint16_t> low, high;    // the group of each sum's low and high half
 
     Walk() = default;
     Walk(int bits, const Shape& shape) {
         const Layout at(bits, shape.cols);
+        if (at.slice == 4 || at.slice == 8) side_by_side(bits, shape, at);
         int64_t common = at.slice;
         while (shape.group % common) common /= 2;
         if (common < VECTOR_WORDS) return;
@@ -129,6 +134,15 @@ struct Walk {
     }
 
   private:
+    void side_by_side(int bits, const Shape& shape, const Layout& at) {
+        const int64_t block = fields_of(bits) * at.slice;
+        if (shape.group % block) return;
+        unit = at.slice;
+        run = pairs_of(bits);
+        together = (int)(VECTOR_WORDS / unit);
+        fill(bits, shape, at);
+    }
+
     void fill(int bits, const Shape& shape, const Layout& at) {
         const int64_t last = shape.groups() - 1;
         const int64_t block = fields_of(bits) * at.slice;
@@ -145,45 +159,56 @@ struct Walk {
     }
 };
 
-// Tokens that meet matrices of one shape. In fast mode a group of activations is int8 times a step.
+// Tokens that meet matrices of one shape. In fast mode a group of activations is int8 times a step;
+// of a token that eight bits do not bear, what they leave is so once more. Row t of what is
+// quantized is token t, row `tokens + t` what is left of it.
 struct Activations {
     const float* x;                 // [tokens, cols]
     int64_t tokens, cols, group, groups;
-    std::vector<int8_t> codes;      // [tokens, cols]
-    std::vector<float> step;        // [tokens, groups]
-    std::vector<float> sum;         // [tokens, groups] of activations as multiplied, sixteenths
-    std::vector<uint8_t> rough;     // [tokens] that eight bits do not bear: multiplied as they are
+    std::vector<int8_t> codes;      // [2 tokens, cols]
+    std::vector<float> step;        // [2 tokens, groups]
+    std::vector<float> sum;         // [2 tokens, groups] of activations as int8, sixteenths
+    std::vector<float> plain_sum;   // [tokens, groups] of activations as they are, sixteenths
+    std::vector<uint8_t> rough;     // [tokens] that eight bits do not bear
     Walk walk[5];                   // by width
-    std::vector<int8_t> ordered[5]; // [tokens, padded], in the order of the walk
-    std::vector<float> steps[5];    // [tokens, sums, 8]
+    std::vector<int8_t> ordered[5]; // [2 tokens, padded], in the order of the walk
+    std::vector<float> steps[5];    // [2 tokens, sums, 8]
 
     Activations(const float* x, int64_t tokens, int64_t cols, int64_t group, Mode mode)
         : x(x), tokens(tokens), cols(cols), group(group), groups(cols / group) {
-        if (mode == FAST) codes.resize(tokens * cols);
-        if (mode == FAST) step.resize(tokens * groups);
+        if (mode == FAST) {
+            codes.resize(2 * tokens * cols);
+            step.resize(2 * tokens * groups);
+            sum.resize(2 * tokens * groups);
+        }
         rough.assign(tokens, 0);
-        sum.resize(tokens * groups);
+        plain_sum.resize(tokens * groups);
     }
 
     // Make room for the order of a width; filled token by token with `order`.
     void expect(int bits) {
         walk[bits] = Walk(bits, Shape{1, cols, group});
         if (!walk[bits].unit) return;
-        ordered[bits].assign(tokens * Layout(bits, cols).padded, 0);
-        steps[bits].resize(tokens * walk[bits].sums * 8);
+        ordered[bits].assign(2 * tokens * Layout(bits, cols).padded, 0);
+        steps[bits].resize(2 * tokens * walk[bits].sums * 8);
     }
 
     void order(int bits, int64_t token) {
         if (ordered[bits].empty()) return;
-        order_codes(bits, token);
-        order_steps(bits, token);
+        order_row(bits, token);
+        if (rough[token]) order_row(bits, tokens + token);
     }
 
   private:
-    void order_codes(int bits, int64_t token) {
+    void order_row(int bits, int64_t row) {
+        order_codes(bits, row);
+        order_steps(bits, row);
+    }
+
+    void order_codes(int bits, int64_t row) {
         const Layout at(bits, cols);
-        const int8_t* from = codes.data() + token * cols;
-        int8_t* to = ordered[bits].data() + token * at.padded;
+        const int8_t* from = codes.data() + row * cols;
+        int8_t* to = ordered[bits].data() + row * at.padded;
         const int64_t block = fields_of(bits) * at.slice, unit = walk[bits].unit;
         for (int64_t start = 0; start < at.padded; start += block)
             for (int64_t u = start; u < start + at.slice; u += unit)
@@ -207,10 +232,10 @@ struct Activations {
         }
     }
 
-    void order_steps(int bits, int64_t token) {
+    void order_steps(int bits, int64_t row) {
         const Walk& way = walk[bits];
-        const float* from = step.data() + token * groups;
-        float* to = steps[bits].data() + token * way.sums * 8;
+        const float* from = step.data() + row * groups;
+        float* to = steps[bits].data() + row * way.sums * 8;
         for (int64_t s = 0; s < way.sums; s++, to += 8) {
             const int p = way.run == 1 ? (int)(s % pairs_of(bits)) : 0;
             const float place = 1.f / (float)(1 << place_of(bits, p));
@@ -227,7 +252,9 @@ struct Scratch {
     std::vector<float> scale;     // [64, groups]
     std::vector<uint8_t> codes;   // rows that were taken apart
     std::vector<float> gate, up;  // [slots, 64]
-    std::vector<int64_t> direct, apart;  // tokens multiplied by words, and by codes taken apart
+    std::vector<float> left;      // of a token that was quantized
+    // tokens multiplied by words, by words twice, and by codes taken apart
+    std::vector<int64_t> direct, twice, apart;
 };
 
 Scratch& scratch() {
@@ -343,6 +370,11 @@ Pool* pool = new Pool;  // never destroyed: its threads outlive static destructo
 
 // A forked process has none of the threads.
 void forget_pool() { pool = new Pool; }
+
+// How many threads so many weights are worth: waking one takes longer than a small matrix.
+int worth(int64_t weights, int threads) {
+    return (int)std::min<int64_t>(threads, 1 + weights / ENOUGH);
+}
 
 template <class F>
 Status parallel(int64_t count, int threads, F& each) {
@@ -539,7 +571,7 @@ Status Layer::prepare(Activations& x, bool down_side) {
         set.quantize(x, t, mode);
         for (int bits = 1; bits <= 4; bits++) if (wanted[t * 5 + bits]) x.order(bits, t);
     };
-    return parallel(x.tokens, threads, each);
+    return parallel(x.tokens, worth(16 * x.tokens * x.cols, threads), each);
 }
 
 Status Layer::gate_and_up(const Activations& x) {
@@ -558,7 +590,8 @@ Status Layer::gate_and_up(const Activations& x) {
                 to[r] = silu(mine.gate[i * TILE + r]) * mine.up[i * TILE + r];
         }
     };
-    return parallel((int64_t)visited.size() * each_expert, threads, each);
+    return parallel((int64_t)visited.size() * each_expert,
+                    worth(2 * (int64_t)token.size() * inner * into.cols, threads), each);
 }
 
 // A task owns 64 outputs of every token, and adds experts in their order.
@@ -581,7 +614,8 @@ Status Layer::down_and_sum(const Activations& h) {
             }
         }
     };
-    return parallel(tiles(outputs), threads, each);
+    return parallel(tiles(outputs),
+                    worth((int64_t)token.size() * outputs * out_of.cols, threads), each);
 }
 
 Status run_linear(const Matrix& m, const Shape& shape, const float* x, int64_t tokens, float* y,
@@ -592,7 +626,8 @@ Status run_linear(const Matrix& m, const Shape& shape, const float* x, int64_t t
         set.quantize(input, t, mode);
         input.order((int)m.bits, t);
     };
-    if (Status failed = parallel(tokens, threads, ready)) return failed;
+    const int readers = worth(16 * tokens * shape.cols, threads);
+    if (Status failed = parallel(tokens, readers, ready)) return failed;
     std::vector<int64_t> who(tokens);
     for (int64_t t = 0; t < tokens; t++) who[t] = t;
     auto each = [&](int64_t tile) {
@@ -603,7 +638,7 @@ Status run_linear(const Matrix& m, const Shape& shape, const float* x, int64_t t
             std::memcpy(y + t * shape.rows + tile * TILE, mine.gate.data() + t * TILE,
                         sizeof(float) * tile_rows(shape.rows, tile));
     };
-    return parallel(tiles(shape.rows), threads, each);
+    return parallel(tiles(shape.rows), worth(tokens * shape.rows * shape.cols, threads), each);
 }
 
 Status run_experts(Layer& layer, const float* x, int64_t tokens, const int64_t* index,
@@ -755,6 +790,8 @@ ALPHAQ_TARGET INLINE Bytes field(Bytes words, int by, int mask) {
     return _mm256_and_si256(moved, _mm256_set1_epi16((short)mask));
 }
 
+ALPHAQ_TARGET INLINE Bytes added(Bytes a, Bytes b) { return _mm256_add_epi32(a, b); }
+
 // Sums of products of unsigned codes and signed activations. Without an instruction that adds
 // four of them to 32 bits, pairs are added to 16 bits and widened once a run is complete.
 #if ALPHAQ_VECTORS == 1
@@ -791,6 +828,24 @@ ALPHAQ_TARGET INLINE Floats eight_bfloats(const uint16_t* from) {
 // The scales of a sum's low and high half, in turn.
 ALPHAQ_TARGET INLINE Floats two_scales(const float* low, const float* high) {
     return _mm256_blend_ps(_mm256_broadcast_ss(low), _mm256_broadcast_ss(high), 0xaa);
+}
+
+// The scales of two or four rows, `step` apart, each as often as a row has lanes.
+ALPHAQ_TARGET INLINE __m128 pair_of_scales(const float* from, int64_t step) {
+    return _mm_shuffle_ps(_mm_load_ss(from), _mm_load_ss(from + step), 0);
+}
+ALPHAQ_TARGET INLINE Floats scales_of_rows(const float* from, int64_t step, int rows) {
+    return rows == 2 ? _mm256_set_m128(_mm_broadcast_ss(from + step), _mm_broadcast_ss(from))
+                     : _mm256_set_m128(pair_of_scales(from + 2 * step, step),
+                                       pair_of_scales(from, step));
+}
+
+// The same 16 or 8 bytes for each of two or four rows.
+ALPHAQ_TARGET INLINE Bytes load_for_rows(const int8_t* from, int rows) {
+    int64_t eight;
+    std::memcpy(&eight, from, 8);
+    return rows == 2 ? _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)from))
+                     : _mm256_set1_epi64x(eight);
 }
 
 ALPHAQ_TARGET INLINE float total(Floats v) {
@@ -854,6 +909,13 @@ ALPHAQ_TARGET INLINE Bytes field(Bytes words, int by, int mask) {
     return {half_field(words.a, by, mask), half_field(words.b, by, mask)};
 }
 
+ALPHAQ_TARGET INLINE uint8x16_t half_added(uint8x16_t a, uint8x16_t b) {
+    return vreinterpretq_u8_s32(vaddq_s32(vreinterpretq_s32_u8(a), vreinterpretq_s32_u8(b)));
+}
+ALPHAQ_TARGET INLINE Bytes added(Bytes a, Bytes b) {
+    return {half_added(a.a, b.a), half_added(a.b, b.b)};
+}
+
 // Codes are below 128, so that they may count as signed.
 ALPHAQ_TARGET INLINE uint8x16_t half_products(uint8x16_t sum, uint8x16_t q, uint8x16_t x) {
     return vreinterpretq_u8_s32(vdotq_s32(vreinterpretq_s32_u8(sum), vreinterpretq_s8_u8(q),
@@ -909,6 +971,23 @@ ALPHAQ_TARGET INLINE Floats two_scales(const float* low, const float* high) {
     return {both, both};
 }
 
+// The scales of two or four rows, `step` apart, each as often as a row has lanes.
+ALPHAQ_TARGET INLINE float32x4_t pair_of_scales(const float* from, int64_t step) {
+    return vcombine_f32(vdup_n_f32(from[0]), vdup_n_f32(from[step]));
+}
+ALPHAQ_TARGET INLINE Floats scales_of_rows(const float* from, int64_t step, int rows) {
+    if (rows == 2) return {vdupq_n_f32(from[0]), vdupq_n_f32(from[step])};
+    return {pair_of_scales(from, step), pair_of_scales(from + 2 * step, step)};
+}
+
+// The same 16 or 8 bytes for each of two or four rows.
+ALPHAQ_TARGET INLINE Bytes load_for_rows(const int8_t* from, int rows) {
+    const uint8_t* bytes = (const uint8_t*)from;
+    const uint8x8_t eight = vld1_u8(bytes);
+    const uint8x16_t v = rows == 2 ? vld1q_u8(bytes) : vcombine_u8(eight, eight);
+    return {v, v};
+}
+
 ALPHAQ_TARGET INLINE float total(Floats v) { return vaddvq_f32(vaddq_f32(v.a, v.b)); }
 
 // The totals of eight vectors, added in pairs.
@@ -955,19 +1034,29 @@ ALPHAQ_TARGET INLINE Bytes placed_codes(const Bytes* w, int p) {
 template <int B, int R, int V, int T, int FIRST, int S>
 ALPHAQ_TARGET INLINE void multiply_places(const uint16_t* from, int64_t plane,
                                           const int8_t* const* x, Bytes (*sums)[T]) {
-    for (int i = 0; i < S * T; i++) sums[i / T][i % T] = no_bytes();
-    UNROLL_TWICE for (int v = 0; v < V; v++) {
-        if (B % 2 == 0 && FIRST == 0 && v % 2 == 0)  // a cache line holds two vectors
-            __builtin_prefetch((const char*)(from + v * VECTOR_WORDS) + AHEAD);
-        Bytes w[words_of(B)];
-        load_words<B>(from + v * VECTOR_WORDS, plane, w);
-        for (int p = FIRST; p < FIRST + S * R; p++) {
-            const Bytes codes = R == 1 ? placed_codes<B>(w, p) : codes_of<B>(w, p);
-            for (int t = 0; t < T; t++) {
-                Bytes& sum = sums[(p - FIRST) / R][t];
-                sum = ALPHAQ_DOT(sum, codes, load(x[t] + 32 * (p * V + v)));
+    // a product added to 32 bits waits for the one before; few sums leave registers for two of each
+    constexpr int APART = ALPHAQ_VECTORS == 2 && S * T <= 4 && V > 1 ? 2 : 1;
+    Bytes parts[APART][S][T];
+    for (int i = 0; i < APART * S * T; i++) parts[i / (S * T)][i / T % S][i % T] = no_bytes();
+    UNROLL_TWICE for (int pair = 0; pair < V; pair += APART) {
+        UNROLL_TWICE for (int part = 0; part < APART; part++) {
+            const int v = pair + part;
+            if (B % 2 == 0 && FIRST == 0 && v % 2 == 0)  // a cache line holds two vectors
+                __builtin_prefetch((const char*)(from + v * VECTOR_WORDS) + AHEAD);
+            Bytes w[words_of(B)];
+            load_words<B>(from + v * VECTOR_WORDS, plane, w);
+            for (int p = FIRST; p < FIRST + S * R; p++) {
+                const Bytes codes = R == 1 ? placed_codes<B>(w, p) : codes_of<B>(w, p);
+                for (int t = 0; t < T; t++) {
+                    Bytes& sum = parts[part][(p - FIRST) / R][t];
+                    sum = ALPHAQ_DOT(sum, codes, load(x[t] + 32 * (p * V + v)));
+                }
             }
         }
+    }
+    for (int i = 0; i < S * T; i++) {
+        const Bytes& first = parts[0][i / T][i % T];
+        sums[i / T][i % T] = APART == 2 ? added(first, parts[APART - 1][i / T][i % T]) : first;
     }
 }
 
@@ -1031,6 +1120,41 @@ ALPHAQ_TARGET void multiply_words(const uint16_t* words, int64_t rows, const Lay
     }
 }
 
+// Rows of which a vector of words holds several. A block is of one group, and all its pairs join
+// one sum; each row has its lanes of it.
+template <int B, int TOGETHER>
+ALPHAQ_TARGET void multiply_short(const uint16_t* words, int64_t rows, const Layout& at,
+                                  const Walk& way, const int8_t* const* x,
+                                  const float* const* steps, const float* scale, int64_t groups,
+                                  Floats* sum) {
+    constexpr int64_t SLICE = VECTOR_WORDS / TOGETHER, LANES = 8 / TOGETHER;
+    const int64_t plane = rows * SLICE;
+    for (int64_t b = 0; b < at.blocks; b++) {
+        const int8_t* codes = x[0] + b * fields_of(B) * SLICE;
+        const uint16_t* from = words + b * words_of(B) * plane;
+        Bytes tokens[pairs_of(B)];
+        for (int p = 0; p < pairs_of(B); p++)
+            tokens[p] = load_for_rows(codes + 2 * SLICE * p, TOGETHER);
+        const Floats step = load_floats(steps[0] + 8 * b);
+        const float* of_group = scale + way.low[b];
+        for (int64_t r = 0; r < rows; r += TOGETHER) {
+            Bytes w[words_of(B)], all = no_bytes();
+            load_words<B>(from + r * SLICE, plane, w);
+            for (int p = 0; p < pairs_of(B); p++)
+                all = ALPHAQ_DOT(all, codes_of<B>(w, p), tokens[p]);
+            const Floats both = scales_of_rows(of_group + r * groups, groups, TOGETHER);
+            sum[r] = fused(to_floats(all), times(both, step), sum[r]);
+        }
+    }
+    for (int64_t r = 0; r < rows; r += TOGETHER) {
+        float lanes[8], apart[TOGETHER][8] = {};
+        store(lanes, sum[r]);
+        for (int j = 0; j < TOGETHER; j++)
+            std::memcpy(apart[j], lanes + j * LANES, sizeof(float) * LANES);
+        for (int j = 0; j < TOGETHER; j++) sum[r + j] = load_floats(apart[j]);
+    }
+}
+
 using Multiply = void (*)(const uint16_t*, int64_t, const Layout&, const Walk&,
                           const int8_t* const*, const float* const*, const float*, int64_t,
                           Floats*);
@@ -1043,6 +1167,8 @@ Multiply multiply_by(bool regular) {
 
 template <int T, int B>
 Multiply multiply_of(const Walk& way) {
+    if (way.together == 2) return multiply_short<B, 2>;
+    if (way.together == 4) return multiply_short<B, 4>;
     switch (way.unit / VECTOR_WORDS) {
         case 1: return multiply_by<T, B, 1>(way.regular);
         case 2: return multiply_by<T, B, 2>(way.regular);
@@ -1076,11 +1202,11 @@ ALPHAQ_TARGET float zero_part(const float* scale, const uint8_t* zero, const flo
     return -total(without_zeros(no_floats(), scale, zero, sum, groups));
 }
 
-// Rows of a tile times T tokens; `places` says which of the tokens, and where in y they belong.
+// Rows of a tile times T rows of quantized activations, and where the products belong.
 template <int T>
 ALPHAQ_TARGET void tile_direct(const Matrix& m, const Shape& shape, int64_t tile,
-                               const Activations& x, const int64_t* tokens, const int64_t* places,
-                               const Scratch& mine, float* y) {
+                               const Activations& x, const int64_t* who, const Scratch& mine,
+                               float* const* y) {
     const int bits = (int)m.bits;
     const Layout at(bits, shape.cols);
     const Walk& way = x.walk[bits];
@@ -1089,22 +1215,21 @@ ALPHAQ_TARGET void tile_direct(const Matrix& m, const Shape& shape, int64_t tile
     const float* steps[T];
     Floats sums[T * TILE];
     for (int t = 0; t < T; t++) {
-        codes[t] = x.ordered[bits].data() + tokens[places[t]] * at.padded;
-        steps[t] = x.steps[bits].data() + tokens[places[t]] * way.sums * 8;
+        codes[t] = x.ordered[bits].data() + who[t] * at.padded;
+        steps[t] = x.steps[bits].data() + who[t] * way.sums * 8;
         for (int64_t r = 0; r < rows; r++) sums[t * TILE + r] = no_floats();
     }
     multiply_for<T>(bits, way)(m.words + tile * at.tile_words, rows, at, way, codes, steps,
                                mine.scale.data(), groups, sums);
     for (int t = 0; t < T; t++) {
         Floats* sum = sums + t * TILE;
-        const float* of_groups = x.sum.data() + tokens[places[t]] * groups;
+        const float* of_groups = x.sum.data() + who[t] * groups;
         for (int64_t r = 0; r < rows; r++)
             sum[r] = without_zeros(sum[r], mine.scale.data() + r * groups,
                                    m.zero + (tile * TILE + r) * groups, of_groups, groups);
-        float* to = y + places[t] * TILE;
         int64_t r = 0;
-        for (; r + 8 <= rows; r += 8) store(to + r, eight_totals(sum + r));
-        for (; r < rows; r++) to[r] = total(sum[r]);
+        for (; r + 8 <= rows; r += 8) store(y[t] + r, eight_totals(sum + r));
+        for (; r < rows; r++) y[t][r] = total(sum[r]);
     }
 }
 
@@ -1295,7 +1420,7 @@ uint64_t read(const char* bytes, int64_t n) {
 
 template <int T>
 void tile_direct(const Matrix&, const Shape&, int64_t, const Activations&, const int64_t*,
-                 const int64_t*, const Scratch&, float*) {}
+                 const Scratch&, float* const*) {}
 
 #endif
 
@@ -1344,22 +1469,37 @@ ALPHAQ_TARGET bool is_rough(const float* x, int64_t cols, const float* step, int
     return lost * (float)(cols / groups) > 12 * ROUGH * ROUGH * all[0];
 }
 
+// Numbers as a row of the activations.
+ALPHAQ_TARGET void quantize_row(Activations& x, const float* from, int64_t row) {
+    for (int64_t g = 0; g < x.groups; g++)
+        quantize_group(from + g * x.group, x.group, x.codes.data() + row * x.cols + g * x.group,
+                       &x.step[row * x.groups + g], &x.sum[row * x.groups + g]);
+}
+
+// What a token's codes leave of it.
+ALPHAQ_TARGET void left_of(const Activations& x, int64_t token, float* left) {
+    for (int64_t g = 0; g < x.groups; g++) {
+        const float step = x.step[token * x.groups + g];
+        for (int64_t i = g * x.group; i < (g + 1) * x.group; i++)
+            left[i] = x.x[token * x.cols + i] - step * (float)x.codes[token * x.cols + i];
+    }
+}
+
 ALPHAQ_TARGET void quantize(Activations& x, int64_t token, Mode mode) {
-    const int64_t first = token * x.groups;
+    const float* from = x.x + token * x.cols;
     if (mode == FAST) {
-        for (int64_t g = 0; g < x.groups; g++) {
-            const int64_t from = token * x.cols + g * x.group;
-            quantize_group(x.x + from, x.group, x.codes.data() + from, &x.step[first + g],
-                           &x.sum[first + g]);
-        }
-        x.rough[token] = is_rough(x.x + token * x.cols, x.cols, &x.step[first], x.groups);
+        quantize_row(x, from, token);
+        x.rough[token] = is_rough(from, x.cols, &x.step[token * x.groups], x.groups);
         if (!x.rough[token]) return;
+        Scratch& mine = scratch();
+        mine.left.resize(x.cols);
+        left_of(x, token, mine.left.data());
+        quantize_row(x, mine.left.data(), x.tokens + token);
     }
     for (int64_t g = 0; g < x.groups; g++) {
-        const int64_t at = first + g, from = token * x.cols + g * x.group;
         double sum = 0;
-        for (int64_t i = 0; i < x.group; i++) sum += x.x[from + i];
-        x.sum[at] = (float)sum * .0625f;
+        for (int64_t i = g * x.group; i < (g + 1) * x.group; i++) sum += from[i];
+        x.plain_sum[token * x.groups + g] = (float)sum * .0625f;
     }
 }
 
@@ -1381,15 +1521,28 @@ ALPHAQ_TARGET void tile_apart(const Matrix& m, const Shape& shape, int64_t tile,
                 const int64_t t = tokens[i];
                 const uint8_t* q = mine.codes.data() + (r - first) * at.padded;
                 const float* scale = mine.scale.data() + r * groups;
-                const float inner = mode == FAST && !x.rough[t]
+                const bool whole = mode == FAST && !x.rough[t];
+                const float* sum = (whole ? x.sum : x.plain_sum).data() + t * groups;
+                const float inner = whole
                     ? multiply_row(q, x.codes.data() + t * x.cols, x.step.data() + t * groups,
                                    scale, groups, x.group)
                     : multiply_row(q, x.x + t * x.cols, (const float*)nullptr, scale, groups,
                                    x.group);
                 y[i * TILE + r] = inner - zero_part(scale, m.zero + (tile * TILE + r) * groups,
-                                                    x.sum.data() + t * groups, groups);
+                                                    sum, groups);
             }
     }
+}
+
+// A token in two parts.
+void tile_twice(const Matrix& m, const Shape& shape, int64_t tile, const Activations& x,
+                int64_t token, const Scratch& mine, float* y) {
+    float rest[TILE];
+    const int64_t who[2] = {token, x.tokens + token};
+    float* const to[2] = {y, rest};
+    if (x.walk[m.bits].regular) tile_direct<2>(m, shape, tile, x, who, mine, to);
+    else for (int t = 0; t < 2; t++) tile_direct<1>(m, shape, tile, x, who + t, mine, to + t);
+    for (int64_t r = 0; r < std::min<int64_t>(TILE, shape.rows - tile * TILE); r++) y[r] += rest[r];
 }
 
 void tile(const Matrix& m, const Shape& shape, int64_t tile, const Activations& x,
@@ -1398,17 +1551,26 @@ void tile(const Matrix& m, const Shape& shape, int64_t tile, const Activations& 
     const int64_t grid = std::min<int64_t>(TILE, shape.rows - tile * TILE) * x.groups;
     mine.scale.resize(grid);
     halves_to_floats(m.scale + tile * TILE * x.groups, grid, mine.scale.data());
+    const Walk& way = x.walk[m.bits];
+    const bool direct = !x.ordered[m.bits].empty()
+                        && std::min<int64_t>(TILE, shape.rows - tile * TILE) % way.together == 0;
     mine.direct.clear();
+    mine.twice.clear();
     mine.apart.clear();
     for (int64_t i = 0; i < count; i++)
-        (x.ordered[m.bits].empty() || x.rough[tokens[i]] ? mine.apart : mine.direct).push_back(i);
+        (!direct ? mine.apart : x.rough[tokens[i]] ? mine.twice : mine.direct).push_back(i);
     tile_apart(m, shape, tile, x, tokens, mine.apart, mode, mine, y);
+    for (int64_t i : mine.twice) tile_twice(m, shape, tile, x, tokens[i], mine, y + i * TILE);
     const int64_t n = (int64_t)mine.direct.size();
-    const int64_t* places = mine.direct.data();
-    int64_t i = 0;
-    if (x.walk[m.bits].regular)
-        for (; i + 2 <= n; i += 2) tile_direct<2>(m, shape, tile, x, tokens, places + i, mine, y);
-    for (; i < n; i++) tile_direct<1>(m, shape, tile, x, tokens, places + i, mine, y);
+    for (int64_t i = 0; i < n;) {
+        const int64_t* at = mine.direct.data() + i;
+        const bool two = i + 2 <= n;
+        const int64_t who[2] = {tokens[at[0]], tokens[at[two]]};
+        float* const to[2] = {y + at[0] * TILE, y + at[two] * TILE};
+        i += two && way.regular ? 2 : 1;
+        if (two && way.regular) tile_direct<2>(m, shape, tile, x, who, mine, to);
+        else tile_direct<1>(m, shape, tile, x, who, mine, to);
+    }
 }
 
 // One row as weights: scale times the difference of code and zero point, rounded once.

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['LOGIT_BYTES', 'PLACES', 'load_tokenizer', 'load_model', 'windows', 'Sample', 'sample', 'calibration_windows',
            'Perplexity', 'spec_nll', 'window_nll', 'log_probabilities', 'window_kl', 'Divergence', 'by_place',
-           'divergence', 'perplexity_of', 'sample_nll', 'perplexity', 'paired', 'verdict']
+           'divergence', 'perplexity_of', 'sample_nll', 'perplexity', 'reading_seconds', 'loaded_bytes', 'paired',
+           'verdict']
 
 # %% ../nbs/54_evaluate.ipynb #c64a2d7d
 from dataclasses import dataclass
-from math import exp, log
+from math import exp, log, prod
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ import alphaq  # so that transformers knows our folders
 from . import cpu
 from .activations import check_device, load_weights
 from .checkpoint import open_folder
+from .console import measured_seconds
 from .core import AlphaqError, third_party, track
 from .samples import balanced_windows
 from .texts import Text, load_text
@@ -185,7 +187,8 @@ def window_kl(
     def kl(row, truth):
         found = log_probabilities(model, row[None])[0]
         return (truth.exp() * (truth - found)).sum(-1).double().mean()
-    return torch.stack([kl(row, truth) for row, truth in zip(rows, plain)])
+    pairs = track(zip(rows, plain), 'divergence', total=len(rows))
+    return torch.stack([kl(row, truth) for row, truth in pairs])
 
 # %% ../nbs/54_evaluate.ipynb #e7798aa7
 @dataclass(frozen=True)
@@ -216,7 +219,7 @@ def divergence(
 )->Divergence:
     "Two models on the same windows, one window at a time."
     tokens, same = [], []
-    for row in rows.split(1):
+    for row in track(rows.split(1), 'divergence'):
         truth, found = log_probabilities(other, row)[0], log_probabilities(model, row)[0]
         tokens.append((truth.exp() * (truth - found)).sum(-1).double())
         same.append(truth.argmax(-1) == found.argmax(-1))
@@ -264,6 +267,30 @@ def perplexity(
 )->Perplexity:
     "Perplexity per token and bits per byte of a model on a sample ({eq}`eq-ppl`)."
     return perplexity_of(sample, sample_nll(model, sample, batch))
+
+# %% ../nbs/54_evaluate.ipynb #7fd9fb5b
+def reading_seconds(
+    model:nn.Module,   # causal language model in evaluation mode
+    tokens:int,        # that it will read in all, one reading after the other
+    rows=None,         # `[n, window]` token ids, some of them; `None`: made up
+)->float:
+    "Seconds that a model will take to read, from a second of it."
+    if not tokens: return 0.
+    if rows is None:
+        known = model.config.get_text_config().vocab_size
+        rows = (torch.arange(256) * 7919 % known).view(4, 64)
+    return measured_seconds(lambda row: window_nll(model, row[None]), [*rows],
+                            [rows.shape[1]] * len(rows), tokens)
+
+def loaded_bytes(
+    path,              # `str | Path` checkpoint or quantized folder, or pocket
+    device:str='cpu',
+)->int:
+    "What a model's weights will take in memory."
+    packed = ('.words', '.scale', '.zero')
+    wide = 4 if device == 'cpu' else 2
+    return sum(t.nbytes if name.endswith(packed) else wide * prod(t.shape)
+               for name, t in open_folder(path).tensors.items())
 
 # %% ../nbs/54_evaluate.ipynb #a48820a2
 def paired(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WIDTHS_THERE', 'PRE', 'NORMAL', 'CONTROL', 'OWN_WORD', 'UNUSED', 'PORTION', 'ALIGNED', 'ENCODING', 'Stack',
            'stacks_of', 'asking', 'fused_widths', 'facts_for', 'rope_factors', 'pre_of', 'vocabulary', 'Part',
-           'parts_for', 'header_of', 'gguf_takes', 'write_gguf', 'told']
+           'parts_for', 'header_of', 'gguf_takes', 'write_gguf', 'told', 'modelfile']
 
 # %% ../nbs/38_ggufout.ipynb #e54a37d5
 import io
@@ -581,3 +581,22 @@ def told(
                   changed=f'{changed} of {sum(len(s.bits) for s in stacks)} matrices')
     if changed: found['better'] = f'alphaq allocate {asking(stacks)}'
     return found | (dict(price=plan.price) if plan.price else {})
+
+# %% ../nbs/38_ggufout.ipynb #80f01f6c
+_DRAWS = dict(temperature='temperature', top_k='top_k', top_p='top_p', min_p='min_p',
+              repetition_penalty='repeat_penalty')
+
+def modelfile(
+    checkpoint:Checkpoint,
+    out:Path,              # the GGUF file
+)->str:                    # text of a Modelfile that lies beside it
+    "What Ollama reads to run a file."
+    file = checkpoint.home/'generation_config.json'
+    said = read_json(file) if file.is_file() else {}
+    lines = [f'FROM "./{out.name}"']
+    lines += [f'PARAMETER {name} {said[key]:g}' for key, name in _DRAWS.items()
+              if isinstance(said.get(key), (int, float)) and not isinstance(said[key], bool)]
+    for path in sorted(checkpoint.home.glob('LICENSE*')):
+        text = path.read_text('utf-8', 'replace') if path.stat().st_size < 2**17 else ''
+        if text and '"""' not in text: lines.append(f'LICENSE """\n{text.strip()}\n"""')
+    return '\n'.join([*lines, ''])

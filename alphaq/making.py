@@ -83,7 +83,7 @@ _WEIGHTS = ('.safetensors', '.bin', '.pt', '.pth', '.ckpt', '.gguf', '.ggml', '.
             '.msgpack', '.npy', '.npz', '.pkl', '.pickle', '.tflite', '.mlmodel', '.index.json')
 _REWRITTEN = ('config.json', SUMS)
 _CARD, _SOURCE_CARD = 'README.md', 'README.source.md'
-_OURS = re.compile(r'(plan|job|logits)\.json|errors\.jsonl|report\.html|UNFINISHED|model-\d+-of-\d+\.rows\.json')
+_OURS = re.compile(r'(plan|job|logits)\.json|errors\.jsonl|scores\.csv|report\.html|UNFINISHED|model-\d+-of-\d+\.rows\.json')
 _FOREIGN = re.compile(r'(hf_)?quant(ize|ization)?_?(config|strategy|summary|log)?\.\w+|recipe\.ya?ml|.*\.(bak|orig|tmp|lock)')
 
 def _made_here(folder):
@@ -270,6 +270,8 @@ def making(
     manifest:dict,
     total:int,       # bytes of all weight files it will hold
     overwrite:bool,  # replace a finished folder
+    # called with the partial folder before it is touched, to say what the work will take
+    foretells=lambda partial: None,
 ):                   # yields the partial folder to write into
     """A folder that grows beside its place and takes it when the context ends; after a crash the
     next run goes on. A dry run ends here, with `Rehearsed`."""
@@ -280,6 +282,7 @@ def making(
         check_fits(out, total)
         _check_out(out, source, overwrite)
         begun = _begun(partial, manifest, overwrite)
+        foretells(partial)
         turn_back(out, total)
         _prepared(partial, manifest, begun)
         try: yield partial

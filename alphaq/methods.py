@@ -153,7 +153,7 @@ def _signal(scores, name):
 
 # columns that text fills
 DATA = ('frequency', 'routing', 'corpora', 'similarity', 'trace', 'expert_error', 'expert_loss',
-        'layer_error', 'noise_to_signal', 'gradient', 'fisher')
+        'layer_error', 'noise_to_signal', 'sink_noise', 'gradient', 'fisher')
 
 def relative(scores, settings): # `[n, choices]` costs
     "Rounding error by the variance of its matrix; unchanged when a matrix is scaled."
@@ -387,9 +387,10 @@ def mxmoe(scores, settings): # `[n, choices]` costs
     return _wide(scores, settings, 'layer_error')
 
 # %% ../nbs/30_methods.ipynb #5891e326
-def noise_to_signal(scores, settings, even=.5): # `[n, choices]` costs
+def noise_to_signal(scores, settings, even=.5, sinks=False): # `[n, choices]` costs
     "What rounding one matrix adds to the residual stream, by the stream's energy ({eq}`eq-even`)."
     costs = _wide(scores, settings, 'noise_to_signal')
+    if sinks: costs = costs + _wide(scores, settings, 'sink_noise')
     share = _signal(scores, 'frequency')
     kind = np.unique([(str(_layer(s)), s.role) for s in scores], axis=0, return_inverse=True)[1]
     for k in np.unique(kind):
@@ -588,6 +589,9 @@ METHODS = {
     'noise-to-signal-routed': Method('the same, routed as the text is', 'ours',
                                      costs=partial(noise_to_signal, even=0.),
                                      data=('noise_to_signal', 'frequency')),
+    'noise-to-signal-sinks': Method('noise to signal, and what tokens with huge states feel', 'ours',
+                                    costs=partial(noise_to_signal, sinks=True),
+                                    data=('noise_to_signal', 'sink_noise', 'frequency')),
     'hessian': Method('HAWQ-v2 (arXiv 1911.03852)', 'faithful', costs=hessian, noise='measured',
                       data=('trace',)),
     'afg': Method('after AFG, ACL Findings 2025: one width per matrix', 'inferred', costs=afg,

@@ -6,8 +6,8 @@
 __all__ = ['FLOATS', 'UNNAMED', 'GATE_TOKENS', 'told', 'open', 'here', 'device_named', 'engine_named', 'score_job', 'score',
            'a_number', 'settings_for', 'label', 'Memory', 'a_memory', 'plain_weights', 'planned_weights',
            'folder_weights', 'budget_for_memory', 'ledgers', 'sized', 'check_budget', 'of_dense', 'check_kind',
-           'experts_only', 'as_scored', 'group_measured', 'plan_for', 'plan', 'measured_price', 'informed',
-           'check_feasible', 'gated', 'check_gate', 'Budget', 'quantize', 'verify', 'load']
+           'experts_only', 'as_scored', 'group_measured', 'plan_for', 'plan', 'measured_price', 'informed_takes',
+           'informed', 'check_feasible', 'gated', 'gate_takes', 'check_gate', 'Budget', 'quantize', 'verify', 'load']
 
 # %% ../nbs/60_pipeline.ipynb #e86544a9
 from dataclasses import dataclass, replace
@@ -24,12 +24,13 @@ from .activations import check_device
 from .allocation import allocate, checked_choices, preset_named
 from .checkpoint import Checkpoint, including, open_checkpoint, open_dense
 from .checks import Report, verify as check_folder
-from .collection import collected, layer_feedback
-from .console import foretell, say, size as with_unit
+from .collection import collected, collection_takes, layer_feedback
+from .console import (Takes, foretell, measured_seconds, program_bytes, say,
+                            size as with_unit)
 from .core import (ROLES, AlphaqError, BudgetError, GateError, UsageError, cache_dir,
                          check_known, in_rehearsal, split_name)
-from .evaluate import (calibration_windows, load_model, log_probabilities, paired, sample,
-                             verdict, window_kl)
+from .evaluate import (calibration_windows, load_model, log_probabilities, paired,
+                             reading_seconds, sample, verdict, window_kl)
 from .exports import check_loads, priced
 from .grid import WIDTHS, has_groups, stored_bytes, to_grid
 from .jobs import ELSEWHERE, ENGINES, ScoreJob, score_all, score_takes, workers_of
@@ -40,7 +41,7 @@ from .noise import measured_noise
 from .plans import (Plan, check_plan, from_json, lacking, make_plan, named_linears,
                           read_plan, uniform_plan, widths)
 from .remote import open_anywhere
-from .report import dealt_anew
+from .report import check_scores, dealt_anew
 from .rounding import (QuantizeJob, Quantized, budget_for_size, check_groups, check_head,
                              check_quantizer, check_source, predicted_files, predicted_tensors,
                              quantize as quantize_job, quantize_takes)
@@ -506,6 +507,28 @@ def measured_price(
         return fused(losses, [named[p.name] for p in model.projections], settings, target)
 
 # %% ../nbs/60_pipeline.ipynb #0a2ebdb0
+def _collected(work, model, windows, texts, group_size, probes, device, fed, predicts):
+    "Do a collection, or say what it will take."
+    def rounds(W, bits): return to_grid(W, bits, group_size).dequantize().to(W.dtype)
+    rule = f'{"gptq" if fed else "mse"}/{group_size}/{rounding_code()}'
+    learns = partial(layer_feedback, group_size=group_size) if fed else None
+    return work(model, windows, rounds, cache_dir()/'signals', rule, texts, probes=probes,
+                device=device, learns=learns, predicts=predicts)
+
+def informed_takes(
+    model:Checkpoint,
+    windows, texts,     # as for `informed`, and what follows
+    group_size:int=128,
+    probes:int=0,
+    device:str='cpu',
+    fed:bool=False,
+    predicts:bool=True,
+)->Takes:
+    "What reading text for scores will take."
+    return _collected(collection_takes, model, windows, texts, group_size, probes, device, fed,
+                      predicts)
+
+# %% ../nbs/60_pipeline.ipynb #113d89cc
 def informed(
     model:Checkpoint,
     scores,             # `[n]` `Score`
@@ -517,11 +540,7 @@ def informed(
     predicts:bool=True, # the similarity of blocks, too, which takes longest
 )->list:
     "Scores with what calibration text says in columns of their own."
-    def rounds(W, bits): return to_grid(W, bits, group_size).dequantize().to(W.dtype)
-    rule = f'{"gptq" if fed else "mse"}/{group_size}/{rounding_code()}'
-    learns = partial(layer_feedback, group_size=group_size) if fed else None
-    found = collected(model, windows, rounds, cache_dir()/'signals', rule, texts, probes=probes,
-                      device=device, learns=learns, predicts=predicts)
+    found = _collected(collected, model, windows, texts, group_size, probes, device, fed, predicts)
     return [replace(s, **found.get(s.name, {})) for s in scores]
 
 # %% ../nbs/60_pipeline.ipynb #8f640d0e
@@ -584,6 +603,24 @@ def gated(
         (('its widths dealt at random', dealt), ('widths drawn at random', drawn))})
 
 # %% ../nbs/60_pipeline.ipynb #91d0b32b
+def gate_takes(
+    model:Checkpoint,
+    plan:Plan,
+    text:str,            # as for `gated`, and what follows
+    head:int=GATE_TOKENS,
+    draws:int=0,
+)->Takes:
+    "What a gate will take: the model once as it is, and once in each set of widths."
+    llm, tokenizer = load_model(model.path)
+    rows, sets = sample(tokenizer, load_text(text), 256, head).rows, 2 + 2 * draws
+    def one(p): to_grid(model.read(p), 2, plan.group_size).dequantize()
+    ps = model.projections
+    each = measured_seconds(one, ps, [p.numel for p in ps])
+    seconds = reading_seconds(llm, (1 + sets) * rows.numel(), rows) + min(sets, len(WIDTHS)) * each
+    logits = 4 * rows.numel() * llm.config.get_text_config().vocab_size
+    return Takes(seconds, program_bytes() + logits)
+
+# %% ../nbs/60_pipeline.ipynb #ea9af835
 def check_gate(
     found:dict,  # from `gated`
     text:str,
@@ -612,15 +649,12 @@ def _scoring(c, budget, settings, device):
     p = preset_named(budget.preset)
     return score_job(c, p.tail, p.tile, None, settings.group_size, device)
 
-def _planned(c, budget, settings, modules, tokens, texts, work, device, fed):
-    "From weights, and text where a method reads it, to a plan."
-    reads = method_named(settings.method).data
+def _planned(c, budget, settings, modules, tokens, texts, work, device, collecting):
+    "From weights, and text where a method reads it, to a plan and its scores."
     scores = score_all(_scoring(c, budget, settings, device), work)
-    if reads:
-        scores = informed(c, scores, tokens, texts, settings.group_size,
-                          2 if 'trace' in reads else 0, device, fed, 'similarity' in reads)
+    if collecting: scores = informed(c, scores, tokens, texts, *collecting)
     name = None if budget.changed else budget.preset
-    return plan_for(scores, settings, c.name, name, budget.other_bits, modules=modules)
+    return plan_for(scores, settings, c.name, name, budget.other_bits, modules=modules), scores
 
 # %% ../nbs/60_pipeline.ipynb #a38b72cc
 def _foreseen(c, budget, settings, modules, out):
@@ -656,6 +690,7 @@ def quantize(
     context=None,
     batch:int=1,
     runs_on:str='cuda',
+    scores=(),
 )->Quantized:
     """Round and pack a checkpoint into a folder that opens in transformers, with a page about it;
     stopped, it continues.
@@ -680,6 +715,7 @@ def quantize(
     context:     tokens that must fit too, prompt and answer: 32768 or '32k'
     batch:       how many such texts at once
     runs_on:     where: cuda, in the stored type, or cpu, in float32
+    scores:      with a plan: `[n]` `Score` that it was made from, to be kept in the folder and shown on its page
 
     Returns a `Quantized`: sizes, seconds, the plan.
     Raises `AlphaqError`."""
@@ -688,6 +724,7 @@ def quantize(
         plan = Budget(settings_for(), size=memory)
     if isinstance(plan, (int, float)): plan = Budget(settings_for(bits=plan))
     budget = plan if isinstance(plan, Budget) else None
+    if budget and scores: raise UsageError('scores go with the plan that was made from them')
     settings = budget and budget.settings
     reads = settings and method_named(settings.method).data
     if reads and not calibration:
@@ -712,6 +749,8 @@ def quantize(
     read = calibration_windows(c.path, calibration.split('+'), window,
                                samples) if calibration else (None, None, None)
     tokens, described, texts = read
+    collecting = reads and (settings.group_size, 2 if 'trace' in reads else 0, device,
+                            quantizer == 'gptq', 'similarity' in reads)
     windows = tokens if quantizer == 'gptq' else None
     def job(plan):
         return QuantizeJob(c, plan, quantizer, windows=windows, calibration=described,
@@ -719,21 +758,27 @@ def quantize(
     out = Path(out).absolute()
     if budget: plan = _foreseen(c, budget, settings, modules, out)
     elif not isinstance(plan, Plan): plan = read_plan(plan)
+    if scores: check_scores(plan, scores := experts_only(scores, []), 'the plan')
     made = job(replace(plan, model=c.name) if plan.model == UNNAMED else plan)
     check_fits(out, sum(predicted_files(made).values()))
     def takes():
         scoring = budget and replace(score_takes(_scoring(c, budget, settings, device),
                                                  workers_of(work)), disk=0)
-        making = quantize_takes(made)
+        making = quantize_takes(made, out.with_name(f'{out.name}.partial'))
         if engine != 'local' and quantizer != 'gptq':
             making = replace(making, seconds=None, why=ELSEWHERE)
-        whole = scoring.then(making) if budget else making
-        if not (reads or gate): return whole
-        return replace(whole, seconds=None, why='what is read for a plan or a gate is not timed')
+        steps = [scoring] if budget else []
+        if reads: steps.append(informed_takes(c, tokens, texts, *collecting))
+        if gate: steps.append(gate_takes(c, made.plan, gate))
+        whole = replace(making, disk=0)
+        for step in steps: whole = replace(step, disk=0).then(whole)
+        return replace(whole, disk=making.disk)
     foretell('quantizing', out, takes)
     if in_rehearsal(): return quantize_job(made, out, overwrite)  # which turns back
-    fed = quantizer == 'gptq'
-    if budget: made = job(_planned(c, budget, settings, modules, tokens, texts, work, device, fed))
+    if budget:
+        plan, scores = _planned(c, budget, settings, modules, tokens, texts, work, device,
+                                collecting)
+        made = job(plan)
     if gate:
         check_plan(made.plan, c)
         found = gated(c, made.plan, gate)
@@ -741,7 +786,7 @@ def quantize(
         except GateError as e:
             if not anyway: raise
             say(f'alphaq quantize: warning: {e}')
-    return quantize_job(made, out, overwrite, work if engine != 'local' else None, page=True)
+    return quantize_job(made, out, overwrite, work if engine != 'local' else None, True, scores)
 
 # %% ../nbs/60_pipeline.ipynb #0e4711d9
 @told

@@ -11,10 +11,12 @@ __all__ = ['QUANTIZERS', 'HEAD', 'AT_ONCE', 'FED', 'LOGITS', 'ROUNDING', 'Quanti
 # %% ../nbs/46_rounding.ipynb #baa0f5dd
 import hashlib
 import json
+import re
 import time
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from functools import cached_property
+from html import escape
 from math import ceil, floor, isfinite, prod
 from pathlib import Path
 
@@ -39,7 +41,8 @@ from .pack import PackedWeight, layer_tensors, pack, unpacked_layer, word_count
 from .plans import (Plan, check_linear, check_plan, grouped, other_linears, predicted_bytes,
                           to_json, widths)
 from .rehearsal import rehearse
-from .report import leave_page
+from .report import SCORES, leave_page
+from .scores import write_scores
 
 # %% ../nbs/46_rounding.ipynb #61682fa5
 QUANTIZERS = {'mse': 'searched grid', 'rtn': 'min-max grid, sign at one bit',
@@ -518,8 +521,9 @@ def written_config(
     return guarded(_headless(config) if job.checkpoint.left_out else config, _quantization(job))
 
 # %% ../nbs/46_rounding.ipynb #a5ab06a7
-def _remarks(job, behind):
+def _remarks(job, behind, said):
     "What the reader of a model card would otherwise find out late."
+    if 'license' not in said: yield 'Licence: no card of the source names one; ask where it comes from.'
     if job.checkpoint.left_out:
         yield ('Left out: the head that predicts further tokens (MTP, '
                f'{len(job.checkpoint.left_out)} tensors); config.json says that there is none.')
@@ -532,8 +536,32 @@ def _remarks(job, behind):
         yield f'The transformers at hand did not know `{job.checkpoint.family}`: that this folder opens was not seen.'
 
 # %% ../nbs/46_rounding.ipynb #3b816ba8
-def _card(job, weighs, behind=()):
+#| export
+
+# %% ../nbs/46_rounding.ipynb #e6afcf3b
+_WORD = r'[\w.-]+(?:/[\w.-]+)?'  # what may stand in a card's head without being quoted
+
+def _licence(card):
+    "What the head of a model's card says of its licence, as far as it is plain words."
+    text = card.read_text(encoding='utf-8', errors='replace')[:2**16] if card.is_file() else ''
+    head = re.match(r'---\n(.*?)\n---\s', text, re.S)
+    return dict(re.findall(rf'^(license(?:_name|_link)?): *({_WORD}) *$', head[1] if head else '',
+                           re.M | re.A))
+
+def _card_head(job, said):
+    "What a hub reads of a model card: of which model this is a smaller one, licence and tags."
+    name = job.checkpoint.name
+    base = {'base_model': name, 'base_model_relation': 'quantized'} if re.fullmatch(
+        _WORD, name, re.A) else {}
+    known = base | said | dict(library_name='transformers', pipeline_tag='text-generation')
+    tags = ['alphaq', 'quantized', *([] if job.checkpoint.dense else ['mixture-of-experts'])]
+    lines = [*(f'{k}: {v}' for k, v in known.items()), 'tags:', *(f'- {t}' for t in tags)]
+    return '\n'.join(['---', *lines, '---', ''])
+
+# %% ../nbs/46_rounding.ipynb #0cb40b10
+def _card(job, weighs, behind=(), card=Path()):
     plan = job.plan
+    said, name = _licence(card), ' '.join(plan.model.replace('`', "'").split())
     average = job.plan.average
     what = 'feed-forward blocks' if job.checkpoint.dense else 'routed experts'
     head = '' if job.head_bits == 16 else f', the output head ({job.head_bits} bits)'
@@ -542,9 +570,9 @@ def _card(job, weighs, behind=()):
     data = f'rounded {fed + (head and ", the output head without data") if job.quantizer == "gptq" else free}'
     read = METHODS[plan.method].data if plan.method in METHODS else ()
     source = f'what {job.calibration or "calibration text, which the plan does not name,"} says' if read else 'the weights alone'
-    return f"""# {plan.model}, {average['params'] or average['modules']:.2f} bits
+    return _card_head(job, said) + f"""# {escape(name, False)}, {average['params'] or average['modules']:.2f} bits
 
-{what.capitalize()} of `{plan.model}` quantized by alphaq {alphaq.__version__}.
+{what.capitalize()} of `{name}` quantized by alphaq {alphaq.__version__}.
 Preset {plan.preset or 'none'}, method `{plan.method}`, widths {', '.join(map(str, plan.choices))}.
 Widths were allocated from {source}; the weights were {data}.
 
@@ -562,8 +590,8 @@ from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("this folder")
 ```
 
-{"".join(f"{line}{chr(10)}" for line in _remarks(job, behind))}Where alphaq is not installed the folder refuses to load. `alphaq verify` checks every byte against `SHA256SUMS`.
-`plan.json` names each width, `errors.jsonl` what each cost, `job.json` what it was made from, `logits.json` what it said to a few tokens.
+{"".join(f"{line}{chr(10)}" for line in _remarks(job, behind, said))}Where alphaq is not installed the folder refuses to load. `alphaq verify` checks every byte against `SHA256SUMS`.
+`plan.json` names each width, `errors.jsonl` what each cost, `job.json` what it was made from, `logits.json` what it said to a few tokens; `scores.csv`, where it is there, what the widths were chosen by, and `report.html` shows all of it.
 """
 
 # %% ../nbs/46_rounding.ipynb #0cb4bc99
@@ -575,7 +603,8 @@ def _close(job, folder, behind):
         write_text(folder/'errors.jsonl', ''.join(json.dumps(r) + '\n' for r in rows))
     for path in notes: path.unlink(missing_ok=True)
     write_json(folder/'plan.json', to_json(job.plan))
-    write_text(folder/'README.md', _card(job, predicted_tensors(job), behind))
+    write_text(folder/'README.md', _card(job, predicted_tensors(job), behind,
+                                         folder/'README.source.md'))
     write_json(folder/'config.json', written_config(job), strict=False)
     foretold = {name for shard in job.shards for name in _entries(job, shard)}
     return write_index(folder, [shard.file for shard in job.shards], foretold)
@@ -669,7 +698,7 @@ def _fed_matrices(job, shard, seen):
 
 # %% ../nbs/46_rounding.ipynb #535ab881
 @torch.no_grad()
-def _fed_seconds(job):
+def _fed_seconds(job, missing):
     "Seconds that error feedback will take, from one batch of windows in one layer."
     def weights(shard): return sum(prod(job.shapes[n]) for n in shard.matrices)
     layers = [s for s in job.shards if _in_decoder(job, s)]
@@ -684,27 +713,32 @@ def _fed_seconds(job):
         read = _clock(job)
         with recording(layer, job.routing, job.checkpoint.dense) as seen:
             run_layer(layer, x, called[index])
+        recorded = _clock(job)
         run_layer(layer, x, called[index])
         ran = _clock(job)
-    passes = -(-len(job.windows) // FED) * (ran - read)
-    return (len(layers) * (read - began + passes)
-            + _fed_matrices(job, shard, seen) * sum(map(prod, job.shapes.values())))
+    batches, fed = -(-len(job.windows) // FED), sum(s in missing for s in layers)
+    return (len(layers) * (read - began + batches * (ran - recorded))
+            + fed * batches * (recorded - read)
+            + _fed_matrices(job, shard, seen) * sum(map(weights, missing)))
 
 # %% ../nbs/46_rounding.ipynb #39d70fa7
 def quantize_takes(
     job:QuantizeJob,
+    folder=None,      # `Path` that holds what an earlier run has made of it
 )->Takes:
-    "What quantizing will take."
+    "What quantizing will take, or what is left of it; the disk that all of it takes."
+    missing = [s for s in job.shards if folder is None or not _written(job, folder, s)]
     read = _reader(replace(job.checkpoint))
     def one(name):
-        r = _without_data(job, name, read(name), job.bits[name], job.quantizer)
+        how = 'mse' if job.quantizer == 'gptq' else job.quantizer
+        r = _without_data(job, name, read(name), job.bits[name], how)
         pack(r.weight), _row(r)
-    names = [*job.bits]
+    names = [n for s in missing for n in s.matrices]
     takes = Takes(None, program_bytes() + _most_memory(job), sum(predicted_files(job).values()))
-    if job.quantizer != 'gptq':
+    if job.quantizer != 'gptq' or not any(_in_decoder(job, s) for s in missing):
         return replace(takes, seconds=measured_seconds(one, names,
                                                        [prod(job.shapes[n]) for n in names]))
-    try: return replace(takes, seconds=_fed_seconds(job))
+    try: return replace(takes, seconds=_fed_seconds(job, missing))
     # an estimate must not cost the work, which says by itself what is wrong
     except Exception as e: return replace(takes, why=f'a layer could not be tried, {type(e).__name__}')
 
@@ -731,6 +765,7 @@ def quantize(
     # who makes the layers without data, of {doc}`27_jobs`; `None`: one after the other here
     engine=None,
     page:bool=False,         # leave report.html in it ({doc}`35_report`)
+    scores=(),               # `[n]` `Score` that the plan was made from, to be kept in it
 )->Quantized:
     "Quantize a checkpoint into a folder; run again after a crash, it continues."
     start = time.perf_counter()
@@ -741,6 +776,8 @@ def quantize(
         _stream(job, partial, engine)
         _write_logits(job, partial)
         total = _close(job, partial, behind)
+        (partial/SCORES).unlink(missing_ok=True)  # of a run that had others
+        if scores: write_scores(partial/SCORES, scores)
         if page: leave_page(partial, job.plan, job.checkpoint)
     rows = map(json.loads, (out/'errors.jsonl').read_text(encoding='utf-8').splitlines())
     starved = tuple(r['name'] for r in rows if r.get('rests_on', 'own') != 'own')

@@ -9,6 +9,7 @@ __all__ = ['SHARE', 'ROUTERS', 'TUNERS', 'ridge', 'by_choices', 'by_loss', 'rout
 # %% ../nbs/56_routers.ipynb #70212d06
 import hashlib
 import shutil
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,10 @@ from .activations import (check_device, layer_calls, lent, model_name, run_layer
                                 stored, streamed_logits)
 from .checkpoint import Checkpoint
 from .checks import check_original, verify
+from .console import Takes, foretell, measured_seconds, program_bytes
 from .core import (AlphaqError, atomic, check_known, files_in, read_json, track, write_json,
                          write_text)
-from .evaluate import load_model, paired, verdict
+from .evaluate import load_model, paired, reading_seconds, verdict
 from .folder import Folder, contained, open_folder
 from .making import UNFINISHED, making
 from .plain import dense_matrices, folder_parts
@@ -78,6 +80,14 @@ def by_choices(
 SHARE = 1 / 64  # of a router's root mean square, a step
 
 # %% ../nbs/56_routers.ipynb #d5b2bd04
+def _lesson(model, row):
+    "The loss of one window, to learn from."
+    loss = F.cross_entropy(model(row[None], use_cache=False).logits[0, :-1].float(), row[1:])
+    if not loss.isfinite():
+        raise AlphaqError('the loss is not finite; the model or its activations are damaged')
+    return loss
+
+# %% ../nbs/56_routers.ipynb #a51776b8
 def by_loss(
     model:nn.Module,   # the rounded model, loaded; its routers are left as they were
     windows:Tensor,    # `[n, length]` token ids
@@ -95,12 +105,8 @@ def by_loss(
     try:
         for row in track(windows, 'tuning'):
             adam.zero_grad()
-            loss = F.cross_entropy(model(row[None], use_cache=False).logits[0, :-1].float(),
-                                   row[1:])
-            if not loss.isfinite():
-                raise AlphaqError(
-                    'the loss is not finite; the model or its activations are damaged')
-            loss.backward(); adam.step()
+            _lesson(model, row).backward()
+            adam.step()
         return {i: W.detach().clone() for i, W in routers.items()}
     finally:
         for i, W in routers.items(): W.requires_grad_(False).copy_(before[i])
@@ -210,7 +216,7 @@ def passage(
     device = windows.device
     with lent(model, None, source, device):
         for x, called in layer_calls(model, windows, batch): states.append(x); calls.append(called)
-    for index, layer in enumerate(model.model.layers):
+    for index, layer in enumerate(track(model.model.layers, 'walking')):
         each = [called[index] for called in calls]
         with lent(model, index, source, device):
             _, router = router_of(layer)
@@ -396,6 +402,26 @@ def _write(folder, original, model, partial, names, routers, said):
             [[float(f'{x:.6g}') for x in row] for row in text] for text in logits.tolist()]))
     if FOLDER_PAGE in names: leave_page(partial, read_plan(partial/'plan.json'), original)
 
+# %% ../nbs/56_routers.ipynb #941bc6d8
+def _learning_seconds(model, windows):
+    "Seconds that routers are taught by the loss."
+    model.requires_grad_(False)
+    routers = [W.requires_grad_() for W in router_weights(model).values()]
+    def lesson(row): torch.autograd.grad(_lesson(model, row), routers)
+    try: return measured_seconds(lesson, [*windows], [1] * len(windows))
+    finally: model.requires_grad_(False)
+
+def _tuning_takes(folder, original, learn, back, method, disk):
+    "What tuning will take."
+    model, _ = load_model(folder.path, str(learn.device))
+    fits, layers = TUNERS[method].fit is not None, len(model.model.layers)
+    seconds = reading_seconds(model, 3 * back.numel() + 2 * fits * learn.numel(), learn.cpu())
+    if not fits: seconds += _learning_seconds(model, learn)
+    began = time.perf_counter()
+    for _ in packed_source(folder, original)(layers - 1): pass
+    seconds += (3 + 2 * fits) * layers * (time.perf_counter() - began)
+    return Takes(seconds, program_bytes(), disk)
+
 # %% ../nbs/56_routers.ipynb #920ae2fa
 def tune(
     folder,                # `str | Path` a quantized folder
@@ -424,8 +450,10 @@ def tune(
     how = dict(method=method, calibration=calibration, tokens=tokens, seed=seed, device=device)
     manifest = read_json(source.path/'job.json') | dict(tuned=dict(folder=source.fingerprint(),
                                                                    **how))
-    with making(out, source.path, manifest,
-                sum((source.path/f).stat().st_size for f in source.files), overwrite) as partial:
+    total = sum((source.path/f).stat().st_size for f in source.files)
+    def takes(): return _tuning_takes(source, original, learn, back, method, total)
+    with making(out, source.path, manifest, total, overwrite,
+                lambda _: foretell('tuning', out, takes)) as partial:
         routers = _fitted(method, model, source, original, learn, seed,
                           source.tensor(keys[min(keys)]).dtype)
         found = Tuned(out, method, len(learn), len(back),

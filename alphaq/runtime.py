@@ -83,7 +83,8 @@ class PackedMatrices(nn.Module):
 
     def table(self)->cpu.Table: # made again when a tensor has moved
         "The matrices as the CPU kernel reads them."
-        key = cpu.table_key(self.words, self.scale, self.zero)
+        held = self._buffers  # a module's look-up by name takes as long as a small product
+        key = cpu.table_key(held['words'], held['scale'], held['zero'])
         if getattr(self, '_table', (None, None))[0] != key:
             self._table = key, cpu.arena_table(self.words, self.scale, self.zero, self.widths,
                                          self.shape, self.group_size)
@@ -121,19 +122,20 @@ def packed_linear(
     bias:Tensor|None=None,    # `[out]`
 )->Tensor:                    # `[..., out]`
     "Product with one packed matrix: unpack, dequantize, multiply, or the kernel that does it all."
-    if not cpu.serves(x): return nn.functional.linear(x, matrices.dense(index, x.dtype), bias)
-    rows = x.reshape(-1, x.shape[-1])
-    if torch.compiler.is_compiling(): y = _traced(rows, matrices, index)
-    else: y = cpu.linear(rows, matrices.table(), index, cpu.mode())
+    mode = cpu.mode_for(x)
+    if mode == 'spec': return nn.functional.linear(x, matrices.dense(index, x.dtype), bias)
+    if torch.compiler.is_compiling(): y = _traced(x, matrices, index, mode)
+    else: y = cpu.linear(x, matrices.table(), index, mode)
     if bias is not None: y = y + bias
-    return y.to(x.dtype).view(*x.shape[:-1], -1)
+    return y if y.dtype == x.dtype else y.to(x.dtype)
 
-def _traced(x, matrices, index):
+def _traced(x, matrices, index, mode):
     scale, zero = (t.view(len(matrices.widths), matrices.shape[0], -1)[index]
                    for t in (matrices.scale, matrices.zero))
     words = matrices.words[matrices.starts[index]:matrices.starts[index + 1]]
-    return cpu.packed_linear_op(x, words, scale, zero, matrices.widths[index], matrices.shape[0],
-                                matrices.group_size, cpu.mode())
+    y = cpu.packed_linear_op(x.reshape(-1, x.shape[-1]), words, scale, zero,
+                             matrices.widths[index], matrices.shape[0], matrices.group_size, mode)
+    return y.view(*x.shape[:-1], -1)
 
 # %% ../nbs/50_runtime.ipynb #9678ccf1
 def _as_arena(matrices):
@@ -207,13 +209,13 @@ class AlphaqExperts(nn.Module):
     # what the kernels have between the products; the family is asked once
     def plain_silu(self)->bool:
         "Whether the products are joined by SiLU and nothing else."
-        if not hasattr(self, '_silu'):
+        if '_silu' not in vars(self):
             self._silu = not self.has_bias and _silu_gated(self, self.down_proj.shape[1])
         return self._silu
 
     def tables(self)->tuple: # for `cpu.experts`
         "All matrices as the CPU kernel reads them."
-        parts = tuple(self.get_submodule(role).table() for role in ROLES)
+        parts = tuple(self._modules[role].table() for role in ROLES)
         if getattr(self, '_tables', (None, None))[0] != parts:  # compared by identity
             self._tables = parts, cpu.expert_tables(*parts)
         return self._tables[1]
@@ -237,7 +239,8 @@ class AlphaqExperts(nn.Module):
         *inputs,  # of a call, hidden states first
     ):            # a `FusedLayer`, or `None` where the kernels do not run
         "What the kernels need; experts and their shared expert are told the same."
-        layer = kernels_for(self, [getattr(self, role) for role in ROLES], self._layer, *inputs)
+        arenas = [self._modules[role] for role in ROLES]
+        layer = kernels_for(self, arenas, self._layer, *inputs)
         if not layer or len(layer.cost) == self.num_experts: return layer
         if not torch.is_grad_enabled(): return layer
         return say_once('a layer that holds its shared expert records no gradients; call the '
@@ -267,20 +270,21 @@ class AlphaqExperts(nn.Module):
     @torch.compiler.disable
     def routed(self, hidden_states, top_k_index, top_k_weights):
         "The same by the CPU kernel where it serves, else in plain torch."
-        if cpu.serves(hidden_states) and not top_k_weights.requires_grad and self.plain_silu():
-            return self._by_kernel(hidden_states, top_k_index, top_k_weights)
+        mode = cpu.mode_for(hidden_states)
+        if mode != 'spec' and not top_k_weights.requires_grad and self.plain_silu():
+            return self._by_kernel(hidden_states, top_k_index, top_k_weights, mode)
         out = torch.zeros_like(hidden_states)
         return self.one_by_one(hidden_states, top_k_index, top_k_weights, out)
 
-    def _by_kernel(self, x, index, weights):
+    def _by_kernel(self, x, index, weights, mode):
         "Experts with few tokens in one call, the others one after the other."
-        if len(x) < cpu.BLOCK_TOKENS:
-            return cpu.experts(x, self.tables(), index, weights, cpu.mode()).to(x.dtype)
+        if x.shape[0] < cpu.BLOCK_TOKENS:
+            return cpu.experts(x, self.tables(), index, weights, mode).to(x.dtype)
         counts = torch.bincount(index.flatten(), minlength=self.num_experts + 1)
         many = (counts >= cpu.BLOCK_TOKENS)[index]
         none = torch.full_like(index, self.num_experts)
         few, crowded = torch.where(many, none, index), torch.where(many, index, none)
-        out = cpu.experts(x, self.tables(), few, weights, cpu.mode())
+        out = cpu.experts(x, self.tables(), few, weights, mode)
         return self.one_by_one(x.float(), crowded, weights, out).to(x.dtype)
 
     def one_by_one(self, hidden_states, top_k_index, top_k_weights, out):

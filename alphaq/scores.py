@@ -72,6 +72,8 @@ class Score:
     layer_error:tuple|None=None
     # its square by that of the residual stream, summed over tokens
     noise_to_signal:tuple|None=None
+    # its square summed over tokens, by the stream's mean square: what huge states feel
+    sink_noise:tuple|None=None
     gradient:tuple|None=None      # sum of |gradient times change of the weight|
     # squared change of each output channel, weighted with its Fisher information
     fisher:tuple|None=None
@@ -242,7 +244,8 @@ SIGNALS = ('norm', 'kurtosis', 'outlier', 'row_variance', 'router_norm', 'router
            'frequency', 'routing', 'corpora', 'similarity', 'trace')
 SIGNED = ('router_change', 'similarity', 'trace')                               # may be negative
 # one number for each width
-WIDE = ('expert_error', 'expert_loss', 'layer_error', 'noise_to_signal', 'gradient', 'fisher')
+WIDE = ('expert_error', 'expert_loss', 'layer_error', 'noise_to_signal', 'sink_noise', 'gradient',
+        'fisher')
 
 def _wide(name): return [f'{name}_{b}' for b in range(1, 5)]
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHANCE', 'WORDS', 'CHINESE', 'QUESTIONS', 'BUILTIN_TASKS', 'TASKS', 'FOLDER', 'Question', 'guessing_z', 'Cut',
            'places', 'cloze', 'worked', 'available', 'task_names', 'questions', 'spec_likelihoods', 'dataset',
-           'check_lm_eval', 'TaskScore', 'lm_eval_samples', 'run_tasks', 'main']
+           'check_lm_eval', 'TaskScore', 'lm_eval_samples', 'run_tasks', 'asked_tokens', 'main']
 
 # %% ../nbs/58_tasks.ipynb #04c0bcbd
 import contextlib, copy, hashlib, importlib.util, io, json, logging, os, platform, random, re, sys
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import alphaq
 from . import cpu
-from .core import AlphaqError, data_dir, one_line, who_watches
+from .core import AlphaqError, data_dir, one_line, track, who_watches
 from .texts import Text, load_text
 
 # %% ../nbs/58_tasks.ipynb #1b24b959
@@ -277,9 +277,22 @@ def run_tasks(
     limit:int|None=None, # questions of each task; `None`: all
 )->list:                 # of `TaskScore`
     "Accuracy of a model on tasks, by lm-eval; no network."
-    names = task_names(names)
-    samples = lm_eval_samples(model, tokenizer, names, batch, limit) if names else {}
+    names, samples = task_names(names), {}
+    # people see lm-eval's own bars; a program is told task by task
+    parts = [[n] for n in names] if who_watches() == 'machine' else [names] if names else []
+    for part in track(parts, 'tasks') if len(parts) > 1 else parts:
+        samples |= lm_eval_samples(model, tokenizer, part, batch, limit)
     return [_task_score(name, samples[name]) for name in names]
+
+# %% ../nbs/58_tasks.ipynb #b7679db0
+def asked_tokens(
+    tokenizer,           # a transformers tokenizer
+    names,               # of `TASKS`
+    limit:int|None=None, # questions of each task
+)->int:
+    "Tokens that a model reads to answer tasks, every choice after its context."
+    return sum(len(tokenizer.encode(q.context + choice)) for name in task_names(names)
+               for q in questions(name)[:limit] for choice in q.choices)
 
 # %% ../nbs/58_tasks.ipynb #b28b7af6
 @one_line('alphaq.tasks')

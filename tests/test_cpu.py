@@ -35,12 +35,13 @@ def shapes(count, rng, rows=140):
         yield (rng.randint(1, rows), cols), rng.choice([g for g in GROUPS if cols % g == 0] + [cols])
 
 def inputs(tokens, cols, group, rng):
-    "Activations that are int8 codes times a step already, one of them 300 times the others."
+    "Activations that are int8 codes times a step, and others times a 300th of it, already; in some, one is 300 times the others."
     x = torch.randn(tokens, cols, generator=torch.Generator().manual_seed(rng.randrange(2**31)))
     x[:, rng.randrange(cols)] *= rng.choice((1, 300))
     codes, step = cpu.quantize_activations(x, group)
-    codes[..., 0] = cpu.INT8  # so that quantizing again gives the same codes
-    return (codes * step[..., None]).flatten(1)
+    codes, rest = codes.clamp(-126, 126), codes.flip(0, 2)
+    codes[..., 0], rest[..., 0], rest[..., 1] = cpu.INT8, 0, cpu.INT8  # so that quantizing again gives the same codes
+    return ((codes + rest / 300.) * step[..., None]).flatten(1)
 
 def relative(found, truth): return ((found.double() - truth).norm() / truth.norm().clamp(min=1e-30)).item()
 
@@ -107,7 +108,8 @@ def cases_of(numbers, seed=1):
     for bits, shape, group, tokens, mode, threads, number in numbers:
         tensors, W = one(bits, shape, group, rng)
         x = inputs(tokens, shape[1], group, rng)
-        meant = cpu.int8_product(x, W, group)[0] if mode else x.double() @ W.T
+        meant = x.double() @ W.T
+        if mode: meant = torch.where(cpu.rough_tokens(x, group)[:, None], cpu.int8_product(x, W, group, 2)[0], cpu.int8_product(x, W, group)[0])
         yield ((bits, *shape, group, tokens, mode, threads, number), tensors, x), meant, W
 
 def random_numbers(count, sets, seed=1):
@@ -155,6 +157,11 @@ FAULTS = {
     'tile': ('m.words + tile * at.tile_words, rows, at, way', 'm.words, rows, at, way'),
     'token': ('load(x[t] + 32', 'load(x[t & 2] + 32'),
     'steps': ('load_floats(steps[t] + 8 * all)', 'load_floats(steps[0] + 8 * all)'),
+    'beside': ('scales_of_rows(of_group + r * groups,', 'scales_of_rows(of_group,'),
+    'block': ('scale + way.low[b]', 'scale + way.low[0]'),
+    'lanes': ('lanes + j * LANES', 'lanes'),
+    'left': ('x.x[token * x.cols + i] - step', 'x.x[token * x.cols + i] + step'),
+    'rest': ('y[r] += rest[r]', 'y[r] += rest[0]'),
     'oracle': ('words[step] >> 15 << 1', 'words[step] >> 14 << 1'),
 }
 

@@ -218,6 +218,8 @@ def test_bad_input_is_refused():
 
 if __name__ == '__main__':
     what, *rest = sys.argv[1:]
+    from alphaq.batched import quick_interpreter
+    quick_interpreter()
     if what == 'models': made = dict(shared=shared_experts(), static=static_steps())
     elif what == 'cases': made = [case(seed) for seed in range(int(rest[0]), CASES, JOBS)]
     else: made = {name: case(10, fault)[1] for name, fault in faults().items()} | dict(none=case(10, lambda a: a)[1])

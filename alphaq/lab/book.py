@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from ..core import AlphaqError, atomic
+from .forks import use_forks
 
 # %% ../../nbs/95_book.ipynb #309a3f08
 _directive = re.compile(r'#\s*\|\s*([\w-]+)\s*:?\s*(.*?)\s*$')
@@ -248,6 +249,12 @@ def _side_by_side(app):
     for extension in app.extensions.values():
         if extension.parallel_read_safe is None: extension.parallel_read_safe = True
 
+def _fork_kernels(app, env, docnames):
+    "Pages by kernels that are forked, where there are enough to be worth the server's imports."
+    folder = Path(app.srcdir, 'nbs')
+    if len(docnames) < 5 or not (server := use_forks(folder)): return
+    app.connect('build-finished', lambda app, fault: server.close())
+
 # %% ../../nbs/95_book.ipynb #ee523e8d
 def setup(
     app, # Sphinx application
@@ -266,5 +273,6 @@ def setup(
     app.connect('source-read', _source_read)
     app.connect('build-finished', _tidy)
     app.connect('builder-inited', _side_by_side)
+    app.connect('env-before-read-docs', _fork_kernels)
     app.connect('builder-inited', make_cache, priority=900)  # after MyST-NB, which says where
     return dict(version='1', parallel_read_safe=True, parallel_write_safe=True)

@@ -49,7 +49,7 @@ CONFIRMED = ('uniform', 'uniform-last', 'uniform-random, seed 0', 'uniform-rando
              'relative-kurtosis', 'relative-outlier',
              *(f'{m}, from 2 bits' for m in FLOORED), 'relative-alpha, from 2 bits, permuted')
 READING = ('noise-to-signal', 'noise-to-signal-even', 'noise-to-signal-routed', 'mxmoe',
-            'gemq', 'pmq')
+           'gemq', 'pmq', 'noise-to-signal-sinks')
 # what may become the default, and what it has to beat
 DEFAULTS = ('uniform', 'uniform-last', *(f'uniform-random, seed {s}' for s in DRAWS),
             'measured', 'alphaq', 'relative', 'relative-alpha', 'relative-kurtosis',
@@ -58,11 +58,11 @@ DEFAULTS = ('uniform', 'uniform-last', *(f'uniform-random, seed {s}' for s in DR
 
 # %% ../../nbs/89_evidence.ipynb #61cb8cef
 # beside the oracle
-BOUNDED = ('uniform', 'relative-alpha-outlier', 'noise-to-signal')
+BOUNDED = ('uniform', 'relative-alpha-outlier', 'noise-to-signal', 'noise-to-signal-sinks')
 # with error feedback
 FED_BACK = ('uniform', 'uniform-last', *(f'uniform-random, seed {s}' for s in DRAWS), 'alphaq',
             'relative', 'relative-alpha', 'relative-outlier', 'relative-alpha-outlier',
-            'noise-to-signal', 'mxmoe')
+            'noise-to-signal', 'mxmoe', 'noise-to-signal-sinks')
 OURS = Variant('noise-to-signal', 'noise-to-signal')
 CONTROL = 'noise-to-signal, of nearest'
 # beside rules that read text
@@ -196,12 +196,14 @@ def arguments(
         'beside a few others, on both halves')
     add('--quantizer', choices=('mse', 'gptq'), default='mse', help='without data, or with error '
         'feedback on further windows of --read (%(default)s)')
+    add('--only', nargs='+', default=[], help='these rules alone, beside uniform widths')
     add('--seed', type=int, default=0, help='of the windows (%(default)s)')
     add('--windows', type=int, default=6, help='of each text in each half (%(default)s)')
     return parser
 
 # %% ../../nbs/89_evidence.ipynb #d1b194cc
 def _chosen(args, half):
+    if args.only: return ('uniform', *args.only)
     if args.quantizer == 'gptq': return FED_BACK
     if args.oracle: return BOUNDED
     if args.read: return (*BESIDE, *READING)
@@ -222,6 +224,7 @@ def _header(args, checkpoint, described):
     command += f' --windows {args.windows} --seed {args.seed}' + ' --confirm' * args.confirm
     command += ' --default' * args.default + ' --dense' * args.dense + ' --oracle' * args.oracle
     if args.read: command += f' --read {args.read}'
+    if args.only: command += f' --only {" ".join(args.only)}'
     fed = args.quantizer == 'gptq'
     rounding = 'error feedback on half of these windows, ' * fed + 'mse, group 128'
     return provenance(command + ' --quantizer gptq' * fed, seed=args.seed, network=args.name,

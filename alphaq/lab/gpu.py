@@ -18,6 +18,7 @@ from statistics import median
 
 import torch
 
+from ..batched import quick_interpreter
 from ..console import emit
 from ..core import ROLES, AlphaqError, one_line, provenance, results_dir, write_rows
 from ..grid import WIDTHS, group_of
@@ -433,6 +434,7 @@ def main(
         raise AlphaqError('no CUDA device here; run `make gpu PYTHON=...` on a machine that has '
                           'one, or rehearse with --toy')
     if why := no_kernels(device): raise AlphaqError(f'no kernels: {why}')
+    if args.toy: quick_interpreter()
     gpu = 'toy' if args.toy else torch.cuda.get_device_name().lower().replace(' ', '-')
     folder = Path(args.out) if args.out else results_dir()/'bench'/gpu
     emit(run_queue(queue(args.toy), folder, device, args.seconds), True)

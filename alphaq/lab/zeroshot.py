@@ -35,10 +35,14 @@ class Benchmark:
     "A task of the field, asked in part."
     file:str          # below `ALPHAQ_DATA`
     questions:int     # drawn
+    metric:str='acc'  # lm-eval's: the likeliest answer, or 'acc_norm', the likeliest by character
 
 BENCHMARKS = {
     'arc_easy': Benchmark('bench/arc_easy.jsonl', 200),
     'lambada_openai': Benchmark('bench/lambada_openai.jsonl', 120),
+    'piqa': Benchmark('bench/piqa.jsonl', 300),
+    'openbookqa': Benchmark('bench/openbookqa.jsonl', 500, 'acc_norm'),
+    'hellaswag': Benchmark('bench/hellaswag_1000.jsonl', 150, 'acc_norm'),
 }
 
 # %% ../../nbs/65_zeroshot.ipynb #657f6c67
@@ -72,6 +76,7 @@ def guessed(
 def task_config(
     name:str,   # of the task
     questions,  # from `drawn_questions`
+    metric:str='acc',
 )->dict:        # a configuration of lm-eval
     "A task of lm-eval that asks these questions."
     def documents(**_):
@@ -84,7 +89,7 @@ def task_config(
     return said | dict(
         task=name, custom_dataset=documents, test_split='test', num_fewshot=0, doc_to_text='query',
         target_delimiter=' ', metadata={'version': 1.0}, metric_list=[
-            dict(metric='acc', aggregation='mean', higher_is_better=True)])
+            dict(metric=metric, aggregation='mean', higher_is_better=True)])
 
 # %% ../../nbs/65_zeroshot.ipynb #63f7b8d4
 @torch.no_grad()
@@ -180,10 +185,11 @@ class Answers:
 
 def answers(
     samples,  # lm-eval's, of one task
+    metric:str='acc',
 )->Answers:
     "Right or wrong, and how sure, for each question."
     samples = sorted(samples, key=lambda s: s['doc_id'])
-    right = tuple(int(s['acc']) for s in samples)
+    right = tuple(int(s[metric]) for s in samples)
     sure = []
     for s in samples:
         sums = torch.tensor([nats for nats, _ in s['filtered_resps']], dtype=torch.float64)
@@ -199,10 +205,11 @@ def answered(
     name:str,      # of the task
     questions,     # from `drawn_questions`
     harness=None,  # makes a class of lm-eval's models, such as `shared_contexts`
+    metric:str='acc',
 )->Answers:
     "A model's answers, by lm-eval."
-    samples = lm_eval_samples(model, tokenizer, [task_config(name, questions)], harness=harness)
-    return answers(samples[name])
+    task = task_config(name, questions, metric)
+    return answers(lm_eval_samples(model, tokenizer, [task], harness=harness)[name], metric)
 
 # %% ../../nbs/65_zeroshot.ipynb #a6903b60
 @torch.no_grad()
@@ -232,7 +239,7 @@ def planner(
     "Plans of one network, which is scored once."
     scores = score(checkpoint, device='cpu')
     read = calibration_windows(checkpoint.path, CALIBRATION.split('+'), 256, WINDOWS)
-    told = informed(checkpoint, scores, read[0], read[2], predicts=False)
+    told = informed(checkpoint, scores, read[0], read[2], fed=True, predicts=False)
     return lambda preset, bits: plan(told, bits, preset=preset, name=checkpoint.name)
 
 def quantized_folder(
@@ -323,6 +330,7 @@ def _parser():
     add('--name', required=True, help='what to call it')
     add('--bits', type=float, nargs='+', default=[3., 2.5], help='(%(default)s)')
     add('--presets', nargs='+', choices=PLANS, default=PLANS, help='uniform first (%(default)s)')
+    add('--tasks', nargs='+', choices=BENCHMARKS, default=list(BENCHMARKS), help='(%(default)s)')
     return parser
 
 def _digest(questions): return hashlib.sha256(json.dumps(questions).encode()).hexdigest()[:16]
@@ -351,7 +359,8 @@ class Asked:
     def _ask(self, preset, bits, name):
         self._wear(preset, bits)
         print(f'{preset}, {bits:g} bits: {name}', flush=True)
-        return answered(self.model, self.tokenizer, name, self.questions[name], shared_contexts)
+        return answered(self.model, self.tokenizer, name, self.questions[name], shared_contexts,
+                        BENCHMARKS[name].metric)
 
     def __call__(self,
         preset:str,   # or 'none', which has to be asked first
@@ -364,19 +373,33 @@ class Asked:
 def task_rows(
     args,           # from the command line
     questions:dict, # benchmark -> its questions
-)->list:            # rows
+):                  # rows of one configuration after the other
     "The unrounded network, then every preset at every budget."
     said = Asked(args, questions)
     chance = {n: guessed(q) for n, q in questions.items()}
     truth = said('none', 16)
-    rows = [dict(preset='none', bits=16, **r) for r in set_beside(truth, truth, chance)]
+    yield [dict(preset='none', bits=16, **r) for r in set_beside(truth, truth, chance)]
     for bits in args.bits:
         plain = said('uniform', bits)
-        rows += [dict(preset=p, bits=bits, **r) for p in args.presets
-                 for r in set_beside(said(p, bits), plain, chance)]
-    return rows
+        for p in args.presets:
+            yield [dict(preset=p, bits=bits, **r)
+                   for r in set_beside(said(p, bits), plain, chance)]
 
-# %% ../../nbs/65_zeroshot.ipynb #1eda0c66
+# %% ../../nbs/65_zeroshot.ipynb #3f93c981
+def _command(args):
+    "The command that makes these rows again."
+    bits = ' '.join(f'{b:g}' for b in args.bits)
+    command = f'python -m alphaq.lab.zeroshot PLAIN CUT --name {args.name} --bits {bits}'
+    if list(args.presets) != list(PLANS): command += f' --presets {" ".join(args.presets)}'
+    if args.tasks != list(BENCHMARKS): command += f' --tasks {" ".join(args.tasks)}'
+    return command
+
+def _target(args):
+    "Where rows go: those of some tasks never over those of all."
+    some = '' if args.tasks == list(BENCHMARKS) else f'-{"+".join(args.tasks)}'
+    return results_dir()/'trained'/f'tasks-{args.name}{some}.jsonl'
+
+# %% ../../nbs/65_zeroshot.ipynb #40958519
 @one_line('alphaq.lab.zeroshot')
 def main(
     argv=None, # arguments, `None` takes the process's own
@@ -385,17 +408,17 @@ def main(
     args = _parser().parse_args(argv)
     check_lm_eval()
     logging.disable_progress_bar()
-    questions = {n: benchmark_questions(n) for n in BENCHMARKS}
-    bits = ' '.join(f'{b:g}' for b in args.bits)
-    command = f'python -m alphaq.lab.zeroshot PLAIN CUT --name {args.name} --bits {bits}'
-    if list(args.presets) != list(PLANS): command += f' --presets {" ".join(args.presets)}'
-    header = provenance(command, seed=0, network=args.name,
+    questions = {n: benchmark_questions(n) for n in args.tasks}
+    header = provenance(_command(args), seed=0, network=args.name,
                         sha256=open_checkpoint(args.cut).fingerprint(), rounding='gptq, group 128',
                         calibration=CALIBRATION, windows=f'{WINDOWS} of 256 tokens',
                         lm_eval=version('lm_eval'),
-                        questions={n: _digest(q) for n, q in questions.items()})
-    rows = task_rows(args, questions)
-    write_rows(results_dir()/'trained'/f'tasks-{args.name}.jsonl', header, rows)
+                        questions={n: _digest(q) for n, q in questions.items()},
+                        metrics={n: BENCHMARKS[n].metric for n in questions})
+    rows = []
+    for more in task_rows(args, questions):
+        rows += more
+        write_rows(_target(args), header, rows)
 
 # %% ../../nbs/65_zeroshot.ipynb #34e7a0c8
 #| eval: false

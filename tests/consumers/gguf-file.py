@@ -1,4 +1,8 @@
-"Finished GGUF files, loaded and computed with by ik_llama.cpp or llama.cpp, built for packages of others: `python tests/consumers/gguf-file.py [ik_llama.cpp|llama.cpp|refused [FOLDER with the package]]`."
+"""Finished GGUF files, loaded and computed with by ik_llama.cpp or llama.cpp, built for packages of others: `python tests/consumers/gguf-file.py [ik_llama.cpp|llama.cpp|refused|blas [FOLDER with the package]]`.
+
+`blas` builds llama.cpp with OpenBLAS (libopenblas-dev, cmake and a compiler; half an hour on one core). Of a prompt of 32 tokens or more it then decodes a coded matrix to float32 and multiplies by sgemm, so activations
+stay as they are, and the logits are those of the file. Experts (mul_mat_id) do not take this way: theirs are rounded to eight bits as everywhere.
+"""
 import importlib.metadata, json, os, subprocess, sys, tempfile
 from pathlib import Path
 
@@ -7,6 +11,7 @@ ROOT = HERE.parents[2]
 sys.path[:] = [p for p in sys.path if Path(p).resolve() != HERE.parent]  # scripts here have the names of packages
 # program -> its package, the file of rows
 PROGRAMS = {'ik_llama.cpp': ('ik-llama-cpp-python==0.1.5', 'gguf-file'), 'llama.cpp': ('@node-llama-cpp/linux-x64@3.22.1', 'gguf-file-llama.cpp'),
+            'blas': ('llama-cpp-python==0.3.36', 'gguf-file-blas'),
             'refused': ('@node-llama-cpp/linux-x64@3.22.1', 'gguf-file-refused')}  # llama.cpp again, on files that are not written otherwise
 TEXT = 'The library reads the file once, and the numbers that it finds there are compared with those of the model it was made from. If they differ, nothing is written. '
 
@@ -15,6 +20,11 @@ def opened(home, program):
     if program == 'ik_llama.cpp':
         sys.path.insert(0, str(home))
         import ik_llama_cpp._ctypes_api as C
+        C.llama_backend_init()
+        return C
+    if program == 'blas':
+        sys.path.insert(0, str(home))
+        import llama_cpp.llama_cpp as C
         C.llama_backend_init()
         return C
     import ctypes as c
@@ -38,12 +48,15 @@ def ask(home, program, file, tokens, more):
     import ctypes
     import numpy as np
     C, ik = opened(home, program), program == 'ik_llama.cpp'
-    model, p = C.llama_model_load_from_file(str(file).encode(), C.llama_model_default_params()), C.llama_context_default_params()
+    how, p = C.llama_model_default_params(), C.llama_context_default_params()
+    if program == 'blas': how.use_extra_bufts = False  # what is rearranged as it loads cannot be decoded
+    model = C.llama_model_load_from_file(str(file).encode(), how)
     assert model, 'the file does not load'
     if ik: p.n_ctx, p.n_threads, p.n_threads_batch, p.flash_attn, p.mla_attn = 512, 1, 1, False, 0
+    elif program == 'blas': p.n_ctx, p.n_threads, p.n_threads_batch = 512, 1, 1
     else: p.words[0] = 512
     ctx, vocab = C.llama_init_from_model(model, p), C.llama_model_get_vocab(model)
-    if not ik: C.llama_set_n_threads(ctx, 1, 1)
+    if program == 'llama.cpp': C.llama_set_n_threads(ctx, 1, 1)
     many = C.llama_vocab_n_tokens(vocab)
     def decode(ids, at):
         b = C.llama_batch_init(len(ids), 0, 1)
@@ -66,8 +79,10 @@ def decode_file(home, program, file, out):
     import ctypes
     C = opened(home, program)
     p = C.llama_model_quantize_default_params()
-    p.words[0], p.words[1] = 1, 0  # threads, kind of file
-    p.words[4] |= 1                # what is coded may be coded again
+    if program == 'blas': p.nthread, p.ftype, p.allow_requantize = 1, 0, True
+    else:
+        p.words[0], p.words[1] = 1, 0  # threads, kind of file
+        p.words[4] |= 1                # what is coded may be coded again
     assert C.llama_model_quantize(str(file).encode(), str(out).encode(), ctypes.byref(p)) == 0
 
 class Consumer:
@@ -83,7 +98,7 @@ class Consumer:
 
     def decoded(self, file, out):
         "The file with its codes turned into float32 by the consumer's own functions."
-        if self.program == 'llama.cpp':
+        if self.program != 'ik_llama.cpp':
             done = self.run('--decode', str(file), str(out))
             assert not done.returncode, done.stderr
             return out
@@ -101,7 +116,7 @@ def apart(a, b):
     "Divergence of b from a per token, nats."
     a, b = a.log_softmax(-1), b.log_softmax(-1)
     kl = (a.exp() * (a - b)).sum(-1)
-    return dict(kl=float(kl.mean()), kl_most=float(kl.max()), top1=float((a.argmax(-1) == b.argmax(-1)).double().mean()))
+    return dict(kl=float(kl.mean()), kl_median=float(kl.median()), kl_most=float(kl.max()), top1=float((a.argmax(-1) == b.argmax(-1)).double().mean()))
 
 def in_eights(model, file):
     "The twin, with what goes into each coded matrix rounded to eight bits per block, as ggml does before it multiplies."
@@ -176,8 +191,17 @@ def cut(source, folder, experts):
     for file in ('tokenizer.json', 'tokenizer_config.json'): (folder/file).write_bytes((source/file).read_bytes())
     return folder
 
+def drawn(c):
+    "A plan with a width of two to four bits drawn for each stack."
+    import random
+    from dataclasses import replace
+    from alphaq.plans import uniform_plan
+    r, plan = random.Random(0), uniform_plan(c, 4)
+    layers = {m: {role: str(r.randint(2, 4)) * len(d) for role, d in roles.items()} for m, roles in plan.layers.items()}
+    return replace(plan, layers=layers, modules={n: r.randint(2, 4) for n in plan.modules})
+
 def toys(consumer, room):
-    "A row for each architecture, random and tiny, in float32 and with types of two to four bits."
+    "A row for each architecture, random and tiny, in float32; with OpenBLAS also with types of two to four bits."
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
     from alphaq.activations import load_weights
@@ -197,12 +221,17 @@ def toys(consumer, room):
         'qwen3moe': lambda: tiny_model('qwen3_moe', norm_topk_prob=True, decoder_sparse_step=1, **big), 'olmoe': lambda: tiny_model('olmoe', head_dim=64, num_key_value_heads=4, **big),
         'gpt-oss': lambda: tiny_model('gpt_oss', head_dim=64, **big), 'deepseek2 (V2)': lambda: tiny_model('deepseek_v2', **group, **big),
         'deepseek2 (V3)': lambda: tiny_model('deepseek_v3', **group, **big)}
-    tokens = torch.randint(64, (18,), generator=torch.Generator().manual_seed(0)).tolist()
+    blas = consumer.program == 'blas'
+    tokens = torch.randint(64, (40 if blas else 18,), generator=torch.Generator().manual_seed(0)).tolist()
     for name, build in models.items():
         folder, file = room/f'toy-{len(os.listdir(room))}', room/'toy.gguf'
         build().save_pretrained(folder)
         c = open_either(folder)
-        write_gguf(open_dense(folder) if c.dense else c, file, rest=32, overwrite=True)
+        c = open_dense(folder) if c.dense else c
+        if blas:
+            told = write_gguf(c, file, drawn(c), overwrite=True)
+            yield from by_file(consumer, dict(model=f'random {name}', file='types of two to four bits drawn', types=told['types']), file, c.dense, tokens)
+        write_gguf(c, file, rest=32, overwrite=True)
         twin = logits(load_weights(file), tokens)
         theirs, said = consumer(file, tokens)
         row = dict(model=f'random {name}', file='all float32', check='logits beside our twin')
@@ -287,12 +316,79 @@ def rows(consumer, room):
     layers = {m: {r: str(2 + i % 2 if r == 'down_proj' else 4) * len(d) for r, d in roles.items()} for i, (m, roles) in enumerate(plan.layers.items())}
     yield from real(consumer, 'SmolLM2 cut into 6 experts, Qwen2-MoE', mixture, replace(plan, layers=layers), load_tokenizer(folder), room)
 
+BY_BLAS = {True: 'all products in float32', False: 'experts with activations in eight bits, all other products in float32'}
+FEW = 24  # tokens that are too few for OpenBLAS
+
+def by_file(consumer, row, file, dense, tokens, tokenizer=None):
+    "Rows of a file: a long prompt, one so short that activations are rounded, and, where experts are never multiplied in float32, with the codes decoded by the consumer before."
+    from alphaq.activations import load_weights
+    coded = logits(load_weights(file), tokens)
+    theirs, said = consumer(file, tokens)
+    more = dict(generated=tokenizer.decode(said['generated'])) if tokenizer else {}
+    yield row | dict(check=f'logits beside our twin, {BY_BLAS[dense]}', tokens=len(tokens), **apart(coded, theirs), **more)
+    row = {k: row[k] for k in ('model', 'file')}
+    if tokenizer:
+        theirs, _ = consumer(file, tokens[:FEW])
+        yield row | dict(check='logits beside our twin, activations in eight bits: the prompt is too short for OpenBLAS', tokens=FEW, **apart(coded[:FEW], theirs))
+    if dense: return
+    back = consumer.decoded(file, consumer.room/'back.gguf')
+    yield row | dict(check='their dequantizer gives the library\'s numbers', **same_numbers(file, back))
+    theirs, _ = consumer(back, tokens)
+    yield row | dict(check='logits beside our twin, all products in float32: decoded by their program before', tokens=len(tokens), **apart(coded, theirs))
+
+def told_by_file(consumer, name, c, plan, tokenizer, room):
+    "Rows of a trained network with a plan's types."
+    from alphaq.ggufout import write_gguf
+    file = room/f'{name}.gguf'
+    told = write_gguf(c, file, plan, overwrite=True)
+    row = dict(model=name, file=f'plan of {told["bits_held"]:.4g} bits', types=told['types'], bytes=told['bytes'])
+    yield from by_file(consumer, row, file, c.dense, tokenizer(TEXT * 4)['input_ids'][:160], tokenizer)
+
+def by_blas(consumer, room):
+    import alphaq
+    from dataclasses import replace
+    from alphaq.checkpoint import open_checkpoint, open_dense
+    from alphaq.core import BudgetError
+    from alphaq.evaluate import load_tokenizer
+    from alphaq.ggufout import write_gguf
+    from alphaq.lab.trained import plain_folder
+    from alphaq.plans import uniform_plan
+    yield from toys(consumer, room)
+    def planned(name, c, bounds, budgets, tokenizer):
+        "Rows by budget; one below what its rows can have is refused."
+        scores = alphaq.score(c, dense=c.dense)
+        for bits in budgets:
+            try: write_gguf(c, room/'none.gguf', alphaq.plan(scores, bits, model=c))
+            except BudgetError as e: yield dict(model=name, file=f'plan of {bits} bits', check='written', written=False, why=str(e)); continue
+            (room/'none.gguf').unlink()
+            yield from told_by_file(consumer, name, c, alphaq.plan(scores, bits, target='gguf', model=c, bounds=[(f'*.{r}', 4, 4) for r in bounds]), tokenizer, room)
+    yield from planned('pocket', open_checkpoint('pocket'), ['down_proj'], (2.5, 2.7, 3, 4), load_tokenizer('pocket'))  # rows of 384
+    folder = plain_folder('smollm2')
+    tokenizer = load_tokenizer(folder)
+    yield from planned('SmolLM2, dense', open_dense(folder), ['gate_proj', 'up_proj'], (2.5, 3, 3.34, 3.5, 4), tokenizer)  # rows of 576
+    mixture = open_checkpoint(cut(folder, room/'cut', 6))
+    plan = uniform_plan(mixture, 4)
+    layers = {m: {r: str(2 + i % 2 if r == 'down_proj' else 4) * len(d) for r, d in roles.items()} for i, (m, roles) in enumerate(plan.layers.items())}
+    yield from told_by_file(consumer, 'SmolLM2 cut into 6 experts, Qwen2-MoE', mixture, replace(plan, layers=layers), tokenizer, room)
+
 def fetch(package, home):
-    "A package from pip, or from npm."
+    "A package from pip, built where OpenBLAS is to be in it, or one from npm."
     home.mkdir()
+    if package.startswith('llama-cpp-python'):
+        return subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--no-binary', 'llama-cpp-python', '--target', home, package, 'diskcache==5.6.3'], check=True,
+                              env=os.environ | dict(CMAKE_ARGS='-DGGML_BLAS=ON -DGGML_BLAS_VENDOR=OpenBLAS', CMAKE_BUILD_PARALLEL_LEVEL='2'))
     if not package.startswith('@'): return subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--target', home, package], check=True)
     subprocess.run(['npm', 'pack', '--silent', package], cwd=home, check=True, stdout=subprocess.DEVNULL)
     subprocess.run(['tar', 'xzf', next(home.glob('*.tgz'))], cwd=home, check=True)
+
+def backend(home):
+    "The program and the library that multiplies, as they call themselves."
+    import ctypes
+    lib = home/'llama_cpp'/'lib'
+    blas = ctypes.CDLL(str(lib/'libggml-blas.so')) and ctypes.CDLL('libopenblas.so.0')
+    blas.openblas_get_config.restype = ctypes.c_char_p
+    version = next(p.name for p in lib.glob('libllama.so.*.*')).removeprefix('libllama.so.')
+    return f'llama.cpp {version}, {blas.openblas_get_config().decode()}'
 
 def main(program='ik_llama.cpp', home=None):
     from alphaq.core import provenance, write_rows
@@ -303,11 +399,12 @@ def main(program='ik_llama.cpp', home=None):
         if home is None:
             home = room/'package'
             fetch(package, home)
-            if program != 'ik_llama.cpp': home = home/'package'/'bins'/'linux-x64'
-        found, run = [], refused if program == 'refused' else rows
+            if package.startswith('@'): home = home/'package'/'bins'/'linux-x64'
+        found, run = [], dict(refused=refused, blas=by_blas).get(program, rows)
         for row in run(Consumer(Path(home), 'llama.cpp' if run is refused else program, room), room): found.append(row); print(json.dumps(row), flush=True)
-    header['versions'] |= {'gguf': importlib.metadata.version('gguf'), **dict([package.rsplit('==' if program == 'ik_llama.cpp' else '@', 1)])}
-    if program != 'ik_llama.cpp': header['versions']['llama.cpp'] = json.loads((Path(home)/'_nlcBuildMetadata.json').read_text())['buildOptions']['llamaCpp']['release']
+    header['versions'] |= {'gguf': importlib.metadata.version('gguf'), **dict([package.rsplit('@' if package.startswith('@') else '==', 1)])}
+    if program == 'blas': header |= dict(backend=backend(Path(home)))
+    if package.startswith('@'): header['versions']['llama.cpp'] = json.loads((Path(home)/'_nlcBuildMetadata.json').read_text())['buildOptions']['llamaCpp']['release']
     write_rows(ROOT/'results'/'consumers'/f'{file}.jsonl', header, found)
 
 if __name__ == '__main__':
