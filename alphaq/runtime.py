@@ -243,7 +243,8 @@ class AlphaqExperts(nn.Module):
         layer = kernels_for(self, arenas, self._layer, *inputs)
         if not layer or len(layer.cost) == self.num_experts: return layer
         if not torch.is_grad_enabled(): return layer
-        return say_once('gradients are asked for; call the model under torch.no_grad()')
+        return say_once('a layer that holds its shared expert records no gradients; call the '
+                        'model under torch.no_grad() or torch.inference_mode()')
 
     def _slots(self, x, weights, layer):
         "Weights of all slots of a token: the router's, then those of pieces of a shared expert."

@@ -5,7 +5,8 @@ from itertools import product
 import pytest
 
 from alphaq.kernel import Tile
-from alphaq.lab.offline import candidates, kernel_row, no_compiler, width_row
+from alphaq.lab.offline import candidates, kernel_row, no_compiler, wide_row, width_row
+from alphaq.prefill import wide_tile
 from conftest import ROOT
 
 ROWS = ROOT/'results/bench/kernel-offline.jsonl'
@@ -51,3 +52,34 @@ def test_rows_stay_in_their_budget():
     for row in rows: check(row)
     found = {tuple(r[key] for key in ('tokens', 'capability', 'inputs', 'bits')) for r in rows}
     assert found == {*product((8, 16), (90, 80), LIMITS, (1, 2, 3, 4))}
+
+WIDE = 8       # lane-instructions for a weight while an A100's tensor cores multiply it by 64 tokens (chapter 37)
+MISSED = 3, 4  # bits and words of a slice; 8.5 there
+
+def check_wide(row):
+    if row['tokens'] == 64 and (row['bits'], row['slice']) != MISSED: assert row['per_weight'] <= WIDE, row
+    assert row.get('inside', row['local']) == 0, f'{row}: numbers of a loop are kept in local memory'
+
+def test_a_weight_for_many_tokens_stays_in_its_budget():
+    compiler()
+    for bits, inputs in ((2, 2048), (3, 768), (1, 1408)): check_wide(wide_row(bits, inputs, wide_tile(64), 90))
+
+def test_kernels_for_many_tokens_whole():
+    "Shared memory is that of the hungriest width, so that a multiprocessor holds more than one program; no loop has local memory."
+    compiler()
+    row = kernel_row('wide_down', (128, 2048), None, 2, wide_tile(64), 90)
+    assert row['inside'] == 0 and row['shared'] < 2**16, row
+
+def test_the_rule_for_many_tokens_can_fail():
+    "A tile of 64 tokens in two warps needs more registers than there are."
+    compiler()
+    with pytest.raises(AssertionError, match='local memory'): check_wide(wide_row(3, 2048, Tile(64, 64, 2, 2), 90))
+
+def test_rows_for_many_tokens_stay_in_their_budget():
+    if not ROWS.exists(): pytest.skip('no rows: python -m alphaq.lab.offline --wide')
+    rows = [json.loads(line) for line in ROWS.read_text().splitlines()[1:]]
+    for row in rows:
+        if row['kind'] == 'wide': check_wide(row)
+        if row['kind'].startswith('wide_'): assert row['inside'] == 0 and row['shared'] < 2**16, row
+    found = {tuple(row[key] for key in ('tokens', 'capability', 'bits')) for row in rows if row['kind'] == 'wide'}
+    assert found == {*product((64, 32), (90, 80), (1, 2, 3, 4))}
