@@ -54,10 +54,10 @@ def test_rows_stay_in_their_budget():
     assert found == {*product((8, 16), (90, 80), LIMITS, (1, 2, 3, 4))}
 
 WIDE = 8       # lane-instructions for a weight while an A100's tensor cores multiply it by 64 tokens (chapter 37)
-MISSED = 3, 4  # bits and words of a slice; 8.5 there
+MISSED = {(3, 4): 8.6}  # by bits and words of a slice: what is reached where the budget is not
 
 def check_wide(row):
-    if row['tokens'] == 64 and (row['bits'], row['slice']) != MISSED: assert row['per_weight'] <= WIDE, row
+    if row['tokens'] == 64: assert row['per_weight'] <= MISSED.get((row['bits'], row['slice']), WIDE), row
     assert row.get('inside', row['local']) == 0, f'{row}: numbers of a loop are kept in local memory'
 
 def test_a_weight_for_many_tokens_stays_in_its_budget():
