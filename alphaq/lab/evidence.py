@@ -271,7 +271,7 @@ def outcomes(
             if args.oracle: plans['oracle'] = oracle(scores, stored, _harm(args, scores))
             if unfed: plans[CONTROL] = allocated(OURS, unfed, stored)
             found = divergences(losses, scores, plans, bits)
-            if args.oracle:  # the gap that a rule closes is a ratio, whose interval needs them
+            if args.oracle or args.only:  # the share of a gap, and pairs of rules, need them
                 for r in found: r['windows'] = _flat(losses(plans[r['name']].bits))
             rows += [dict(half=half, **r) for r in found]
     return rows
