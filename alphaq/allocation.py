@@ -232,23 +232,29 @@ def plan_frontier(
         at[b][r] = to
     return rows
 
-# %% ../nbs/31_allocation.ipynb #aef97e0a
+# %% ../nbs/31_allocation.ipynb #0055213d
 @dataclass(frozen=True)
 class Preset:
     "One complete choice of score and allocation."
     tail:str        # tail rule of the score
     tile:int        # largest tile side
     settings:Settings
+    fed:str=''      # its method where rounding has error feedback, if that is another
+    def settings_by(self, quantizer):
+        "Its settings for a way of rounding."
+        return replace(self.settings, method=self.fed) if self.fed and quantizer == 'gptq' else (
+            self.settings)
 
 PRESETS = {
     'best': Preset('peak', 256, Settings(2.5, 'relative-alpha-outlier')),
-    'text': Preset('peak', 256, Settings(2.5, 'noise-to-signal')),
+    'text': Preset('peak', 256, Settings(2.5, 'noise-to-signal-sinks'), 'noise-to-signal'),
     'paper': Preset('peak', 256, Settings(2.5, 'alphaq')),
     'released-code': Preset('top_frac', 128, Settings(2.5, 'alphaq', gamma=1., count='modules')),
     'noise-only': Preset('peak', 256, Settings(2.5, 'noise-only')),
     'uniform': Preset('peak', 256, Settings(2.5, 'uniform')),
 }
 
+# %% ../nbs/31_allocation.ipynb #66031114
 def preset_named(
     name:str, # key of `PRESETS`
 )->Preset:

@@ -885,8 +885,8 @@ def quantize(
     check_free(out, overwrite, 'folder')
     if plan is None:
         others = 4 if other_bits is None else other_bits
-        plan = Budget(settings_for(preset, bits, **asked), preset, changed, memory or size_, others,
-                      _also(also))
+        plan = Budget(settings_for(preset, bits, quantizer, **asked), preset, changed,
+                      memory or size_, others, _also(also))
     made = alphaq.quantize(model, plan, out, quantizer, calibration, samples, window, routing,
                            head_bits, unopened, device, engine, overwrite, gate, anyway, dense,
                            scores=read_scores(scores, []) if scores else ())

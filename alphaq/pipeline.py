@@ -181,12 +181,13 @@ def a_number(
 def settings_for(
     preset:str='best',     # key of `PRESETS`
     bits:float|None=None,  # average to meet
+    quantizer:str='mse',   # rounding that will follow
     # fields of `Settings` to change; `None` leaves the preset's, gamma='auto' takes the paper's
     # formula
     **asked,
 )->Settings:
     "Settings of a preset with what was asked for put in its place."
-    base = preset_named(preset).settings
+    base = preset_named(preset).settings_by(quantizer)
     for name in asked: check_known(name, vars(base), 'options of an allocation')
     asked = {k: v for k, v in (asked | dict(bits=bits)).items() if v is not None}
     used = asked.get('method') or base.method

@@ -50,9 +50,9 @@ def test_the_landing_page_says_what_the_rows_say():
     cells = [(network, bits) for network in ('smollm2-split4', 'pocket') for bits in (2.5, 3.)]
     default = {'the paper\'s costs': 'alphaq', 'our default, from weights alone': PRESETS['best'].settings.method}
     found = {words: [change(f'{network}-default-windows3', name, bits) for network, bits in cells] for words, name in default.items()}
-    text = PRESETS['text'].settings.method
-    found['`--preset text`, text of its kind'] = [change(f'{network}-windows2-wikitext2+stdlib', text, bits) for network, bits in cells]
-    for words, name in ((*default.items(), ('`--preset text`', text))):
+    text = PRESETS['text']
+    found['`--preset text`, text of its kind'] = [change(f'{network}-windows13-wikitext2+stdlib', text.settings.method, bits) for network, bits in cells]
+    for words, name in ((*default.items(), ('`--preset text`', text.fed))):
         found[words.split(',')[0] + ', GPTQ'] = [change(f'{network}-gptq-windows9-wikitext2+stdlib', name, bits) for network, bits in cells]
     assert said == found
 

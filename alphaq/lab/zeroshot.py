@@ -24,7 +24,7 @@ from ..core import (AlphaqError, data_dir, entry, one_line, provenance, results_
                          write_rows)
 from ..evaluate import calibration_windows, load_model, paired, verdict
 from ..folder import open_folder
-from ..pipeline import informed, plan, quantize, score
+from ..pipeline import informed, plan, quantize, score, settings_for
 from ..plain import dense_matrices, folder_parts
 from ..tasks import check_lm_eval, lm_eval_samples
 from ..trial import rounding_code
@@ -228,7 +228,7 @@ def put_together(
         W.copy_(torch.cat(parts, side))
     return model
 
-# %% ../../nbs/65_zeroshot.ipynb #54044e4a
+# %% ../../nbs/65_zeroshot.ipynb #959af88f
 PLANS = ('uniform', 'best', 'text', 'paper')  # presets
 CALIBRATION = 'wikitext2+classics'            # training splits; none of the questions is from them
 WINDOWS = 16                                  # of 256 tokens
@@ -240,8 +240,12 @@ def planner(
     scores = score(checkpoint, device='cpu')
     read = calibration_windows(checkpoint.path, CALIBRATION.split('+'), 256, WINDOWS)
     told = informed(checkpoint, scores, read[0], read[2], fed=True, predicts=False)
-    return lambda preset, bits: plan(told, bits, preset=preset, name=checkpoint.name)
+    def planned(preset, bits):
+        method = settings_for(preset, bits, 'gptq').method
+        return plan(told, bits, preset=preset, method=method, name=checkpoint.name)
+    return planned
 
+# %% ../../nbs/65_zeroshot.ipynb #211183b0
 def quantized_folder(
     checkpoint,   # network cut into experts
     made,         # `Plan`
