@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['MIXTURES', 'GROUP', 'WHOLE', 'NEAR', 'SHARED_BY', 'NEAR_WHOLE', 'CUT', 'WROTE', 'Mixture', 'Way', 'experts_form',
            'plain_experts', 'plain_ways', 'product16', 'int4_way', 'mixed_widths', 'centre', 'packed_experts',
-           'packed_way', 'choices', 'time_way', 'layer_row', 'layer_ways', 'layer_rows', 'mixed_config', 'fill',
-           'whole', 'decode_rows', 'own_ways', 'time_together', 'by_turns', 'all_cores', 'peer_processes', 'peer_rows',
-           'one_matrix', 'token_rows', 'cut_sizes', 'peer_form', 'own_decode', 'whole_class', 'whole_rows', 'main']
+           'packed_way', 'choices', 'time_way', 'layer_row', 'layer_ways', 'layer_rows', 'prefill_rows', 'mixed_config',
+           'fill', 'whole', 'decode_rows', 'own_ways', 'time_together', 'by_turns', 'all_cores', 'peer_processes',
+           'peer_rows', 'one_matrix', 'token_rows', 'cut_sizes', 'peer_form', 'own_decode', 'whole_class', 'whole_rows',
+           'main']
 
 # %% ../../nbs/66_layers.ipynb #193387ce
 import argparse
@@ -278,6 +279,21 @@ def layer_rows(
     for shape in shapes:
         for way in layer_ways(MIXTURES[shape]):
             for batch in batches: yield layer_row(shape, way, batch, seconds)
+
+# %% ../../nbs/66_layers.ipynb #66f111a0
+def prefill_rows(
+    shapes=tuple(MIXTURES),  # names
+    batches=(64, 256, 1024), # tokens of a prompt
+    seconds:float=1,         # for each row
+):                           # yields rows
+    "One layer of each shape for a prompt: plain, and packed at 2.5 bits."
+    for shape in shapes:
+        m = MIXTURES[shape]
+        plain = plain_experts(m)
+        widths = {role: mixed_widths(m.experts, 2.5, i) for i, role in enumerate(ROLES)}
+        ways = (plain_ways(plain)[0],
+                packed_way('packed, mixed', packed_experts(plain, widths), 'fast'))
+        for batch in batches: yield from (layer_row(shape, w, batch, seconds) for w in ways)
 
 # %% ../../nbs/66_layers.ipynb #6731eeda
 # from the models' published configurations, where a family's defaults differ
@@ -621,7 +637,8 @@ def main(
     "Entry point of `python -m alphaq.lab.layers`."
     parser = argparse.ArgumentParser(prog='python -m alphaq.lab.layers',
                                      description='Experts of one layer, and whole models, timed.')
-    parser.add_argument('name', choices=('layers', 'decode', 'peers', 'whole', 'tokens'))
+    parser.add_argument('name', choices=('layers', 'prefill', 'decode', 'peers', 'whole',
+                                         'tokens'))
     parser.add_argument('--shape', choices=tuple(MIXTURES), help='one; all unless said')
     parser.add_argument('--seconds', type=float, default=1, help='for each row of layers')
     parser.add_argument('--batch', type=int, choices=(1, 4, 16), default=1, help='of peers')
@@ -631,6 +648,7 @@ def main(
     commit = str(provenance('')['commit'])
     kept = Path(tempfile.mkdtemp()) if 'dirty' in commit else cache_dir()/'whole'/commit
     makers = dict(layers=partial(layer_rows, shapes, seconds=args.seconds), decode=decode_rows,
+                  prefill=partial(prefill_rows, shapes, seconds=args.seconds),
                   peers=partial(peer_rows, shapes, batch=args.batch),
                   whole=partial(whole_rows, kept), tokens=token_rows)
     rows = []
