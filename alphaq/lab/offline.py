@@ -23,7 +23,7 @@ from ..grid import FIELDS, WIDTHS, group_of
 from ..kernel import Tile, triton
 from ..launch import tile_for
 from ..pack import slice_width
-from ..prefill import direct, wide_tile
+from ..prefill import by_registers, wide_tile
 
 if triton:
     import triton.language as tl
@@ -184,7 +184,7 @@ def wide_row(*asked): # as for `wide_stub`
     "Instructions for a weight, and what else there is, of one width alone, for many tokens."
     row, tile = wide_stub(*asked), asked[2]
     constants = dict(K=9 * row['inputs'], G=row['group'], BITS=row['bits'], KW=row['slice'],
-                     BN=tile.rows, BM=tile.tokens, DIRECT=direct(row['capability'] // 10))
+                     BN=tile.rows, BM=tile.tokens, DIRECT=by_registers(row['capability'] // 10))
     made = compiled(_one_wide_kernel, constants, tile, row['capability'])
     there = _everywhere(made)
     found = counted(made) | dict(local=there['local'], inside=there['inside'])
@@ -238,7 +238,7 @@ def kernel_row(
                      KW=tuple(slice_width(K, b) for b in WIDTHS), PLAIN=False)
     if name.endswith('gate_up'): constants |= dict(TOP=top)
     else: constants |= dict(WEIGHTED=True)
-    if name.startswith('wide'): constants |= dict(DIRECT=direct(capability // 10))
+    if name.startswith('wide'): constants |= dict(DIRECT=by_registers(capability // 10))
     if name == 'gate_up': constants |= dict(S=part, NEXT=tuple(slice_width(N, b) for b in WIDTHS))
     if name == 'down': constants |= dict(S=part, M=1 if part == constants['G'] else tile.tokens)
     made = compiled(KERNELS[name], constants, tile, capability)
