@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MIXTURES', 'GROUP', 'WHOLE', 'NEAR', 'SHARED_BY', 'NEAR_WHOLE', 'CUT', 'WROTE', 'Mixture', 'Way', 'experts_form',
            'plain_experts', 'plain_ways', 'product16', 'int4_way', 'mixed_widths', 'centre', 'packed_experts',
-           'packed_way', 'choices', 'time_way', 'layer_row', 'layer_ways', 'layer_rows', 'prefill_rows', 'mixed_config',
+           'packed_way', 'choices', 'time_way', 'layer_row', 'layer_ways', 'layer_rows', 'prompt_rows', 'mixed_config',
            'fill', 'whole', 'decode_rows', 'own_ways', 'time_together', 'by_turns', 'all_cores', 'peer_processes',
            'peer_rows', 'one_matrix', 'token_rows', 'cut_sizes', 'peer_form', 'own_decode', 'whole_class', 'whole_rows',
            'main']
@@ -281,7 +281,7 @@ def layer_rows(
             for batch in batches: yield layer_row(shape, way, batch, seconds)
 
 # %% ../../nbs/66_layers.ipynb #66f111a0
-def prefill_rows(
+def prompt_rows(
     shapes=tuple(MIXTURES),  # names
     batches=(64, 256, 1024), # tokens of a prompt
     seconds:float=1,         # for each row
@@ -648,7 +648,7 @@ def main(
     commit = str(provenance('')['commit'])
     kept = Path(tempfile.mkdtemp()) if 'dirty' in commit else cache_dir()/'whole'/commit
     makers = dict(layers=partial(layer_rows, shapes, seconds=args.seconds), decode=decode_rows,
-                  prefill=partial(prefill_rows, shapes, seconds=args.seconds),
+                  prefill=partial(prompt_rows, shapes, seconds=args.seconds),
                   peers=partial(peer_rows, shapes, batch=args.batch),
                   whole=partial(whole_rows, kept), tokens=token_rows)
     rows = []
