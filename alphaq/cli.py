@@ -574,7 +574,9 @@ def allocate(
     from dataclasses import replace
     from alphaq.gamma import voice
     from alphaq.judge import judge
-    from alphaq.pipeline import (a_memory, check_budget, check_kind, experts_only, measured_price,
+    from alphaq.console import foretell
+    from alphaq.pipeline import (PRICE_TOKENS, a_memory, check_budget, check_kind, experts_only,
+                                 measured_price, measuring_takes,
                                  settings_for)
     from alphaq.plans import check_plan, write_plan
     from alphaq.rounding import QuantizeJob, predicted_files
@@ -608,8 +610,11 @@ def allocate(
     if memory: data |= _taken(_planned_ledger(c, plan, memory.use), memory)
     data |= dict(out=str(out), left_out=skipped, untrained=verdict.untrained)
     if plan.gamma is not None: data['alpha'] = voice([s.alpha for s in table_], plan.gamma)
-    if measure and not in_rehearsal():
+    if measure:
         _still()
+        foretell('measuring', out, lambda: measuring_takes(c, plan, measure, PRICE_TOKENS,
+                                                           plain=False))
+    if measure and not in_rehearsal():
         data['measured'] = _priced(measured_price(c, table_, settings_for(preset, bits, **asked),
                                                   target, measure), measure)
     native = f'quantize {_q(c.path) if c and model != "pocket" else model or "MODEL"} {"--dense " * dense}--plan {_q(out)} --scores {_q(scores)} -o OUT'
@@ -1174,9 +1179,9 @@ def _report_takes(e, checkpoint, against, device, texts, window, tokens, head, t
     from dataclasses import replace
     from alphaq.console import Takes
     from alphaq.evaluate import sample
-    from alphaq.pipeline import gate_takes
+    from alphaq.pipeline import measuring_takes
     from alphaq.texts import load_text
-    steps = [gate_takes(checkpoint, e.plan, t, head, DRAWS) for t in texts]
+    steps = [measuring_takes(checkpoint, e.plan, t, head, DRAWS) for t in texts]
     for name in [n for n in (e.source, against) if n] if e.folder else ():
         model = alphaq.load(name, device)
         samples = {t: sample(model[1], load_text(t), window, tokens) for t in texts}
