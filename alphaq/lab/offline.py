@@ -277,13 +277,13 @@ def key_of(row):
 def write_offline(
     jobs, # functions that make one row each, with the key that the row will have
 ):
-    "Add the rows that are missing; each is on disk as soon as it is made."
-    header, rows = read_rows(_path()) if _path().exists() else (provenance(
-        'python -m alphaq.lab.offline', seed=None), [])
+    "Add the rows that are missing, each on disk as soon as it is made, with the commit that made it."
+    now = provenance('python -m alphaq.lab.offline', seed=None)
+    header, rows = read_rows(_path()) if _path().exists() else (now, [])
     there = {key_of(r) for r in rows}
     for key, job in track(jobs, 'kernels'):
         if key in there: continue
-        rows.append(job())
+        rows.append(job() | dict(commit=now['commit']))
         write_rows(_path(), header, rows)
 
 # %% ../../nbs/62_offline.ipynb #819606c7
