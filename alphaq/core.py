@@ -350,6 +350,19 @@ def _commit(here=None):
                   ':(top,exclude)results').stdout.strip()
     return head.stdout.strip() + ('-dirty' if changed else '')
 
+# %% ../nbs/02_core.ipynb #9843fb2c
+# what a row's speed hangs on beside the processor's name, as Linux spells it
+_sets = ('avx2', 'avx_vnni', 'avx512_vnni', 'avx512_bf16', 'amx_int8', 'amx_bf16', 'asimd',
+         'asimddp', 'bf16')
+
+def _processor(source='/proc/cpuinfo'):
+    "The processor's name with the instruction sets of `_sets` that it has, where that is told."
+    try: text = Path(source).read_text(encoding='utf-8', errors='replace')
+    except OSError: return platform.processor() or 'unnamed'
+    told = {k.strip(): v.strip() for k, _, v in (line.partition(':') for line in text.split('\n'))}
+    has = set(told.get('flags', told.get('Features', '')).split())
+    return ' '.join([told.get('model name', 'unnamed'), *(s for s in _sets if s in has)])
+
 # %% ../nbs/02_core.ipynb #3d2c2e86
 def provenance(
     command:str,             # the command that makes the rows again
@@ -363,7 +376,8 @@ def provenance(
         try: return version(name)
         except PackageNotFoundError: return None
     versions = {name: installed(name) for name in _packages}
-    device = f'cpu, {os.cpu_count()} cores, {platform.machine()}' if device == 'cpu' else device
+    if device == 'cpu':
+        device = f'cpu, {os.cpu_count()} cores, {platform.machine()}, {_processor()}'
     return dict(schema='alphaq-rows/1', command=command, commit=_commit(),
                 python=platform.python_version(),
                 versions={k: v for k, v in versions.items() if v}, device=device, seed=seed,
