@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['INT8', 'ROUGH', 'SETS', 'INTERFACE', 'MODES', 'BLOCK_TOKENS', 'BLOCK_ROWS', 'quantize_activations', 'int8_product',
-           'rough_tokens', 'open_library', 'kernel', 'Table', 'table_key', 'arena_table', 'dense_rows', 'linear',
-           'expert_tables', 'experts', 'choose', 'using', 'exactly', 'mode', 'mode_for', 'packed_linear_op']
+           'rough_tokens', 'open_library', 'kernel', 'Table', 'table_key', 'arena_table', 'dense_rows',
+           'multiplies_bfloat16', 'linear', 'expert_tables', 'experts', 'choose', 'using', 'exactly', 'mode',
+           'mode_for', 'packed_linear_op']
 
 # %% ../nbs/48_cpu.ipynb #2c047aa2
 import ctypes
@@ -230,12 +231,22 @@ def dense_rows(
     return out
 
 # %% ../nbs/48_cpu.ipynb #97c3b22e
-def _blockwise(x, t, index, out):
+@lru_cache(None)
+def multiplies_bfloat16(
+)->bool:
+    "Whether this processor multiplies bfloat16 itself; any other does float32 sooner."
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+def _blockwise(x, t, index, kind):
+    "Products of many tokens: weights are dequantized by blocks of rows, as numbers of `kind`."
     rows, cols = t.shape
-    x, flat = x.detach().view(-1, cols), out.view(-1, rows)
+    x, out = _as(x, kind), torch.empty(*x.shape[:-1], rows)
+    many, flat = x.detach().view(-1, cols), out.view(-1, rows)
     for first in range(0, rows, BLOCK_ROWS):
         some = min(BLOCK_ROWS, rows - first)
-        torch.mm(x, dense_rows(t, index, first, some).T, out=flat[:, first:first + some])
+        W, here = dense_rows(t, index, first, some), flat[:, first:first + some]
+        if kind == torch.float32: torch.mm(many, W.T, out=here)
+        else: here.copy_(torch.mm(many, W.to(kind).T))
     return out
 
 # %% ../nbs/48_cpu.ipynb #8d95003d
@@ -252,9 +263,11 @@ def linear(
     if x.shape[-1:] != (cols,):
         raise AlphaqError(f'a matrix {rows} x {cols} takes inputs [..., {cols}], '
                           f'got shape {tuple(x.shape)}')
-    x, tokens = _as(x, torch.float32), x.numel() // cols
-    out = torch.empty(*x.shape[:-1], rows)
-    if tokens >= BLOCK_TOKENS and instructions is None: return _blockwise(x, t, index, out)
+    tokens = x.numel() // cols
+    if tokens >= BLOCK_TOKENS and instructions is None:
+        half = x.dtype == torch.bfloat16 and mode == 'fast' and multiplies_bfloat16()
+        return _blockwise(x, t, index, torch.bfloat16 if half else torch.float32)
+    x, out = _as(x, torch.float32), torch.empty(*x.shape[:-1], rows)
     if not tokens: return out
     status = kernel().alphaq_linear(_entry(t, index), rows, cols, t.group_size, x.data_ptr(),
                                     tokens, out.data_ptr(), *how)
