@@ -16,6 +16,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import torch
 from transformers import (AutoModelForCausalLM, MixtralConfig, OlmoeConfig, PreTrainedConfig,
@@ -144,7 +145,8 @@ def ledger_row(
     empty,        # `str | Path` from `no_size`
     context:int,  # tokens
     batch:int=1,
-)->dict:          # a row
+    repeats:int=5, # the C library keeps now more, now less of what was freed
+)->dict:          # a row; `measured` is the median of `measured_each`
     "A folder's ledger for the CPU beside what a process took."
     place, use = open_folder(folder), Use(context, batch, 'cpu')
     said = ledger_of(place.config, folder_weights(place, use), use)
@@ -152,10 +154,12 @@ def ledger_row(
     row = dict(name=name, context=context, batch=batch, chunk=CHUNK, **parts)
     for tight in (False, True):
         program = _apart(str(folder), 512, 1, str(empty), tight=tight)['most']
-        took = _apart(str(folder), context, batch, tight=tight)
-        end = '_tight' * tight
-        row |= {f'program{end}': program, f'measured{end}': took['most'],
-                f'loaded{end}': took['loaded'], 'measured_cache': took['cache']}
+        took = [_apart(str(folder), context, batch, tight=tight)
+                for _ in range(1 if tight else repeats)]
+        end, each = '_tight' * tight, [t['most'] for t in took]
+        row |= {f'program{end}': program, f'measured{end}': int(median(each)),
+                f'loaded{end}': took[0]['loaded'], 'measured_cache': took[0]['cache']}
+        if not tight: row['measured_each'] = each
     computed = sum(parts.values())
     freed = row['measured'] - row['program'] - row['measured_tight'] + row['program_tight']
     total, tight = computed + row['program'], computed - said.holes + row['program_tight']
