@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['INT8', 'ROUGH', 'SETS', 'INTERFACE', 'MODES', 'BLOCK_TOKENS', 'BLOCK_ROWS', 'quantize_activations', 'int8_product',
            'rough_tokens', 'open_library', 'kernel', 'Table', 'table_key', 'arena_table', 'dense_rows',
-           'multiplies_bfloat16', 'linear', 'expert_tables', 'experts', 'choose', 'using', 'exactly', 'mode',
-           'mode_for', 'packed_linear_op']
+           'multiplies_bfloat16', 'kind_of_many', 'linear', 'expert_tables', 'experts', 'choose', 'using', 'exactly',
+           'mode', 'mode_for', 'packed_linear_op']
 
 # %% ../nbs/48_cpu.ipynb #2c047aa2
 import ctypes
@@ -230,13 +230,22 @@ def dense_rows(
     _ran(status, f'a matrix of {rows} x {cols}')
     return out
 
-# %% ../nbs/48_cpu.ipynb #97c3b22e
+# %% ../nbs/48_cpu.ipynb #4681a2c1
 @lru_cache(None)
 def multiplies_bfloat16(
 )->bool:
     "Whether this processor multiplies bfloat16 itself; any other does float32 sooner."
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
+def kind_of_many(
+    dtype:torch.dtype, # of the tokens
+    mode:str,          # of `MODES`
+)->torch.dtype:
+    "What `BLOCK_TOKENS` tokens or more are multiplied as: bfloat16 where it is quicker, or float32."
+    half = dtype == torch.bfloat16 and mode == 'fast' and multiplies_bfloat16()
+    return torch.bfloat16 if half else torch.float32
+
+# %% ../nbs/48_cpu.ipynb #97c3b22e
 def _blockwise(x, t, index, kind):
     "Products of many tokens: weights are dequantized by blocks of rows, as numbers of `kind`."
     rows, cols = t.shape
@@ -265,8 +274,7 @@ def linear(
                           f'got shape {tuple(x.shape)}')
     tokens = x.numel() // cols
     if tokens >= BLOCK_TOKENS and instructions is None:
-        half = x.dtype == torch.bfloat16 and mode == 'fast' and multiplies_bfloat16()
-        return _blockwise(x, t, index, torch.bfloat16 if half else torch.float32)
+        return _blockwise(x, t, index, kind_of_many(x.dtype, mode))
     x, out = _as(x, torch.float32), torch.empty(*x.shape[:-1], rows)
     if not tokens: return out
     status = kernel().alphaq_linear(_entry(t, index), rows, cols, t.group_size, x.data_ptr(),

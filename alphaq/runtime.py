@@ -284,8 +284,9 @@ class AlphaqExperts(nn.Module):
         many = (counts >= cpu.BLOCK_TOKENS)[index]
         none = torch.full_like(index, self.num_experts)
         few, crowded = torch.where(many, none, index), torch.where(many, index, none)
-        out = cpu.experts(x, self.tables(), few, weights, mode)
-        return self.one_by_one(x.float(), crowded, weights, out).to(x.dtype)
+        out, kind = cpu.experts(x, self.tables(), few, weights, mode), x.dtype
+        x = x.to(cpu.kind_of_many(x.dtype, mode))
+        return self.one_by_one(x, crowded, weights, out).to(kind)
 
     def one_by_one(self, hidden_states, top_k_index, top_k_weights, out):
         "Each expert with its tokens, added to `out`, in plain torch."
