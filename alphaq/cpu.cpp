@@ -31,6 +31,9 @@
 #endif
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <unistd.h>
 #endif
 
 #define INLINE inline __attribute__((always_inline))
@@ -503,6 +506,50 @@ int64_t tile_rows(int64_t rows, int64_t tile) {
 
 float silu(float v) { return v / (1.f + std::exp(-v)); }
 
+// ---- weights that lie in a file
+
+// Where pages of a file are not in memory, a product waits for one after the other. Which matrices
+// a call will read is known before it multiplies; asked for whole, they come at the disk's speed.
+// Asking has a price, so it is done while something is read from the disk: a page that was waited
+// for, or blocks that were read, begin it, and a number of calls without end it.
+enum Ask { WHILE_READING = 0, NEVER = 1, ALWAYS = 2 };
+constexpr int CALLS_AFTER = 1024;       // a few tokens of a large model
+constexpr int64_t PIECE = 128 << 10;    // bytes that a system reads ahead at once, at least
+
+std::atomic<int> asking{WHILE_READING}, calls_left{0};
+std::atomic<long> waits{-1}, blocks_read{-1};
+
+#if defined(__unix__) || defined(__APPLE__)
+bool reading() {
+    if (asking != WHILE_READING) return asking == ALWAYS;
+    rusage now;
+    if (getrusage(RUSAGE_SELF, &now)) return false;
+    const bool waited = waits.exchange(now.ru_majflt) != now.ru_majflt;
+    const bool read = blocks_read.exchange(now.ru_inblock) != now.ru_inblock;
+    if (waited || read) calls_left = CALLS_AFTER;
+    else if (calls_left > 0) calls_left--;
+    return calls_left > 0;
+}
+
+void ask_for(const void* from, int64_t bytes) {
+    static const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    const uintptr_t end = (uintptr_t)from + bytes;
+    for (uintptr_t at = (uintptr_t)from / page * page; at < end; at += PIECE)
+        madvise((void*)at, std::min<uintptr_t>(PIECE, end - at), MADV_WILLNEED);
+}
+
+#else
+bool reading() { return false; }
+void ask_for(const void*, int64_t) {}
+#endif
+
+void ask_for(const Matrix& m, const Shape& shape) {
+    const int64_t cells = shape.rows * shape.groups();
+    ask_for(m.words, shape.rows * Layout((int)m.bits, shape.cols).padded * m.bits / 8);
+    ask_for(m.scale, 2 * cells);
+    ask_for(m.zero, cells);
+}
+
 // A call to the experts of a layer.
 struct Layer {
     const Kernels& set;
@@ -620,6 +667,7 @@ Status Layer::down_and_sum(const Activations& h) {
 
 Status run_linear(const Matrix& m, const Shape& shape, const float* x, int64_t tokens, float* y,
                   Mode mode, int threads, const Kernels& set) {
+    if (reading()) ask_for(m, shape);
     Activations input(x, tokens, shape.cols, shape.group, mode);
     if (mode == FAST && set.direct) input.expect((int)m.bits);
     auto ready = [&](int64_t t) {
@@ -647,6 +695,11 @@ Status run_experts(Layer& layer, const float* x, int64_t tokens, const int64_t* 
     const int64_t slots = tokens * layer.slots_per_token;
     if (Status failed = layer.sort(index, slots, experts)) return failed;
     if (layer.slot.empty()) return OK;
+    if (reading()) for (int64_t e : layer.visited) {
+        ask_for(layer.gate[e], layer.into);
+        ask_for(layer.up[e], layer.into);
+        ask_for(layer.down[e], layer.out_of);
+    }
     Activations input(x, tokens, layer.into.cols, layer.into.group, layer.mode);
     if (Status failed = layer.prepare(input, false)) return failed;
     layer.hidden.resize(layer.slot.size() * layer.into.rows);
@@ -663,6 +716,9 @@ Status run_experts(Layer& layer, const float* x, int64_t tokens, const int64_t* 
 
 // Threads of an OpenMP that is loaded already (the address of GOMP_parallel); null: our own.
 EXPORT void alphaq_borrow_team(void* team) { borrowed = reinterpret_cast<Team>(team); }
+
+// When pages of matrices that will be read are asked for: an `Ask`.
+EXPORT void alphaq_read_ahead(int how) { asking = how; }
 
 // The best instruction set of this machine.
 EXPORT int alphaq_best_set() {
@@ -708,6 +764,7 @@ EXPORT int alphaq_dequantize(const Matrix* m, int64_t rows, int64_t cols, int64_
     const Shape shape{rows, cols, group};
     if (!kernels || !sound(*m) || !sound(shape) || first < 0 || count < 1
         || first + count > rows) return BAD_ARGUMENT;
+    if (first == 0 && reading()) ask_for(*m, shape);
     auto each = [&](int64_t i) { kernels->dequantize(*m, shape, first + i, out + i * cols); };
     return parallel(count, threads, each);
 }

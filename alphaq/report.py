@@ -174,7 +174,7 @@ def drawing():
     "The module that draws, or what to install."
     try: import matplotlib
     except ImportError:
-        raise AlphaqError("a report draws with matplotlib: pip install 'alphaq[report]'") from None
+        raise AlphaqError("a report draws with matplotlib: pip install matplotlib") from None
     return matplotlib
 
 # %% ../nbs/35_report.ipynb #6e5f8e2e
@@ -368,6 +368,7 @@ def figures(
     e:Evidence,
 )->dict: # name -> `Figure`
     "All figures that the evidence allows."
+    drawing()
     found = [*_map_figures(e.plan)]
     if any(s.null_z is not None for s in e.scores): found.append(_alpha_figure(e.scores))
     priced = beside_uniform(e.plan, e.scores)
