@@ -7,8 +7,8 @@ __all__ = ['MIXTURES', 'GROUP', 'WHOLE', 'NEAR', 'SHARED_BY', 'NEAR_WHOLE', 'CUT
            'plain_experts', 'plain_ways', 'product16', 'int4_way', 'mixed_widths', 'centre', 'packed_experts',
            'packed_way', 'choices', 'time_way', 'layer_row', 'layer_ways', 'layer_rows', 'prompt_rows', 'mixed_config',
            'fill', 'whole', 'decode_rows', 'own_ways', 'time_together', 'by_turns', 'all_cores', 'peer_processes',
-           'peer_rows', 'one_matrix', 'token_rows', 'cut_sizes', 'peer_form', 'own_decode', 'whole_class', 'whole_rows',
-           'main']
+           'peer_rows', 'one_matrix', 'token_rows', 'bound_rows', 'cut_sizes', 'peer_form', 'own_decode', 'whole_class',
+           'whole_rows', 'main']
 
 # %% ../../nbs/66_layers.ipynb #193387ce
 import argparse
@@ -539,6 +539,39 @@ def token_rows(
                    microseconds_per_token=round(median(each) / n, 2),
                    fastest_per_token=round(min(each) / n, 2))
 
+# %% ../../nbs/66_layers.ipynb #a59d438c
+def _turns(products, rounds):
+    "Fastest and median microseconds of a product, each once in a round."
+    times = []
+    for run in [*products[:1], *products * rounds]:
+        start = time.perf_counter()
+        run()
+        times.append(1e6 * (time.perf_counter() - start))
+    return min(times[1:]), median(times[1:])
+
+def bound_rows(
+    near:int=400,    # times that one matrix is multiplied
+    far:int=2**28,   # bytes of all matrices together, more than the caches hold
+    rounds:int=4,    # times that each of them is multiplied
+    rows:int=4096,
+    cols:int=2048,
+):                   # yields rows
+    "A product with a matrix in the caches, and with one in memory, beside reading its bytes."
+    x, roof = torch.randn(1, cols), read_roof(128, 3)
+    for bits in (*WIDTHS, 16):
+        size = 2 * rows * cols if bits == 16 else bytes_per_token((rows, cols), bits, GROUP)
+        count = max(2, far // size)
+        if bits == 16: held = [torch.randn(rows, cols).bfloat16() for _ in range(count)]
+        else: held = [one_matrix(rows, cols, bits) for _ in range(count)]
+        runs = [partial(product16, W, x[0]) if bits == 16 else partial(cpu.linear, x, W)
+                for W in held]
+        read = 1e6 * size / roof
+        (least_near, near_time), (least_far, far_time) = _turns(runs[:1], near), _turns(runs, rounds)
+        yield dict(rows=rows, cols=cols, bits=bits, bytes=size, read=round(read, 2),
+                   near=round(near_time, 2), near_fastest=round(least_near, 2),
+                   far=round(far_time, 2), far_fastest=round(least_far, 2),
+                   computing=round(near_time / read, 3), in_all=round(far_time / read, 3))
+
 # %% ../../nbs/66_layers.ipynb #04ef3162
 # what `NEAR` has, less what was slower there in every row
 NEAR_WHOLE = (((2, 2.5), ('Q2_K', 'IQ2_KS', 'IQ2_KL', 'Q2_K_R4')),
@@ -638,10 +671,12 @@ def main(
     parser = argparse.ArgumentParser(prog='python -m alphaq.lab.layers',
                                      description='Experts of one layer, and whole models, timed.')
     parser.add_argument('name', choices=('layers', 'prefill', 'decode', 'peers', 'whole',
-                                         'tokens'))
+                                         'tokens', 'bounds'))
     parser.add_argument('--shape', choices=tuple(MIXTURES), help='one; all unless said')
     parser.add_argument('--seconds', type=float, default=1, help='for each row of layers')
     parser.add_argument('--batch', type=int, choices=(1, 4, 16), default=1, help='of peers')
+    parser.add_argument('--machine', help="a word at the end of the file's name, beside whose rows "
+                        "those of another machine stay")
     args = parser.parse_args(argv)
     if cpu.kernel() is None: raise AlphaqError('there is no kernel on this machine to time')
     shapes = (args.shape,) if args.shape else tuple(MIXTURES)
@@ -650,7 +685,7 @@ def main(
     makers = dict(layers=partial(layer_rows, shapes, seconds=args.seconds), decode=decode_rows,
                   prefill=partial(prompt_rows, shapes, seconds=args.seconds),
                   peers=partial(peer_rows, shapes, batch=args.batch),
-                  whole=partial(whole_rows, kept), tokens=token_rows)
+                  whole=partial(whole_rows, kept), tokens=token_rows, bounds=bound_rows)
     rows = []
     for row in makers[args.name]():
         rows.append(row)
@@ -658,6 +693,9 @@ def main(
     said = f' --shape {args.shape}' if args.shape else ''
     if args.batch > 1: said += f' --batch {args.batch}'
     file = args.name + said.replace(' --shape ', '-').replace(' --batch ', '-batch')
+    if args.machine:
+        said += f' --machine {args.machine}'
+        file += f'-{args.machine}'
     header = provenance(f'python -m alphaq.lab.layers {args.name}{said}', seed=0,
                         threads=torch.get_num_threads(), weights='random, but for pocket')
     if args.name in ('peers', 'whole'):
