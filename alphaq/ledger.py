@@ -294,7 +294,7 @@ def chunk_of(
 # %% ../nbs/29_ledger.ipynb #e8ad1f3c
 # bytes of the program itself: on a CPU from results/bench/ledger.jsonl, on a GPU assumed
 PROGRAM = dict(cpu=400 * 2**20, cuda=2**30)
-HOLES = dict(cpu=.4, cuda=0)  # share of the cache, freed and kept: fitted, see above
+HOLES = dict(cpu=.35, cuda=0)  # share of the cache, freed and kept: fitted, see above
 LEDGER_PARTS = ('experts', 'linears', 'rest', 'cache', 'activations', 'holes', 'program')
 
 @dataclass(frozen=True)
