@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cfloat>
+#include <chrono>
 #include <cmath>
 #include <condition_variable>
 #include <cstdint>
@@ -323,7 +324,7 @@ class Pool {
     std::condition_variable wake;
     std::atomic<uint64_t> round{0};
     std::atomic<int> left{0};
-    std::atomic<int> wanted{0};
+    int wanted = 0;        // this and `work` belong to a round, and change under the lock with it
     Work* work = nullptr;
     int workers = 0;
 
@@ -343,9 +344,17 @@ class Pool {
     void live(int me, uint64_t seen) {
         for (;;) {
             wait_for(seen);
-            seen = round.load(std::memory_order_acquire);
-            if (me >= wanted.load()) continue;
-            work->drain();
+#ifdef ALPHAQ_HESITATE  // so that a test sees rounds which begin before a thread has looked
+            std::this_thread::sleep_for(std::chrono::milliseconds(3 * me));
+#endif
+            Work* todo;
+            {   // a round that begins in between must not be taken for two
+                std::lock_guard<std::mutex> held(lock);
+                seen = round.load();
+                todo = me < wanted ? work : nullptr;
+            }
+            if (!todo) continue;
+            todo->drain();
             left.fetch_sub(1, std::memory_order_release);
         }
     }

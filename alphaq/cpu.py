@@ -254,9 +254,10 @@ def _blockwise(x, t, index, kind):
     many, flat = x.detach().view(-1, cols), out.view(-1, rows)
     for first in range(0, rows, BLOCK_ROWS):
         some = min(BLOCK_ROWS, rows - first)
-        W, here = dense_rows(t, index, first, some), flat[:, first:first + some]
-        if kind == torch.float32: torch.mm(many, W.T, out=here)
-        else: here.copy_(torch.mm(many, W.to(kind).T))
+        here = flat[:, first:first + some]
+        # the block has no name, or it would live until the next one is there
+        if kind == torch.float32: torch.mm(many, dense_rows(t, index, first, some).T, out=here)
+        else: here.copy_(torch.mm(many, dense_rows(t, index, first, some).to(kind).T))
     return out
 
 # %% ../nbs/48_cpu.ipynb #8d95003d

@@ -1,5 +1,5 @@
 "The CPU kernel: random cases, under sanitizers, with planted faults, and tables that do not fit."
-import random, shutil, subprocess
+import random, shutil, subprocess, sys
 from collections import Counter
 
 import numpy as np
@@ -181,6 +181,22 @@ def test_faults_are_seen(fault, tmp_path, monkeypatch):
     made = [*cases_of((bits, (70, cols), 128, tokens, 1, 1, number) for bits in (1, 2, 3, 4)
                       for cols, tokens in ((768, 1), (1024, 1), (1408, 1), (1024, 2), (1408, 4)))]
     assert disagree(run_cases(tmp_path, [c for c, *_ in made], '-O1', '-DALPHAQ_FEW'), made)
+
+@needs_compiler
+def test_threads_that_come_late(tmp_path):
+    "Our own team, two and three threads in turn, where the third looks late: each round is worked on once, and ends."
+    made = tmp_path/'late.so'
+    subprocess.run([*CXX, '-std=c++17', '-O1', '-pthread', '-shared', '-fPIC', '-DALPHAQ_FEW', '-DALPHAQ_HESITATE', '-o', made, ROOT/'alphaq/cpu.cpp'], check=True)
+    code = ('import sys, torch; from pathlib import Path; from alphaq import cpu; from alphaq.lab.layers import one_matrix\n'
+            'library = cpu.open_library(Path(sys.argv[1])); library.alphaq_borrow_team(None)\n'
+            't, x, y = one_matrix(1024, 2048, 2), torch.randn(1, 2048), torch.empty(1, 1024)\n'
+            'found = set()\n'
+            'for i in range(300):\n'
+            '    library.alphaq_linear(t.entries.data_ptr(), 1024, 2048, 128, x.data_ptr(), 1, y.data_ptr(), 1, 2 + i % 2, library.alphaq_best_set())\n'
+            '    found.add(y.numpy().tobytes())\n'
+            'print(len(found))')
+    done = subprocess.run([sys.executable, '-c', code, made], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == '1', done.stderr[-2000:]
 
 def test_ten_thousand_tables():
     "Whatever the sizes, types, widths and groups: refused in one line, or every address lies inside its tensor."
