@@ -100,12 +100,13 @@ def decode_bytes(
         return hook
     hooks = [m.register_forward_pre_hook(note(expert_sizes(m)), with_kwargs=True)
              for m in experts_modules(model).values()]
+    tokens = max(tokens, 2)  # the first comes of the prompt, a step is what follows
     try:
         for i, _ in enumerate(_write(model, prompt, tokens)):
             if i == 0: read.clear()  # the prompt, and the first token
     finally:
         for hook in hooks: hook.remove()
-    return always_read(model) + sum(read) / max(tokens - 1, 1)
+    return always_read(model) + sum(read) / (tokens - 1)
 
 # %% ../nbs/59_bench.ipynb #0ea7dd72
 @dataclass(frozen=True)

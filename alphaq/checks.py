@@ -8,9 +8,9 @@ __all__ = ['TOLERANCE', 'STRAYS', 'check_finished', 'check_index', 'check_plan_w
            'examine', 'verify']
 
 # %% ../nbs/55_checks.ipynb #d30fb734
-import json
 import re
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 import torch
@@ -19,8 +19,8 @@ from . import cpu
 from .activations import load_weights
 from .checkpoint import (INCLUDE, Checkpoint, Folder, open_checkpoint, open_dense,
                                open_folder)
-from .core import (SUMS, AlphaqError, VerificationError, check_sums, files_in, read_json,
-                         third_party, track)
+from .core import (SUMS, AlphaqError, VerificationError, check_sums, files_in, parse_json,
+                         read_json, third_party, track)
 from .grid import ZERO_STEPS, group_of
 from .hook import CURE, poison_tensors
 from .pack import word_count
@@ -40,17 +40,28 @@ def check_finished(
         if not (folder/name).is_file(): yield f'{name} is missing'
 
 # %% ../nbs/55_checks.ipynb #daf24a90
+def _object(path):
+    "The JSON object in a file; an empty one where there is no file."
+    said = read_json(path) if path.is_file() else {}
+    if not isinstance(said, dict):
+        raise AlphaqError(f'{path}: a JSON {type(said).__name__} where an object belongs; quantize '
+                          'or download the folder again')
+    return said
+
 def check_index(
     folder:Folder, # the opened folder; opening it has compared index and shards one way
 ):                 # yields findings
     "The index names every tensor, and their total size."
     path = folder.path/'model.safetensors.index.json'
     if not path.is_file(): return
-    index = read_json(path)
-    for name in sorted(folder.tensors.keys() - index['weight_map'].keys()):
+    index = _object(path)
+    listed, about = index.get('weight_map'), index.get('metadata', {})
+    if not isinstance(listed, dict) or not isinstance(about, dict):
+        yield f'{path.name}: "weight_map" and "metadata" are no objects'; return
+    for name in sorted(folder.tensors.keys() - listed.keys()):
         yield f'{folder.tensors[name].file}: tensor {name} is not in the index'
     held = sum(t.nbytes for t in folder.tensors.values())
-    said = index.get('metadata', {}).get('total_size')
+    said = about.get('total_size')
     if held != said: yield f'the index says {said} bytes of tensors, the shards hold {held}'
     for shard in sorted(p.name
                         for p in folder.path.glob('*.safetensors') if p.name not in folder.files):
@@ -66,7 +77,7 @@ def check_plan_widths(
     held = widths(config)
     planned = dict.fromkeys(config.modules,
                             plan.other_bits) | {n: b for n, b in widths(plan).items() if b != 16}
-    job = read_json(folder.path/'job.json') if (folder.path/'job.json').is_file() else {}
+    job = _object(folder.path/'job.json')
     # the head is no part of a plan
     if (head := job.get('head_bits', 16)) != 16 or HEAD in held: planned[HEAD] = head
     for name in sorted(planned.keys() | held.keys()):
@@ -134,14 +145,20 @@ def check_numbers(
             yield f'{name}: a zero point lies outside the codes of its width'
 
 # %% ../nbs/55_checks.ipynb #c699cecd
+def _is_row(r):
+    "Whether a line of errors.jsonl says of which matrix it speaks, its width and its error."
+    if not isinstance(r, dict) or not isinstance(r.get('name'), str): return False
+    # NaN would agree with every error
+    return type(r.get('bits')) is int and type(r.get('mse')) in (int, float) and isfinite(r['mse'])
+
 def read_errors(
     path:Path, # errors.jsonl of a quantized folder
 )->dict:       # name -> row
     "What was written down about every matrix."
-    try: rows = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
-    except ValueError as e: raise AlphaqError(f'{path}: not lines of JSON ({e})') from None
-    if not all(isinstance(r, dict) and {'name', 'bits', 'mse'} <= r.keys() for r in rows):
-        raise AlphaqError(f'{path}: a row lacks name, bits or mse')
+    rows = [parse_json(line, path) for line in path.read_bytes().splitlines()]
+    if not all(map(_is_row, rows)):
+        raise AlphaqError(f'{path}: a row lacks name, bits or mse, or one is of the wrong type; '
+                          'quantize or download the folder again')
     return {r['name']: r for r in rows}
 
 # %% ../nbs/55_checks.ipynb #cab24656
@@ -176,15 +193,12 @@ def check_errors(
             yield f'{name}: mean squared error {cost:.6g} against the original, errors.jsonl says {row["mse"]:.6g}'
 
 # %% ../nbs/55_checks.ipynb #8d7d17b6
-def _job(folder):
-    return read_json(folder.path/'job.json') if (folder.path/'job.json').is_file() else {}
-
 def check_original(
     folder:Folder,       # the opened folder
     original:Checkpoint, # what it should have been made from
 ):                       # yields findings
     "The original is the one that was quantized, byte by byte."
-    said = _job(folder).get('source')
+    said = _object(folder.path/'job.json').get('source')
     if said and said != original.fingerprint():
         yield f'{original.path} is not the checkpoint that this folder was made from'
 
@@ -201,8 +215,8 @@ def check_kept(
               for part in ('words', 'scale', 'zero')} | {*poison_tensors(config.to_dict())}
     ours = folder.tensors.keys() - packed
     wanted = {n for n in original.rest if n.removesuffix('.weight') not in config.modules}
-    routers = re.compile(r'.+\.' + INCLUDE['router']
-                         + r'\.weight') if 'tuned' in _job(folder) else None
+    tuned = 'tuned' in _object(folder.path/'job.json')
+    routers = re.compile(rf'.+\.{INCLUDE["router"]}\.weight') if tuned else None
     for name in sorted(ours - wanted): yield f'{name} is kept here, and not in {original.path}'
     for name in sorted(wanted - ours):
         yield f'{name} is missing; it is kept as {original.path} has it'
@@ -245,7 +259,7 @@ def check_runs(
     if bad := int((~logits.isfinite()).sum()):
         yield f'{bad} of {logits.numel()} logits of a first forward pass are not finite'; return
     if not (folder/LOGITS).is_file(): return
-    try: yield from check_logits(model, read_json(folder/LOGITS))
+    try: yield from check_logits(model, _object(folder/LOGITS))
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as e:
         yield f'{LOGITS} does not fit the model: {type(e).__name__}'
 
@@ -253,8 +267,7 @@ def _unchecked(folder):
     "What a folder does not allow to be checked, in words."
     if not (folder/'errors.jsonl').is_file():
         yield 'errors.jsonl is missing: that its codes stand for the weights that were measured is not checked'
-    said = read_json(folder/LOGITS) if (folder/LOGITS).is_file() else dict(
-        why=f'{LOGITS} is missing')
+    said = _object(folder/LOGITS) or dict(why=f'{LOGITS} is missing')
     if said.get('logits') is None: yield f'what the model says is not compared: {said.get("why")}'
 
 # %% ../nbs/55_checks.ipynb #7a85f476
@@ -288,7 +301,7 @@ def examine(
 )->Report:
     "Look for everything that can be wrong with a quantized folder."
     folder = Path(folder)
-    findings = []
+    findings, unchecked = [], []
     if not folder.is_dir(): raise AlphaqError(f'{folder}: no such folder')
     if not any((folder/n).exists() for n in ('SHA256SUMS', 'plan.json', 'UNFINISHED')):
         raise AlphaqError(f'{folder}: not a folder that `alphaq quantize` made')
@@ -316,10 +329,11 @@ def examine(
             if 'numbers' not in dict(findings):
                 check('errors', check_errors, opened, config, source)
     if run and not findings: check('runs', check_runs, folder)
+    # reading what is not checked may find that it cannot be read
+    if not findings: check('runs', lambda: unchecked.extend(_unchecked(folder)) or ())
     files = [folder/name for name in files_in(folder)]
-    unchecked = () if findings else tuple(_unchecked(folder))
     return Report(folder, len(files), sum(p.stat().st_size for p in files), tuple(findings),
-                  unchecked)
+                  tuple(unchecked))
 
 # %% ../nbs/55_checks.ipynb #dfd7fd12
 def verify(

@@ -12,6 +12,7 @@ __all__ = ['INT8', 'ROUGH', 'SETS', 'INTERFACE', 'MODES', 'BLOCK_TOKENS', 'BLOCK
 import ctypes
 import os
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -335,14 +336,16 @@ def read_ahead(
     kernel().alphaq_read_ahead(AHEAD.index(how))
 
 # %% ../nbs/48_cpu.ipynb #cd24600e
-_chosen = [None]  # by `choose`; else the environment says, at every call
+_chosen = [None]  # by `choose`, for the process; else the environment says, at every call
+# by `using`, for those lines and no other thread
+_for_now = ContextVar('alphaq_cpu_mode', default=None)
 
-def _wanted(): return _chosen[0] or os.environ.get('ALPHAQ_CPU') or 'fast'
+def _wanted(): return _for_now.get() or _chosen[0] or os.environ.get('ALPHAQ_CPU') or 'fast'
 
 def choose(
     mode:str|None, # of `MODES`; `None`: as the environment says
 )->str|None:       # the one before
-    "Run packed matrices on the CPU in this mode from now on."
+    "Run packed matrices on the CPU in this mode from now on, in every thread."
     if mode is not None: check_known(mode, MODES, 'modes of ALPHAQ_CPU')
     before, _chosen[0] = _chosen[0], mode
     return before
@@ -351,10 +354,12 @@ def choose(
 def using(
     mode:str, # of `MODES`
 ):
-    "Run packed matrices on the CPU in this mode for a while."
-    before = choose(mode)
+    "Run packed matrices on the CPU in this mode for a while, in this thread."
+    check_known(mode, MODES, 'modes of ALPHAQ_CPU')
+    before = _for_now.get()
+    _for_now.set(mode)
     try: yield
-    finally: _chosen[0] = before
+    finally: _for_now.set(before)  # no token: a generator may be closed in another context
 
 # %% ../nbs/48_cpu.ipynb #92ab19ee
 @contextmanager

@@ -26,6 +26,7 @@ from .console import Takes, check_room, foretell, measured_seconds, program_byte
 from .core import (AlphaqError, BudgetError, alone, atomic, check_free, in_rehearsal,
                          read_json, third_party, track, turn_back)
 from .dialects import OneFile, open_gguf, returned, spoken
+from .folder import contained
 from .gguf import library
 from .kquants import block_of, encoded, type_for
 from .mckp import solve
@@ -226,14 +227,18 @@ def _begins(tokenizer, first):
     return any('SpecialToken' in s and s['SpecialToken']['id'] == first for s in starts)
 
 # %% ../nbs/38_ggufout.ipynb #a70c9434
+def _inside(folder, name):
+    "A file of a folder, `None` where there is none; what is read of it goes out with the file."
+    return contained(folder/name, folder) if (folder/name).is_file() else None
+
 def vocabulary(
     folder:Path,      # with tokenizer.json
     config:dict,      # of the model
     pre:str|None=None, # llama.cpp's name for how text is cut; 'none' for no vocabulary
 )->dict:              # key -> value
     "The vocabulary under llama.cpp's keys, refused where there is no name for it."
-    file = folder/'tokenizer.json'
-    if pre == 'none' or not file.is_file(): return {'tokenizer.ggml.model': 'none'}
+    file = None if pre == 'none' else _inside(folder, 'tokenizer.json')
+    if file is None: return {'tokenizer.ggml.model': 'none'}
     said = read_json(file)
     with third_party(f'{file}: cannot be read', 'save the tokenizer again, or say --pre none'):
         name = pre or pre_of(said)
@@ -257,10 +262,10 @@ def vocabulary(
 # %% ../nbs/38_ggufout.ipynb #628ea14e
 def _template(folder):
     "How a conversation is written, if the folder says so."
-    if (folder/'chat_template.jinja').is_file():
-        return {'tokenizer.chat_template': (folder/'chat_template.jinja').read_text('utf-8')}
-    beside = folder/'tokenizer_config.json'
-    said = read_json(beside).get('chat_template') if beside.is_file() else None
+    if file := _inside(folder, 'chat_template.jinja'):
+        return {'tokenizer.chat_template': file.read_text('utf-8')}
+    beside = _inside(folder, 'tokenizer_config.json')
+    said = read_json(beside).get('chat_template') if beside else None
     return {'tokenizer.chat_template': said} if isinstance(said, str) else {}
 
 # %% ../nbs/38_ggufout.ipynb #b85cf1a2
@@ -526,6 +531,13 @@ def _pre_there(checkpoint):
     if isinstance(place, OneFile): return place.headers[0].facts.get('tokenizer.ggml.pre')
 
 # %% ../nbs/38_ggufout.ipynb #ea21672a
+def _check_vocabulary(config, parts, path):
+    "Refuse a count of tokens that is not that of the embeddings, before anything is made by it."
+    rows = next((p.shape[0] for p in parts if p.name == 'token_embd.weight'), None)
+    if config.get('vocab_size') != rows:
+        raise AlphaqError(f'{path}: config.json says vocab_size {config.get("vocab_size")!r:.40}, '
+                          f'and the embeddings have {rows} rows; mend config.json')
+
 def write_gguf(
     checkpoint:Checkpoint,
     out,                   # `str | Path` file to write
@@ -541,6 +553,7 @@ def write_gguf(
     check_free(out, overwrite)
     if plan: check_plan(plan, checkpoint)
     arch, config, parts = parts_for(checkpoint, plan, rest)
+    _check_vocabulary(config, parts, checkpoint.path)
     facts = {'general.name': checkpoint.name, 'general.quantization_version': 2}
     facts |= facts_for(config, arch) | vocabulary(checkpoint.home, config,
                                                   pre or _pre_there(checkpoint))
@@ -591,12 +604,14 @@ def modelfile(
     out:Path,              # the GGUF file
 )->str:                    # text of a Modelfile that lies beside it
     "What Ollama reads to run a file."
-    file = checkpoint.home/'generation_config.json'
-    said = read_json(file) if file.is_file() else {}
+    home = checkpoint.home
+    file = _inside(home, 'generation_config.json')
+    said = read_json(file) if file else {}
     lines = [f'FROM "./{out.name}"']
     lines += [f'PARAMETER {name} {said[key]:g}' for key, name in _DRAWS.items()
               if isinstance(said.get(key), (int, float)) and not isinstance(said[key], bool)]
-    for path in sorted(checkpoint.home.glob('LICENSE*')):
+    # LICENSES may be a folder
+    for path in filter(None, (_inside(home, p.name) for p in sorted(home.glob('LICENSE*')))):
         text = path.read_text('utf-8', 'replace') if path.stat().st_size < 2**17 else ''
         if text and '"""' not in text: lines.append(f'LICENSE """\n{text.strip()}\n"""')
     return '\n'.join([*lines, ''])

@@ -235,12 +235,12 @@ def _gridded(W, bits, group_size, grid):
 
 # %% ../nbs/06_grid.ipynb #8714d575
 def rounding_error(
-    W:Tensor,              # as for `quantize`
+    W:Tensor,              # as for `to_grid`
     bits:int,
     group_size:int=128,
     grid:str='mse',
 )->float:                  # squared weight units
-    "Mean squared error of `quantize`, without making its result."
+    "Mean squared error of `to_grid`, without making its result."
     groups, *grids = _gridded(W, bits, group_size, grid)
     norms = torch.cat([_errors(part, scale[None], zero[None], bits, room)[0]
                        for part, room, scale, zero in _pieces(groups, *grids)])

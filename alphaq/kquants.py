@@ -50,7 +50,8 @@ def affine_codes(
         least = (lows * m)[..., None]
         q = np.rint(_over(x + least, scale)).clip(0, top)
         return np.square(scale * q - least - x).sum(-1), s, m, q
-    return d, lows, *_least(map(tried, SHARES))
+    none = np.square(x).sum(-1), 0 * step, 0 * step, 0 * x  # d may be too coarse for any of them
+    return d, lows, *_least([*map(tried, SHARES), none])
 
 # %% ../nbs/36_kquants.ipynb #e652bb71
 def signed_codes(
@@ -65,7 +66,8 @@ def signed_codes(
         scale = (d * s)[..., None]
         q = np.rint(_over(x, scale)).clip(-4, 3)
         return np.square(scale * q - x).sum(-1), s, q
-    return d, *_least(map(tried, SHARES))
+    none = np.square(x).sum(-1), 0 * step, 0 * x
+    return d, *_least([*map(tried, SHARES), none])
 
 # %% ../nbs/36_kquants.ipynb #f924f742
 def _bytes(n, *parts):

@@ -535,9 +535,6 @@ def _remarks(job, behind, said):
     if not _known(job.checkpoint):
         yield f'The transformers at hand did not know `{job.checkpoint.family}`: that this folder opens was not seen.'
 
-# %% ../nbs/46_rounding.ipynb #3b816ba8
-#| export
-
 # %% ../nbs/46_rounding.ipynb #e6afcf3b
 _WORD = r'[\w.-]+(?:/[\w.-]+)?'  # what may stand in a card's head without being quoted
 
