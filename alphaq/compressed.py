@@ -25,7 +25,7 @@ from .checkpoint import Checkpoint
 from .console import Takes, foretell, measured_seconds, program_bytes
 from .core import (AlphaqError, atomic, read_json, split_name, track, write_json,
                          write_text)
-from .exports import TARGETS, check_loads
+from .exports import TARGETS, alternatives, check_loads
 from .families import FAMILIES
 from .folder import Folder, open_folder
 from .grid import group_of, to_grid
@@ -201,8 +201,6 @@ def routed_schemes(
             found.setdefault(m[1], set()).add(scheme)
     return found
 
-def _alternatives(items): return items[0] if len(items) == 1 else f'({"|".join(items)})'
-
 # %% ../nbs/52_compressed.ipynb #d3e9d32f
 def _patterns(names):
     "Regular expressions for modules: layers that hold the same places share one."
@@ -219,7 +217,7 @@ def _patterns(names):
     for (stem, number), held in places.items():
         layers.setdefault((stem, tuple(sorted(held))), []).append(str(number))
     for (stem, held), numbers in layers.items():
-        yield f're:^{re.escape(stem)}{_alternatives(numbers)}\\.{_alternatives(held)}$'
+        yield f're:^{re.escape(stem)}{alternatives(numbers)}\\.{alternatives(held)}$'
 
 # %% ../nbs/52_compressed.ipynb #1181d4ac
 GUARD = 're:^experts: this transformers reads one width for all, and this folder has several$'

@@ -33,6 +33,26 @@ def outputs(
     return info.shape[-2] if info is not None and len(info.shape) > 1 else 0
 
 # %% ../nbs/51_plain.ipynb #7660b0a6
+def _rows(folder, key, sides):
+    "Outputs of what is packed under a key; its scales have that many sides."
+    for part, n in (('words', 1), ('scale', sides), ('zero', sides)):
+        info = folder.tensors.get(f'{key}.{part}')
+        if info is None or len(info.shape) != n or not all(info.shape):
+            found = 'missing' if info is None else f'of shape {list(info.shape)}'
+            raise AlphaqError(f'{folder.path}: tensor {key}.{part} is {found}, and config.json '
+                              f'counts on one with {n} sides; quantize or download it again')
+    return outputs(folder, key)
+
+def _arena_shapes(folder, module):
+    "Role to the shape of its matrices."
+    rows = {role: _rows(folder, f'{module}.{role}', 3) for role in ROLES}
+    inner, hidden = rows['gate_proj'], rows['down_proj']
+    return {r: (hidden, inner) if r == 'down_proj' else (inner, hidden) for r in ROLES}
+
+def _matrix_shape(folder, name, bits):
+    rows = _rows(folder, name, 2)
+    return rows, folder.tensors[f'{name}.words'].shape[0] * 16 // (bits * rows)
+
 def folder_shapes(
     folder:Folder, # quantized
     layers:dict,   # experts module to role to one width character per expert
@@ -41,14 +61,9 @@ def folder_shapes(
     "Shapes of the matrices of a quantized folder, from headers."
     shapes = {}
     for m, roles in layers.items():
-        inner, hidden = outputs(folder, f'{m}.gate_proj'), outputs(folder, f'{m}.down_proj')
-        for role, line in roles.items():
-            shape = (hidden, inner) if role == 'down_proj' else (inner, hidden)
-            shapes |= {f'{m}.{e}.{role}': shape for e in range(len(line))}
-    for n, bits in modules.items():
-        rows, words = outputs(folder, n), folder.tensors[f'{n}.words'].shape[0]
-        shapes[n] = rows, words * 16 // (bits * rows)
-    return shapes
+        own = _arena_shapes(folder, m)
+        shapes |= {f'{m}.{e}.{r}': own[r] for r, line in roles.items() for e in range(len(line))}
+    return shapes | {n: _matrix_shape(folder, n, bits) for n, bits in modules.items()}
 
 # %% ../nbs/51_plain.ipynb #4acb6b7c
 def dense_matrices(
@@ -62,16 +77,15 @@ def dense_matrices(
         return {f'{key}.{part}': folder.tensor(f'{key}.{part}')
                 for part in ('words', 'scale', 'zero')}
     for name, roles in layers.items():
-        inner, hidden = outputs(folder, f'{name}.gate_proj'), outputs(folder, f'{name}.down_proj')
+        own = _arena_shapes(folder, name)
         bits = {f'{name}.{e}.{role}': int(b) for role, line in roles.items()
                 for e, b in enumerate(line)}
-        shapes = {n: (hidden, inner) if n.endswith('down_proj') else (inner, hidden) for n in bits}
+        shapes = {n: own[n.rpartition('.')[2]] for n in bits}
         yield from unpacked_layer({k: t for role in roles
                                    for k, t in arena(f'{name}.{role}').items()}, shapes, bits)
     for name, bits in modules.items():
-        parts = arena(name)
-        rows, words = len(parts[f'{name}.scale']), len(parts[f'{name}.words'])
-        yield from unpacked_layer(parts, {name: (rows, words * 16 // (bits * rows))}, {name: bits})
+        shape = _matrix_shape(folder, name, bits)
+        yield from unpacked_layer(arena(name), {name: shape}, {name: bits})
 
 # %% ../nbs/51_plain.ipynb #641536dc
 MIXTRAL = dict(gate_proj='w1', up_proj='w3', down_proj='w2')

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import alphaq
 from . import cpu
-from .core import AlphaqError, data_dir, one_line, track, who_watches
-from .texts import Text, load_text
+from .core import AlphaqError, one_line, track, who_watches
+from .texts import Text, load_text, text_is_there
 
 # %% ../nbs/58_tasks.ipynb #1b24b959
 CHANCE = 1/4  # of a guess
@@ -146,7 +146,7 @@ TASKS = BUILTIN_TASKS | _more | {'alphaq_cloze_zh': ('zh', _cloze_zh)}
 def available(
 )->tuple: # names
     "Tasks whose texts are there."
-    return tuple(TASKS if data_dir() else BUILTIN_TASKS)
+    return tuple(name for name, (text, _) in TASKS.items() if text_is_there(text))
 
 # %% ../nbs/58_tasks.ipynb #89ef38f6
 def task_names(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HELD_OUT', 'FILES', 'BUILTIN', 'TEXTS', 'Text', 'make_text', 'held_out', 'without_held_out', 'docstrings',
-           'paragraphs', 'arithmetic', 'Files', 'texts_at_hand', 'load_text']
+           'paragraphs', 'arithmetic', 'Files', 'text_is_there', 'texts_at_hand', 'load_text']
 
 # %% ../nbs/39_texts.ipynb #ddffb883
 import ast, hashlib, importlib.util, platform, random, zlib
@@ -182,10 +182,18 @@ FILES = {
 BUILTIN = tuple(_builtin)
 TEXTS = (*BUILTIN, *FILES)
 
+def text_is_there(
+    name:str, # one of `TEXTS`
+)->bool:
+    "Whether a text can be measured on: it comes with Python, or its files lie in `ALPHAQ_DATA`."
+    if name in BUILTIN: return True
+    folder = data_dir()
+    return folder is not None and all((folder/p).is_file() for p in FILES[name].test)
+
 def texts_at_hand(): # names
     """What is measured on unless somebody says otherwise: the texts that come with Python, and
     WikiText-2 where it lies."""
-    return [*BUILTIN, *(['wikitext2'] if data_dir() else [])]
+    return [n for n in (*BUILTIN, 'wikitext2') if text_is_there(n)]
 
 # %% ../nbs/39_texts.ipynb #96030270
 def load_text(
