@@ -44,7 +44,7 @@ TEXT = 2**20     # bytes of a text at most
 BEFORE = 2**28   # bytes before the numbers at most
 TENSORS = 2**17  # at most
 FACTS = 2**16    # at most
-ENTRIES = 2**20  # of all arrays that are read, together
+ENTRIES = 2**22  # of all arrays that are read, together
 _FORMATS = {0: 'B', 1: 'b', 2: 'H', 3: 'h', 4: 'I', 5: 'i', 6: 'f', 7: '?', 10: 'Q', 11: 'q',
             12: 'd'}
 _STRING, _ARRAY = 8, 9
