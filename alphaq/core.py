@@ -64,6 +64,14 @@ def entry(
         f'no {kind} {name!r}; did you mean {" or ".join(get_close_matches(name, table) or table)}?')
 
 # %% ../nbs/02_core.ipynb #63bab658
+def _out_of_memory(error):
+    "Whether an allocator has failed; torch's raise no `MemoryError`, and torch is not needed here."
+    if isinstance(error, MemoryError): return True
+    if not isinstance(error, RuntimeError): return False
+    if any(kind.__name__ == 'OutOfMemoryError' for kind in type(error).__mro__): return True
+    return any(s in str(error) for s in ('not enough memory', 'DefaultCPUAllocator',
+                                         'out of memory'))
+
 @contextmanager
 def third_party(
     what:str, # was being done, and to what
@@ -75,6 +83,8 @@ def third_party(
     except (AlphaqError, MemoryError): raise
     except Exception as e:
         why = next((line.strip() for line in str(e).splitlines() if line.strip()), '')
+        # the input is not at fault, and what was done so far is worth keeping
+        if _out_of_memory(e): raise MemoryError(f'{what}: {why[:200]}') from e
         raise AlphaqError(f'{what} ({type(e).__name__}: {why[:200]}); {cure}') from e
 
 def natural(
