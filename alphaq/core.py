@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SUMS', 'ROLES', 'WIDTH_COLORS', 'OFTEN', 'AlphaqError', 'UsageError', 'UnreachableError', 'BudgetError', 'GateError',
-           'VerificationError', 'check_known', 'entry', 'third_party', 'natural', 'one_line', 'Rehearsal', 'Rehearsed',
-           'rehearsal', 'in_rehearsal', 'rehearsed', 'turn_back', 'atomic', 'check_free', 'write_text', 'write_json',
-           'no_twins', 'parse_json', 'read_json', 'sha256', 'alone', 'files_in', 'write_sums', 'check_sums',
-           'provenance', 'write_rows', 'read_rows', 'data_dir', 'cache_dir', 'results_dir', 'split_name', 'layer_of',
-           'who_watches', 'tell', 'track']
+           'VerificationError', 'check_known', 'entry', 'third_party', 'natural', 'by_number', 'one_line', 'Rehearsal',
+           'Rehearsed', 'rehearsal', 'in_rehearsal', 'rehearsed', 'turn_back', 'atomic', 'check_free', 'write_text',
+           'write_json', 'no_twins', 'parse_json', 'read_json', 'sha256', 'alone', 'files_in', 'write_sums',
+           'check_sums', 'provenance', 'write_rows', 'read_rows', 'data_dir', 'cache_dir', 'results_dir', 'split_name',
+           'layer_of', 'who_watches', 'tell', 'track']
 
 # %% ../nbs/02_core.ipynb #7bfeeb22
 import errno, hashlib, json, os, platform, re, socket, subprocess, sys, tempfile, time
@@ -91,7 +91,15 @@ def natural(
     name:str, # of a module, a tensor or a file
 )->list:      # to sort by
     "Numbers in a name by their size: layer 2 before layer 10, whatever else is numbered."
-    return [(int(part), '') if part.isdigit() else (-1, part) for part in re.split(r'(\d+)', name)]
+    # a superscript is a digit, and no number
+    return [(int(part), '') if part.isdecimal() else (-1, part)
+            for part in re.split(r'(\d+)', name)]
+
+def by_number(
+    name:str, # of a module or a tensor
+)->list:      # to sort by
+    "Parts that are numbers by their size; names that differ in no number keep their order."
+    return [int(part) if part.isdecimal() else -1 for part in name.split('.')]
 
 # %% ../nbs/02_core.ipynb #26cf97f7
 @contextmanager
