@@ -418,9 +418,13 @@ def read_rows(
     path = Path(path)
     if not path.is_file():
         raise AlphaqError(f'{path}: no such results file; make it with `make results`')
-    header, *rows = [json.loads(line)
-                     for line in path.read_text(encoding='utf-8').splitlines() if line]
-    if header.get('schema') != 'alphaq-rows/1':
+    try:
+        lines = path.read_text(encoding='utf-8').splitlines()
+        header, *rows = [json.loads(line) for line in lines if line] or [None]
+    except ValueError as e:
+        raise AlphaqError(f'{path}: a line is torn or no JSON ({e}); make it again with '
+                          '`make results`') from None
+    if not isinstance(header, dict) or header.get('schema') != 'alphaq-rows/1':
         raise AlphaqError(f'{path}: first line is no alphaq-rows/1 header')
     return header, rows
 
