@@ -11,7 +11,7 @@ __all__ = ['SUMS', 'ROLES', 'WIDTH_COLORS', 'OFTEN', 'AlphaqError', 'UsageError'
            'layer_of', 'who_watches', 'tell', 'track']
 
 # %% ../nbs/02_core.ipynb #7bfeeb22
-import errno, hashlib, json, os, platform, re, socket, subprocess, sys, tempfile, time
+import errno, hashlib, json, os, platform, re, secrets, socket, subprocess, sys, time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -164,14 +164,15 @@ def atomic(
     "Yield a temporary path beside `path`, renamed to it on success and removed on any exception."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent)
+    temporary = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.tmp')
+    # not by tempfile, whose files are private: who may read it is for the umask to say
+    handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    mode = os.fstat(handle).st_mode & 0o777
     os.close(handle)
-    temporary = Path(name)
     try:
         yield temporary
         with temporary.open('rb+') as f: os.fsync(f.fileno())
-        # mkstemp makes private files; a checkpoint is to be read by others
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, mode)  # whoever wrote it may have made it anew
         os.replace(temporary, path)
     finally: temporary.unlink(missing_ok=True)
 
