@@ -285,7 +285,9 @@ def walk(
 
 # %% ../nbs/40_activations.ipynb #c24b8364
 def _finite(index, *tensors):
-    if all(t.sum().isfinite() for t in tensors): return  # a sum needs no second tensor of that size
+    # a sum needs no second tensor of that size; that of float16 could overflow by itself
+    if all(part.sum(dtype=torch.promote_types(part.dtype, torch.float32)).isfinite()
+           for t in tensors for part in t.flatten().split(2**22)): return
     raise AlphaqError(f'layer {index}: activations are not finite; the checkpoint is '
                       'damaged, or needs a data-free quantizer')
 

@@ -172,6 +172,10 @@ def _dealt(method, scores, settings, sizes, budget):
     if not set(bits.tolist()) <= set(settings.choices):
         raise AlphaqError(f'{settings.method} hands out widths {sorted(set(bits.tolist()))} '
                           f'at this budget, {settings.choices} are offered')
+    spent = np.take_along_axis(sizes, np.searchsorted(settings.choices, bits)[:, None], 1).sum()
+    if spent > budget:
+        raise BudgetError(f'{settings.method} hands out {spent / budget:.4g} times this budget; '
+                          'ask for fewer bits, or use another method')
     return bits
 
 # %% ../nbs/31_allocation.ipynb #56181004

@@ -125,10 +125,16 @@ def _added(visits):
     return kept, slopes, fisher
 
 def _router(layer, count, hidden):
-    "The router's rows, where the layer keeps them under a name we know."
+    "The router's rows and bias (or `None`), where the layer keeps them under a name we know."
     named = dict(layer.named_parameters())
-    found = (named.get(n) for n in ('mlp.gate.weight', 'mlp.router.weight'))
-    return next((W for W in found if W is not None and W.shape == (count, hidden)), None)
+    found = ((named.get(f'{n}.weight'), named.get(f'{n}.bias')) for n in ('mlp.gate', 'mlp.router'))
+    return next((own for own in found if own[0] is not None and own[0].shape == (count, hidden)),
+                None)
+
+def _chances(router, inputs):
+    "Probability of every expert, before any are chosen."
+    rows, bias = (p if p is None else p.to(inputs) for p in router)
+    return F.linear(inputs, rows, bias).softmax(-1)
 
 # %% ../nbs/42_collection.ipynb #7d171c5f
 def routing(
@@ -140,11 +146,11 @@ def routing(
     largest share in any text (DynaMo)."""
     (count, _, hidden) = matrices(layer.mlp.experts)['up_proj'].shape
     def zeros(*shape): return torch.zeros(*shape, dtype=torch.float64)
-    rows = _router(layer, count, hidden)
+    router = _router(layer, count, hidden)
     counts = zeros(int(texts.max()) + 1, count)
     mass = zeros(count)
     for v, text in zip(visits, texts.tolist()):
-        p = v.weight if rows is None else F.linear(v.inputs, rows.to(v.inputs)).softmax(-1).gather(
+        p = v.weight if router is None else _chances(router, v.inputs).gather(
             1, v.index.clamp(max=count - 1))
         real = (v.index < count).cpu()  # an index beyond the last means no expert
         counts[text] += torch.bincount(v.index.cpu()[real], minlength=count)

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['SUMS', 'ROLES', 'WIDTH_COLORS', 'OFTEN', 'AlphaqError', 'UsageError', 'UnreachableError', 'BudgetError', 'GateError',
-           'VerificationError', 'check_known', 'entry', 'third_party', 'natural', 'one_line', 'Rehearsal', 'Rehearsed',
-           'rehearsal', 'in_rehearsal', 'rehearsed', 'turn_back', 'atomic', 'check_free', 'write_text', 'write_json',
-           'no_twins', 'parse_json', 'read_json', 'sha256', 'alone', 'files_in', 'write_sums', 'check_sums',
-           'provenance', 'write_rows', 'read_rows', 'data_dir', 'cache_dir', 'results_dir', 'split_name', 'layer_of',
-           'who_watches', 'tell', 'track']
+           'VerificationError', 'check_known', 'entry', 'third_party', 'natural', 'by_number', 'one_line', 'Rehearsal',
+           'Rehearsed', 'rehearsal', 'in_rehearsal', 'rehearsed', 'turn_back', 'atomic', 'check_free', 'write_text',
+           'write_json', 'no_twins', 'parse_json', 'read_json', 'sha256', 'alone', 'files_in', 'write_sums',
+           'check_sums', 'provenance', 'write_rows', 'read_rows', 'data_dir', 'cache_dir', 'results_dir', 'split_name',
+           'layer_of', 'who_watches', 'tell', 'track']
 
 # %% ../nbs/02_core.ipynb #7bfeeb22
-import errno, hashlib, json, os, platform, re, socket, subprocess, sys, tempfile, time
+import errno, hashlib, json, os, platform, re, secrets, socket, subprocess, sys, time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -64,6 +64,14 @@ def entry(
         f'no {kind} {name!r}; did you mean {" or ".join(get_close_matches(name, table) or table)}?')
 
 # %% ../nbs/02_core.ipynb #63bab658
+def _out_of_memory(error):
+    "Whether an allocator has failed; torch's raise no `MemoryError`, and torch is not needed here."
+    if isinstance(error, MemoryError): return True
+    if not isinstance(error, RuntimeError): return False
+    if any(kind.__name__ == 'OutOfMemoryError' for kind in type(error).__mro__): return True
+    return any(s in str(error) for s in ('not enough memory', 'DefaultCPUAllocator',
+                                         'out of memory'))
+
 @contextmanager
 def third_party(
     what:str, # was being done, and to what
@@ -75,13 +83,23 @@ def third_party(
     except (AlphaqError, MemoryError): raise
     except Exception as e:
         why = next((line.strip() for line in str(e).splitlines() if line.strip()), '')
+        # the input is not at fault, and what was done so far is worth keeping
+        if _out_of_memory(e): raise MemoryError(f'{what}: {why[:200]}') from e
         raise AlphaqError(f'{what} ({type(e).__name__}: {why[:200]}); {cure}') from e
 
 def natural(
     name:str, # of a module, a tensor or a file
 )->list:      # to sort by
     "Numbers in a name by their size: layer 2 before layer 10, whatever else is numbered."
-    return [(int(part), '') if part.isdigit() else (-1, part) for part in re.split(r'(\d+)', name)]
+    # a superscript is a digit, and no number
+    return [(int(part), '') if part.isdecimal() else (-1, part)
+            for part in re.split(r'(\d+)', name)]
+
+def by_number(
+    name:str, # of a module or a tensor
+)->list:      # to sort by
+    "Parts that are numbers by their size; names that differ in no number keep their order."
+    return [int(part) if part.isdecimal() else -1 for part in name.split('.')]
 
 # %% ../nbs/02_core.ipynb #26cf97f7
 @contextmanager
@@ -146,14 +164,15 @@ def atomic(
     "Yield a temporary path beside `path`, renamed to it on success and removed on any exception."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent)
+    temporary = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.tmp')
+    # not by tempfile, whose files are private: who may read it is for the umask to say
+    handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    mode = os.fstat(handle).st_mode & 0o777
     os.close(handle)
-    temporary = Path(name)
     try:
         yield temporary
         with temporary.open('rb+') as f: os.fsync(f.fileno())
-        # mkstemp makes private files; a checkpoint is to be read by others
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, mode)  # whoever wrote it may have made it anew
         os.replace(temporary, path)
     finally: temporary.unlink(missing_ok=True)
 
@@ -400,9 +419,13 @@ def read_rows(
     path = Path(path)
     if not path.is_file():
         raise AlphaqError(f'{path}: no such results file; make it with `make results`')
-    header, *rows = [json.loads(line)
-                     for line in path.read_text(encoding='utf-8').splitlines() if line]
-    if header.get('schema') != 'alphaq-rows/1':
+    try:
+        lines = path.read_text(encoding='utf-8').splitlines()
+        header, *rows = [json.loads(line) for line in lines if line] or [None]
+    except ValueError as e:
+        raise AlphaqError(f'{path}: a line is torn or no JSON ({e}); make it again with '
+                          '`make results`') from None
+    if not isinstance(header, dict) or header.get('schema') != 'alphaq-rows/1':
         raise AlphaqError(f'{path}: first line is no alphaq-rows/1 header')
     return header, rows
 

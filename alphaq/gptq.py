@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from .core import AlphaqError, check_known
-from .grid import (GRIDS, WIDTHS, ZERO_STEPS, QuantizedWeight, dequantize_codes, group_of,
-                         round_to_grid)
+from .grid import (GRIDS, WIDTHS, ZERO_STEPS, QuantizedWeight, check_scales,
+                         dequantize_codes, group_of, round_to_grid)
 
 # %% ../nbs/17_gptq.ipynb #a2947142
 def damped(
@@ -170,9 +170,7 @@ def gptq(
         codes[:, group] = _columns(D, U, fed.add_(D[:, group]), scale, zero, start, bits, block)
         tick('columns')
     codes, scale, zero = _as_stored(codes, fixed, grids, order, group_size)
-    if (scale >= torch.finfo(torch.float16).max).any():
-        raise AlphaqError(f'weights near {W.abs().amax():.1e} need scales that float16 cannot '
-                          'hold; rescale the checkpoint')
+    check_scales(W.unflatten(-1, (-1, group_size)), scale)
     return QuantizedWeight(codes.reshape(*lead, out, n), scale.reshape(*lead, out, -1),
                            zero.reshape(*lead, out, -1), bits, group_size)
 

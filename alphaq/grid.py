@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WIDTHS', 'ZERO_STEPS', 'GRIDS', 'LEAST', 'POWER', 'FIELDS', 'QuantizedWeight', 'dequantize_codes', 'round_to_grid',
-           'min_max_grid', 'sign_grid', 'mse_grid', 'group_of', 'has_groups', 'other_groups', 'to_grid',
+           'min_max_grid', 'sign_grid', 'mse_grid', 'check_scales', 'group_of', 'has_groups', 'other_groups', 'to_grid',
            'rounding_error', 'hqq_grid', 'stored_bytes']
 
 # %% ../nbs/06_grid.ipynb #c11413ef
@@ -163,12 +163,17 @@ def _searched(groups, bits, starts, refinements, room):
     return grid
 
 # %% ../nbs/06_grid.ipynb #bd8f2a09
-def _representable(groups, scale):
-    "Refuse weights whose scales float16 cannot hold; a negligible group may vanish."
-    vanished = groups[(scale == 0)[..., 0]].double().square().sum(-1)
-    if (scale >= torch.finfo(torch.float16).max).any() or vanished.any() and (
-        vanished > 1e-6 * groups.double().square().sum()).any():
-        raise AlphaqError(f'weights near {groups.abs().amax():.1e} need scales that float16 '
+def check_scales(
+    groups:Tensor, # `[..., out, groups, n]` weights
+    scale:Tensor,  # `[..., out, groups]` float16, weight units per code
+):
+    "Refuse weights whose scales float16 cannot hold; a group negligible in its matrix may vanish."
+    wrong, gone = scale >= torch.finfo(torch.float16).max, scale == 0
+    if gone.any():
+        energy = groups.double().square().sum(-1)
+        wrong = wrong | gone & (energy > 1e-6 * energy.sum((-2, -1), keepdim=True))
+    if wrong.any():
+        raise AlphaqError(f'weights near {groups[wrong].abs().amax():.1e} need scales that float16 '
                           'cannot hold; rescale the checkpoint')
 
 GRIDS = dict(mse=mse_grid, min_max=min_max_grid, sign=sign_grid)  # names of the rounding rules
@@ -230,7 +235,7 @@ def _gridded(W, bits, group_size, grid):
     check_known(grid, GRIDS, 'rounding rules')
     groups = W.detach().float().unflatten(-1, (-1, group_of(W.shape[-1], group_size)))
     scale, zero = GRIDS[grid](groups, bits)
-    _representable(groups, scale)
+    check_scales(groups, scale[..., 0])
     return groups, scale, zero
 
 # %% ../nbs/06_grid.ipynb #8714d575

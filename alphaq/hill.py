@@ -94,7 +94,8 @@ def hill(
         raise AlphaqError('eigenvalues must be finite and >= 0; this matrix is damaged')
     # a singular matrix has zeros, which have no logarithm
     if lam.size: lam = lam[lam > 1e-12 * lam[-1]]
-    if lam.size < 3 or lam[0] == lam[-1]:
+    # equal up to rounding, as in an orthogonal matrix: no histogram and no tail
+    if lam.size < 3 or lam[-1] - lam[0] <= 1e-9 * lam[-1]:
         raise AlphaqError('a tail needs at least three different eigenvalues, got '
                           f'{lam.size}; the matrix is too small or constant')
     tail, threshold = RULES[rule](lam)

@@ -59,10 +59,9 @@ def poison_tensors(
 )->dict: # names to tensors without elements, to be written into any shard and listed in the index
     "Empty tensors that make a load without the plug-in fail with the cure in view."
     import torch
+    from alphaq.core import by_number
     def first(table, parameter):
-        numbered = sorted(table or {},
-                          key=lambda n: [int(p) if p.isdigit() else -1 for p in n.split('.')])
-        return [f'{n}.{parameter}' for n in numbered[:1]]
+        return [f'{n}.{parameter}' for n in sorted(table or {}, key=by_number)[:1]]
     dense = quantization.get('modules') if not quantization['layers'] else {}
     names = [*first(quantization['layers'], 'gate_up_proj'), *first(dense, 'weight'), CURE_KEY]
     return {name: torch.empty(0, dtype=torch.uint8) for name in names}

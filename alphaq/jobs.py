@@ -312,13 +312,17 @@ def score_to(
 # %% ../nbs/27_jobs.ipynb #7e2aa4ae
 def _journal_of(out): return out.with_name(f'{out.name}.partial')
 
+def _begins(job):
+    "First record of a job's journal: the parts of a table have pieces of the same numbers."
+    return job.manifest | ({} if job.part == (1, 1) else dict(part=list(job.part)))
+
 def _rehearsed_journal(out, job, overwrite):
     "Refuse what the journal would refuse, without touching it."
-    path, manifest = _journal_of(out), json.loads(json.dumps(job.manifest))
+    path, manifest = _journal_of(out), json.loads(json.dumps(_begins(job)))
     if path.exists(): kept_of(path, path.read_bytes(), manifest, overwrite)
 
 def _continued(out, job, engine, overwrite):
-    with Journal(_journal_of(out), job.manifest, overwrite) as journal:
+    with Journal(_journal_of(out), _begins(job), overwrite) as journal:
         try:
             for i, rows in run(job, engine, journal.done): journal.add(i, rows)
         except AlphaqError as e:

@@ -18,8 +18,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from .console import check_room, size
-from .core import (SUMS, AlphaqError, alone, atomic, check_free, in_rehearsal, read_json,
-                         turn_back, write_json, write_sums, write_text)
+from .core import (SUMS, AlphaqError, UnreachableError, alone, atomic, check_free,
+                         in_rehearsal, read_json, turn_back, write_json, write_sums, write_text)
 from .folder import contained, read_header
 
 # %% ../nbs/44_making.ipynb #fee2f675
@@ -286,6 +286,7 @@ def making(
         turn_back(out, total)
         _prepared(partial, manifest, begun)
         try: yield partial
+        except UnreachableError: raise  # nothing is wrong, and a later run continues
         except AlphaqError:  # the input is at fault and would be again: leave nothing behind
             if not begun: _remove(partial)
             raise

@@ -274,6 +274,26 @@ def _by_layer(scores, values):
                     list(experts.values())) for layer, experts in layers.items()}
 
 # %% ../nbs/30_methods.ipynb #b3d8a323
+def _within(bits, order, settings, sizes, budget):
+    """Widths brought within a budget: one step down at a time from the end of an order of rows,
+    first of what is above the lowest level that was dealt."""
+    # refused by who asked, in its words
+    if not set(bits.tolist()) <= set(settings.choices): return bits
+    at = np.searchsorted(settings.choices, bits)
+    over = np.take_along_axis(sizes, at[:, None], 1).sum() - budget
+    for floor in [at.min()] * len(settings.choices) + [0] * len(settings.choices):
+        for rows in order[::-1]:
+            if over <= 0: break
+            down = [i for i in rows if at[i] > floor]
+            over -= (sizes[down, at[down]] - sizes[down, at[down] - 1]).sum()
+            at[down] -= 1
+    return np.array(settings.choices)[at]
+
+def _turns(orders):
+    "Rows of experts, most important first, all layers taking turns."
+    return [rows for _, rows in sorted(((place / len(order), rows) for order in orders
+                                        for place, rows in enumerate(order)), key=lambda p: p[0])]
+
 def ratio(scores, settings, sizes, budget): # `[n]` widths
     """In each layer a share of experts one bit up and a share one bit down, by mean alpha (released
     code of AlphaQ, `mixed_with_alpha`)."""
@@ -283,12 +303,15 @@ def ratio(scores, settings, sizes, budget): # `[n]` widths
     if base - 1 < settings.choices[0] or base + 1 > settings.choices[-1]:
         base, up, down = max(base, 1), settings.bits - base, 0.
     bits = np.full(len(scores), base)
+    orders = []
     for values, rows in _by_layer(scores, _alphas(scores)).values():
         order = np.argsort(values, kind='stable')
+        orders.append([rows[e] for e in order])
         n = len(values)
         for e in order[:int(up * n + 1e-9)]: bits[rows[e]] = base + 1
         for e in order[n - int(down * n + 1e-9):]: bits[rows[e]] = base - 1
-    return bits
+    # the shares are cut to whole experts, each by itself
+    return _within(bits, _turns(orders), settings, sizes, budget)
 
 # %% ../nbs/30_methods.ipynb #049e3a86
 def _moved_ahead(order, variance, zeta=3.):
@@ -316,11 +339,12 @@ def router_variance(scores, settings, sizes, budget, signal='router_norm', level
     """Experts by router norm or its change, moved ahead by variance, two or three levels in every
     layer (Chowdhury et al., ICLR 2026)."""
     low = 2 if settings.bits > 3 else 1
-    bits = np.empty(len(scores), np.int64)
+    bits, orders = np.empty(len(scores), np.int64), []
     norms = _by_layer(scores, _signal(scores, signal))
     spread = _by_layer(scores, _signal(scores, 'row_variance'))
     for i, (layer, (norm, rows)) in enumerate(norms.items()):
         order = _moved_ahead(np.argsort(norm, kind='stable'), spread[layer][0])
+        orders.append([rows[e] for e in order])
         n = len(norm)
         # a fraction is carried to the next layer
         highs = [int(layers * n * (settings.bits - low) / 2 + 1e-9) for layers in (i, i + 1)]
@@ -328,7 +352,7 @@ def router_variance(scores, settings, sizes, budget, signal='router_norm', level
         counts = [n - high, 0, high] if levels == 2 else _level_counts(settings.bits,
                                                                        (low, low + 1, low + 2), n)
         for e, b in zip(order, np.repeat((low + 2, low + 1, low), counts[::-1])): bits[rows[e]] = b
-    return bits
+    return _within(bits, _turns(orders), settings, sizes, budget)  # counts are rounded
 
 # %% ../nbs/30_methods.ipynb #48a8832d
 def frequency(scores, settings, sizes, budget): # `[n]` widths

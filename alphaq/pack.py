@@ -14,7 +14,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from .core import ROLES, AlphaqError, split_name
+from .core import ROLES, AlphaqError, by_number, split_name
 from .grid import FIELDS, WIDTHS, QuantizedWeight
 
 # %% ../nbs/07_pack.ipynb #c2d5613e
@@ -229,7 +229,7 @@ def unpacked_layer(
 ):                # yields `(name, [out, in] float32 weights)`
     "The weights that a packed layer stands for, one matrix at a time."
     offset = {}
-    for name in sorted(shapes, key=lambda n: [int(p) if p.isdigit() else -1 for p in n.split('.')]):
+    for name in sorted(shapes, key=by_number):
         module, expert, role = split_name(name) or (None, ..., None)
         key = f'{module}.{role}' if module else name
         start = offset.get(key, 0)

@@ -728,6 +728,7 @@ def quantize(
     if memory := a_memory(fits, context, batch, runs_on):
         if plan is not None: raise UsageError('give a plan or --fits, one of them')
         plan = Budget(settings_for(), size=memory)
+    if plan is None: raise UsageError('nothing to quantize by; give a plan, a number of bits or fits')
     if isinstance(plan, (int, float)): plan = Budget(settings_for(bits=plan))
     budget = plan if isinstance(plan, Budget) else None
     if budget and scores: raise UsageError('scores go with the plan that was made from them')

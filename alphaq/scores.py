@@ -329,6 +329,8 @@ def _parsed(row, name, where):
         try: value = kind(text)
         except ValueError:
             raise AlphaqError(f'{where}: {column} is {text!r}, not a number') from None
+        # no float holds it, so nothing here could count with it
+        if isinstance(value, int) and value.bit_length() > 1000: value = inf
         if not isfinite(value) or value < low:
             raise AlphaqError(f'{where}: {column} is {text}; it must be finite'
                               + (f' and >= {low:g}' if low > -inf else ''))
