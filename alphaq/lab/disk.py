@@ -124,31 +124,33 @@ def _held(*args, procs=None):
     if done.returncode: raise AlphaqError(f'{args[0]}: {done.stderr.strip()[-300:]}')
     return json.loads(done.stdout.splitlines()[-1])
 
-def disk_rows(
-    folder:Path,      # packed
-    share:float=.5,   # of the file, what a process may hold
-    count:int=60,     # tokens
-    rounds:int=3,
-):                    # yields rows
-    "Everything in memory, and half of it, with and without asking ahead, in turn."
+def _one_run(folder, limit, how, count):
+    "In a process of its own, from a disk whose speed is measured first."
     file = folder/'model.safetensors'
-    size, found = file.stat().st_size, {}
-    for _ in range(rounds):
-        for name, limit, how in (('in memory', None, 'never'), ('ahead', share, 'auto'),
-                                 ('as it comes', share, 'never')):
-            speed = disk_speed(file)
-            forget(file)
-            if limit is None: run = _held(str(folder), count, how)
-            else:
-                with memory_limit(round(limit * size)) as procs:
-                    run = _held(str(folder), count, how, procs=procs)
-            found.setdefault(name, []).append(run | dict(speed=speed, limit=limit))
-    wanted, whole_time = found['in memory'][0]['answers'], None
-    for name, runs in found.items():
-        each = [median(r['seconds'][count // 3:]) for r in runs]
+    speed = disk_speed(file)
+    forget(file)
+    if limit is None: return _held(str(folder), count, how) | dict(speed=speed)
+    with memory_limit(round(limit * file.stat().st_size)) as procs:
+        return _held(str(folder), count, how, procs=procs) | dict(speed=speed)
+
+def disk_rows(
+    folder:Path,        # packed
+    shares=(.5, .3),    # of the file, what a process may hold
+    count:int=60,       # tokens
+    rounds:int=3,
+):                      # yields rows
+    "Everything in memory, and shares of it, with and without asking ahead, in turn."
+    size, found = (folder/'model.safetensors').stat().st_size, {}
+    cases = [('in memory', None, 'never'), *((name, s, how) for s in shares for name, how in (
+        ('ahead', 'auto'), ('as it comes', 'never')))]
+    for name, limit, how in cases * rounds:
+        found.setdefault((name, limit), []).append(_one_run(folder, limit, how, count))
+    wanted, whole_time = found['in memory', None][0]['answers'], None
+    for (name, limit), runs in found.items():
+        each = [sum(r['seconds'][count // 3:]) / (count - count // 3) for r in runs]
         whole_time = whole_time or median(each)
         read, disk = (median(r[k] for r in runs) for k in ('read', 'speed'))
-        yield dict(name=name, file=size, share=runs[0]['limit'], tokens=count,
+        yield dict(name=name, file=size, share=limit, tokens=count,
                    seconds=each, tokens_per_second=round(1 / median(each), 3),
                    read=round(read), waits=median(r['waits'] for r in runs), disk=round(disk),
                    of_bound=round(max(whole_time, read / disk) / median(each), 4),
