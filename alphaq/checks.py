@@ -48,6 +48,7 @@ def _object(path):
                           'or download the folder again')
     return said
 
+# %% ../nbs/55_checks.ipynb #53c9669f
 def check_index(
     folder:Folder, # the opened folder; opening it has compared index and shards one way
 ):                 # yields findings

@@ -131,6 +131,7 @@ def _router(layer, count, hidden):
     return next((own for own in found if own[0] is not None and own[0].shape == (count, hidden)),
                 None)
 
+# %% ../nbs/42_collection.ipynb #11725341
 def _chances(router, inputs):
     "Probability of every expert, before any are chosen."
     rows, bias = (p if p is None else p.to(inputs) for p in router)

@@ -72,6 +72,7 @@ def _out_of_memory(error):
     return any(s in str(error) for s in ('not enough memory', 'DefaultCPUAllocator',
                                          'out of memory'))
 
+# %% ../nbs/02_core.ipynb #58016c6f
 @contextmanager
 def third_party(
     what:str, # was being done, and to what
@@ -87,6 +88,7 @@ def third_party(
         if _out_of_memory(e): raise MemoryError(f'{what}: {why[:200]}') from e
         raise AlphaqError(f'{what} ({type(e).__name__}: {why[:200]}); {cure}') from e
 
+# %% ../nbs/02_core.ipynb #e19291fa
 def natural(
     name:str, # of a module, a tensor or a file
 )->list:      # to sort by

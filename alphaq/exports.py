@@ -179,6 +179,7 @@ def _own_group(plan, module, role):
     own = plan.group(module, role)
     return {} if own == _common(plan) else {'group_size': own}
 
+# %% ../nbs/33_exports.ipynb #4bf1c1d6
 def alternatives(
     items, # regular expressions, as a sequence
 )->str:

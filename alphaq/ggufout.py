@@ -231,6 +231,7 @@ def _inside(folder, name):
     "A file of a folder, `None` where there is none; what is read of it goes out with the file."
     return contained(folder/name, folder) if (folder/name).is_file() else None
 
+# %% ../nbs/38_ggufout.ipynb #eb0127c2
 def vocabulary(
     folder:Path,      # with tokenizer.json
     config:dict,      # of the model
@@ -538,6 +539,7 @@ def _check_vocabulary(config, parts, path):
         raise AlphaqError(f'{path}: config.json says vocab_size {config.get("vocab_size")!r:.40}, '
                           f'and the embeddings have {rows} rows; mend config.json')
 
+# %% ../nbs/38_ggufout.ipynb #94175f55
 def write_gguf(
     checkpoint:Checkpoint,
     out,                   # `str | Path` file to write

@@ -294,6 +294,7 @@ def _turns(orders):
     return [rows for _, rows in sorted(((place / len(order), rows) for order in orders
                                         for place, rows in enumerate(order)), key=lambda p: p[0])]
 
+# %% ../nbs/30_methods.ipynb #679a6f6f
 def ratio(scores, settings, sizes, budget): # `[n]` widths
     """In each layer a share of experts one bit up and a share one bit down, by mean alpha (released
     code of AlphaQ, `mixed_with_alpha`)."""

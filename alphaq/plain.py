@@ -53,6 +53,7 @@ def _matrix_shape(folder, name, bits):
     rows = _rows(folder, name, 2)
     return rows, folder.tensors[f'{name}.words'].shape[0] * 16 // (bits * rows)
 
+# %% ../nbs/51_plain.ipynb #006c06e6
 def folder_shapes(
     folder:Folder, # quantized
     layers:dict,   # experts module to role to one width character per expert

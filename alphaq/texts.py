@@ -190,6 +190,7 @@ def text_is_there(
     folder = data_dir()
     return folder is not None and all((folder/p).is_file() for p in FILES[name].test)
 
+# %% ../nbs/39_texts.ipynb #b09f3fdc
 def texts_at_hand(): # names
     """What is measured on unless somebody says otherwise: the texts that come with Python, and
     WikiText-2 where it lies."""

@@ -133,6 +133,7 @@ def _one_run(folder, limit, how, count):
     with memory_limit(round(limit * file.stat().st_size)) as procs:
         return _held(str(folder), count, how, procs=procs) | dict(speed=speed)
 
+# %% ../../nbs/94_disk.ipynb #7f7a2797
 def disk_rows(
     folder:Path,        # packed
     shares=(.5, .3),    # of the file, what a process may hold

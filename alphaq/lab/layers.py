@@ -549,6 +549,7 @@ def _turns(products, rounds):
         times.append(1e6 * (time.perf_counter() - start))
     return min(times[1:]), median(times[1:])
 
+# %% ../../nbs/66_layers.ipynb #c2851d19
 def bound_rows(
     near:int=400,    # times that one matrix is multiplied
     far:int=2**28,   # bytes of all matrices together, more than the caches hold
@@ -566,7 +567,8 @@ def bound_rows(
         runs = [partial(product16, W, x[0]) if bits == 16 else partial(cpu.linear, x, W)
                 for W in held]
         read = 1e6 * size / roof
-        (least_near, near_time), (least_far, far_time) = _turns(runs[:1], near), _turns(runs, rounds)
+        least_near, near_time = _turns(runs[:1], near)
+        least_far, far_time = _turns(runs, rounds)
         yield dict(rows=rows, cols=cols, bits=bits, bytes=size, read=round(read, 2),
                    near=round(near_time, 2), near_fastest=round(least_near, 2),
                    far=round(far_time, 2), far_fastest=round(least_far, 2),
