@@ -564,9 +564,22 @@ def _of_experts(folder):
     return bool(declared(folder.config) or any('expert' in n for n in folder.tensors)
                 or fitting(folder.tensors))
 
+def _packed_widths(config):
+    "Widths of integers that compressed-tensors has packed into words."
+    said = config.get('quantization_config')
+    if not isinstance(said, dict) or said.get('format') != 'pack-quantized': return set()
+    groups = said.get('config_groups')
+    weights = [g.get('weights') for g in groups.values() if isinstance(g, dict)] if isinstance(
+        groups, dict) else []
+    return {w['num_bits'] for w in weights if isinstance(w, dict) and type(w.get('num_bits')) is int}
+
 def _unrounded(path):
     "A folder that is open, unless it is one of ours already."
     folder = path if isinstance(path, Folder) else open_folder(path)
+    if odd := _packed_widths(folder.config) - {4}:
+        raise AlphaqError(f'{folder.path}: quantized already, by compressed-tensors at '
+                          f'{min(odd)} bits; its codes are read at four only; name the model it '
+                          'was made from')
     if not folder.packed: return folder
     raise AlphaqError(f'{folder.path}: already quantized by alphaq; name the original checkpoint')
 

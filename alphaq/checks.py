@@ -188,8 +188,10 @@ def check_errors(
         if original is None: continue
         if name not in experts and f'{name}.weight' not in original.tensors:
             yield f'{name} is not in {original.path}'; continue
-        cost = squared_error(W, original.read(experts[name]) if name in experts
-                             else original.tensor(f'{name}.weight'))
+        V = original.read(experts[name]) if name in experts else original.tensor(f'{name}.weight')
+        if V.shape != W.shape:
+            yield f'{name} is {list(W.shape)}, the original has {list(V.shape)}'; continue
+        cost = squared_error(W, V)
         if abs(cost - row['mse']) > 1e-9 * row['mse']:  # float64 sums, taken in whatever order
             yield f'{name}: mean squared error {cost:.6g} against the original, errors.jsonl says {row["mse"]:.6g}'
 

@@ -546,8 +546,8 @@ def _facts(data, then=None):
 
 def _summary(plan):
     from collections import Counter
-    from alphaq.plans import widths
-    used = Counter(widths(plan).values())
+    from alphaq.plans import paid
+    used = Counter(paid(plan).values())
     data = dict(method=plan.method, gamma=plan.gamma, average=plan.average, gap=plan.gap,
                 projections={str(b): used[b] for b in sorted(used)},
                 differs_from_uniform=f'{plan.differs_from_uniform} of {sum(used.values())}')
@@ -576,8 +576,7 @@ def allocate(
     from alphaq.judge import judge
     from alphaq.console import foretell
     from alphaq.pipeline import (PRICE_TOKENS, a_memory, check_budget, check_kind, experts_only,
-                                 measured_price, measuring_takes,
-                                 settings_for)
+                                 UNNAMED, measured_price, measuring_takes, settings_for)
     from alphaq.plans import check_plan, write_plan
     from alphaq.rounding import QuantizeJob, predicted_files
     from alphaq.scores import read_scores
@@ -601,10 +600,15 @@ def allocate(
                        model=c, name=model or scores.stem, left_out=skipped, fits=fits,
                        context=context, batch=batch, runs_on=runs_on, **asked)
     if c: check_plan(replace(plan, model=scores.name), c)
+    # a table does not say of which model it is
+    if not model: plan = replace(plan, model=UNNAMED)
     write_plan(out, plan)
     verdict = judge(table_)
     data = _summary(plan)
-    try: data |= dict(file_bytes=sum(predicted_files(QuantizeJob(c, plan)).values())) if c else {}
+    try:
+        # files of another tool weigh otherwise
+        if c and target in (None, 'native'):
+            data['file_bytes'] = sum(predicted_files(QuantizeJob(c, plan)).values())
     except AlphaqError as e:
         say(f'alphaq allocate: what the files will weigh is not foretold ({e})')
     if memory: data |= _taken(_planned_ledger(c, plan, memory.use), memory)
@@ -899,7 +903,7 @@ def quantize(
         out=str(made.path), source_bytes=made.source_bytes, file_bytes=made.file_bytes,
         tensor_bytes=made.tensor_bytes, predicted_bytes=made.predicted,
         predicted_file_bytes=made.predicted_files, quantizer=quantizer,
-        starved=len(made.starved), seconds=round(made.seconds, 2), report=_page_of(made.path))
+        starved=len({n.rpartition('.')[0] for n in made.starved}), seconds=round(made.seconds, 2), report=_page_of(made.path))
     if memory:
         from alphaq.folder import open_folder
         data |= _taken(_folder_ledger(open_folder(made.path), memory.use), memory)

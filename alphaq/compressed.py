@@ -180,6 +180,7 @@ def nearest_plan(
 # %% ../nbs/52_compressed.ipynb #2cb04fe5
 def check_held(
     plan:Plan,
+    packed:bool=False, # it is that of a folder whose codes stay as they are
 ):
     "Raise unless compressed-tensors holds a plan; the message names the nearest one that it does."
     try: check_loads(plan, 'vllm')
@@ -187,7 +188,8 @@ def check_held(
         near = nearest_plan(plan)
         given = [ws[0] for ws in _blocks_of(near).values()]
         held = ', '.join(f'{given.count(b)} at {b} bits' for b in sorted({*given}))
-        raise AlphaqError(f'{e}, or take the nearest with --nearest: layers {held}, on average '
+        how = 'from the checkpoint with this --plan and' if packed else 'with'
+        raise AlphaqError(f'{e}, or take the nearest {how} --nearest: layers {held}, on average '
                           f'{near.average["modules"]:.2f}') from None
 
 # %% ../nbs/52_compressed.ipynb #f534042e
@@ -467,7 +469,7 @@ def origin_of(
     folder = open_folder(source)
     if not folder.packed:
         raise AlphaqError(f'{folder.path}: not a folder that `alphaq quantize` made')
-    check_held(read_plan(folder.path/'plan.json'))
+    check_held(read_plan(folder.path/'plan.json'), packed=True)
     return _from_folder(folder)
 
 # %% ../nbs/52_compressed.ipynb #d1cc998a

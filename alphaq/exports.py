@@ -33,6 +33,8 @@ class Target:
     weighs:Callable|None=None
     groups:tuple|None=None      # group sizes, `None` for any
     one_group:bool=False        # one size for all experts
+    # inputs of a matrix -> the least width that there is for rows of this length
+    least:Callable|None=None
 
 _k_quants = {2: 2.625, 3: 3.4375, 4: 4.5}  # blocks of 256 weights with scales of their own
 
@@ -48,7 +50,8 @@ TARGETS = {
                    'vLLM 0.33.0, compressed_tensors_moe.py: one scheme for all projections',
                    lambda b, g: b + 16 / g, one_group=True),
     'gguf': Target('role', (2, 3, 4), 'llama.cpp, experts stacked in blk.N.ffn_*_exps, K-quants',
-                   lambda b, g: _k_quants.get(b, nan)),
+                   lambda b, g: _k_quants.get(b, nan),
+                   least=lambda inputs: 4 if inputs % 256 else 2),
     'mlx': Target('role', (2, 3, 4), 'MLX-LM 0.32.2, SwitchLinear, affine mode', lambda b,
                   g: b + 32 / g, (32, 64, 128)),
     'exl3': Target('role', WIDTHS, 'ExLlamaV3 1.6.5, MultiLinear: equal K across experts', lambda b,
@@ -64,9 +67,18 @@ def target_named(
 # %% ../nbs/33_exports.ipynb #cf4d2385
 _apart = {'projection': {'expert', 'role'}, 'expert': {'expert'}, 'role': {'role'}, 'layer': set()}
 
+def _for_rows(scores, t):
+    "Bounds that a target puts on roles whose rows it does not hold narrow."
+    if not t.least: return ()
+    least = {}
+    for s in scores:
+        if s.role and s.cols: least[s.role] = max(t.least(s.cols), least.get(s.role, 0))
+    return tuple((f'*.{role}', b, max(t.choices)) for role, b in least.items() if b > min(t.choices))
+
 def restricted(
     settings:Settings, # what was asked for
     target:str,        # key of `TARGETS`
+    scores=(),         # `[n]` `Score`, whose rows may restrict it more
 )->Settings:
     "The same request within what a target can load."
     t = target_named(target)
@@ -81,7 +93,8 @@ def restricted(
         raise AlphaqError(f'{target} has groups of {", ".join(map(str, t.groups))} weights, '
                           f'got {settings.group_size}; choose one with --group-size')
     stored = tuple(t.weighs(b, settings.group_size) for b in WIDTHS) if t.weighs else None
-    return replace(settings, granularity=granularity, choices=choices, stored=stored)
+    return replace(settings, granularity=granularity, choices=choices, stored=stored,
+                   bounds=(*settings.bounds, *_for_rows(scores, t)))
 
 # %% ../nbs/33_exports.ipynb #d4448310
 def priced(
@@ -90,7 +103,7 @@ def priced(
     target:str,        # key of `TARGETS`
 )->tuple: # `(Allocation, price)`: predicted cost over the free plan's, `None` where there is none
     "The best plan that a target can load, and what it costs beside the best plan."
-    within = restricted(settings, target)
+    within = restricted(settings, target, scores)
     if method_named(settings.method).widths and within.granularity != 'projection':
         raise AlphaqError(f'{settings.method} hands out levels by count and cannot give one '
                           f'width to a {within.granularity}, as {target} needs; choose a '

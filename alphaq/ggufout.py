@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WIDTHS_THERE', 'PRE', 'NORMAL', 'CONTROL', 'OWN_WORD', 'UNUSED', 'PORTION', 'ALIGNED', 'ENCODING', 'Stack',
-           'stacks_of', 'asking', 'fused_widths', 'facts_for', 'rope_factors', 'pre_of', 'vocabulary', 'Part',
-           'parts_for', 'header_of', 'gguf_takes', 'write_gguf', 'told', 'modelfile']
+           'stacks_of', 'fused_widths', 'facts_for', 'rope_factors', 'pre_of', 'vocabulary', 'Part', 'parts_for',
+           'header_of', 'gguf_takes', 'write_gguf', 'told', 'modelfile']
 
 # %% ../nbs/38_ggufout.ipynb #e54a37d5
 import io
@@ -66,13 +66,6 @@ def _choices(stack):
                       'has types of four bits or less for multiples of 32 only; such a model '
                       'needs another format')
 
-def asking(
-    stacks,   # `[n]` `Stack`
-)->str:
-    "Options of `alphaq allocate` for a plan that these stacks can hold."
-    short = dict.fromkeys(s.role for s in stacks if {*_choices(s)} == {WIDTHS_THERE[-1]})
-    return ' '.join(['--target gguf', *(f"--bound '*.{role}=4'" for role in short)])
-
 # %% ../nbs/38_ggufout.ipynb #1588f38c
 def fused_widths(
     stacks,   # `[n]` `Stack`
@@ -92,7 +85,7 @@ def fused_widths(
         raise BudgetError(f'the plan has {budget / weights.sum():.4g} bits on average, these '
                           f'matrices need at least {least:.4g} in GGUF, which has two and three '
                           f'bits for rows of multiples of 256 only; allocate again with --bits '
-                          f'{np.ceil(least * 100) / 100:g} {asking(stacks)}')
+                          f'{np.ceil(least * 100) / 100:g} --target gguf')
     found = solve(cost, size, budget)
     return choices[np.arange(len(stacks)), found.choice].tolist()
 
@@ -594,7 +587,7 @@ def told(
                   bits_held=float(np.average(chosen, weights=weights)),
                   bits_stored=float(np.average(stored, weights=weights)),
                   changed=f'{changed} of {sum(len(s.bits) for s in stacks)} matrices')
-    if changed: found['better'] = f'alphaq allocate {asking(stacks)}'
+    if changed: found['better'] = 'alphaq allocate --target gguf'
     return found | (dict(price=plan.price) if plan.price else {})
 
 # %% ../nbs/38_ggufout.ipynb #80f01f6c

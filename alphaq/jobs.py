@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['PIECE', 'BATCH', 'SCORING', 'ELSEWHERE', 'ENGINES', 'ScoreJob', 'score_piece', 'spectra', 'part_named', 'whole_lines',
            'different', 'kept_of', 'Journal', 'one_thread_each', 'cores', 'on_threads', 'workers_of', 'about_part',
-           'score_takes', 'run', 'score_all', 'score_to', 'merge', 'on_ray']
+           'score_takes', 'run', 'score_all', 'score_to', 'remembered', 'score_once', 'merge', 'on_ray']
 
 # %% ../nbs/27_jobs.ipynb #e1357deb
+import hashlib
 import json
 import os
 import re
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from importlib.util import find_spec
@@ -25,14 +26,15 @@ import torch
 from threadpoolctl import threadpool_limits
 
 import alphaq
+from . import esd, farms, grid, hill, noise, scores, signals
 from .checkpoint import Checkpoint
 from .console import Takes, foretell, measured_seconds, program_bytes
-from .core import (AlphaqError, UnreachableError, alone, check_free, in_rehearsal, track,
-                         turn_back, write_text)
+from .core import (AlphaqError, BusyError, UnreachableError, alone, cache_dir, check_free,
+                         in_rehearsal, sha256, track, turn_back, write_text)
 from .esd import eigenvalues
 from .farms import farms_tiles
-from .scores import (JUDGE, PART_LINE, Score, gaussian_null, naming, score_projection,
-                           table_text, write_scores)
+from .scores import (JUDGE, PART_LINE, Score, gaussian_null, naming, read_scores,
+                           score_projection, table_text, write_scores)
 
 # %% ../nbs/27_jobs.ipynb #82eb87b4
 # bytes of a piece, about: half a second of eigenvalues, a batch for a GPU
@@ -332,6 +334,34 @@ def _continued(out, job, engine, overwrite):
         write_scores(out, scores, about_part(job))
         journal.remove()
     return scores
+
+# %% ../nbs/27_jobs.ipynb #5c0a11f2
+def _code():
+    "What identifies the code that scores: once mended, its tables are others."
+    return [sha256(m.__file__) for m in (esd, farms, grid, hill, noise, scores, signals)]
+
+def remembered(
+    job:ScoreJob,
+)->Path|None: # `None` where this user has no home
+    "Where the cache keeps the table of a job; whether it is there is another question."
+    key = json.dumps([job.manifest, _code()], sort_keys=True).encode()
+    try: return cache_dir()/'scores'/f'{hashlib.sha256(key).hexdigest()[:32]}.csv'
+    except RuntimeError: return None
+
+# %% ../nbs/27_jobs.ipynb #5c0a11f3
+def score_once(
+    job:ScoreJob,
+    engine=on_threads,
+)->list:               # `Score` of every projection, in order
+    "Score a checkpoint, or read what an earlier run has scored; stopped, the next one continues."
+    path = remembered(job)
+    with ExitStack() as held:
+        try: held.enter_context(alone(path))
+        # another run is at it, or there is no room or right to write: nothing is remembered
+        except (BusyError, OSError, TypeError): return score_all(job, engine)
+        if path.is_file():
+            with suppress(AlphaqError): return read_scores(path)
+        return _continued(path, job, engine, True)
 
 # %% ../nbs/27_jobs.ipynb #5a90bf3d
 def _part(path):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNFINISHED', 'SMALL', 'SMALL_IN_ALL', 'DEEP', 'shard_bytes', 'write_index', 'holds', 'companions', 'copy_companions',
-           'check_fits', 'left_job', 'check_writable', 'making']
+           'check_fits', 'check_out', 'left_job', 'check_writable', 'making']
 
 # %% ../nbs/44_making.ipynb #20caabfe
 import errno
@@ -228,6 +228,17 @@ def check_fits(
     "Refuse to begin, or to continue, what the disk cannot hold."
     partial = out.with_name(f'{out.name}.partial')
     check_room(partial, _missing_bytes(total, partial))
+
+def check_out(
+    out:Path,        # folder to make, absolute
+    source:Path,     # folder that is read
+    manifest,        # of the job as far as it can be foretold, a function without arguments
+    overwrite:bool,
+):
+    "Refuse before the work what `making` would refuse after it."
+    _check_out(out, source, overwrite)
+    partial = out.with_name(f'{out.name}.partial')
+    if partial.exists(): _begun(partial, manifest(), overwrite)  # it may read every byte
 
 def left_job(
     out:Path,   # folder to make

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FLOATS', 'UNNAMED', 'PRICE_TOKENS', 'GATE_TOKENS', 'told', 'open', 'here', 'device_named', 'engine_named',
-           'score_job', 'score', 'a_number', 'settings_for', 'label', 'Memory', 'a_memory', 'plain_weights',
+           'score_job', 'score', 'a_number', 'a_bound', 'settings_for', 'label', 'Memory', 'a_memory', 'plain_weights',
            'planned_weights', 'folder_weights', 'budget_for_memory', 'ledgers', 'sized', 'check_budget', 'of_dense',
            'check_kind', 'experts_only', 'as_scored', 'group_measured', 'plan_for', 'plan', 'measured_price',
            'informed_takes', 'informed', 'check_feasible', 'gated', 'measuring_takes', 'check_gate', 'Budget',
@@ -17,12 +17,13 @@ from functools import partial, wraps
 from inspect import signature
 from math import ceil, floor, isfinite, prod
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import torch
 
 from .activations import check_device
-from .allocation import allocate, checked_choices, preset_named
+from .allocation import allocate, check_settings, checked_choices, preset_named
 from .checkpoint import Checkpoint, including, open_checkpoint, open_dense
 from .checks import Report, verify as check_folder
 from .collection import collected, collection_takes, layer_feedback
@@ -34,10 +35,12 @@ from .evaluate import (calibration_windows, load_model, log_probabilities, paire
                              reading_seconds, sample, verdict, window_kl)
 from .exports import check_loads, priced
 from .grid import WIDTHS, has_groups, stored_bytes, to_grid
-from .jobs import ELSEWHERE, ENGINES, ScoreJob, score_all, score_takes, workers_of
+from .jobs import (ELSEWHERE, ENGINES, ScoreJob, remembered, score_all, score_once,
+                         score_takes, workers_of)
+from .judge import judge
 from .ledger import Ledger, Use, a_size, a_use, itemsize_of, ledger_of, longest
-from .making import check_fits, companions, left_job
-from .methods import WITH_ALPHA, Settings, choice_sizes, method_named
+from .making import check_fits, check_out, companions, left_job
+from .methods import BY_ALPHA, WITH_ALPHA, Settings, choice_sizes, method_named
 from .noise import measured_noise
 from .plans import (Plan, check_plan, from_json, lacking, make_plan, named_linears,
                           read_plan, uniform_plan, widths)
@@ -46,7 +49,7 @@ from .report import check_scores, dealt_anew
 from .rounding import (QuantizeJob, Quantized, budget_for_size, check_groups, check_head,
                              check_quantizer, check_source, predicted_files, predicted_tensors,
                              quantize as quantize_job, quantize_takes)
-from .scores import unscored
+from .scores import read_scores, unscored
 from .signals import describer
 from .texts import load_text
 from .trial import Losses, RoundedModel, fused, rounding_code
@@ -121,6 +124,8 @@ def score_job(
     **more,                # of `ScoreJob`
 )->ScoreJob:
     "Scoring with the measured error of every width and the signals of every method."
+    for what, n, least in (('group_size', group_size, 1), ('tile', tile, 2), ('stride', stride, 1)):
+        if n is not None and n < least: raise UsageError(f'{what} is {n}; at least {least} is needed')
     odd = [p.name for p in model.projections if not has_groups(p.shape[1], group_size)]
     if odd:
         say(f'alphaq: no rounding error of {len(odd)} projections, {odd[0]} first: '
@@ -174,9 +179,18 @@ def a_number(
 ):
     "A finite number, or a usage error."
     try: value = kind(text)
-    except ValueError: value = None
+    except (TypeError, ValueError): value = None
     if value is None or not isfinite(value): raise UsageError(f'{text!r} is not a number')
     return value
+
+# %% ../nbs/60_pipeline.ipynb #5c1e7ecc
+def a_bound(
+    given, # `(pattern of names, least width, most)`
+)->tuple:
+    "A bound on widths, or a usage error."
+    if isinstance(given, (tuple, list)) and len(given) == 3 and isinstance(given[0], str):
+        return given[0], *(a_number(b, int) for b in given[1:])
+    raise UsageError(f'a bound is (pattern of names, least width, most), got {given!r}')
 
 # %% ../nbs/60_pipeline.ipynb #bee6fbe4
 def settings_for(
@@ -440,7 +454,7 @@ def plan(
 )->Plan:
     """A width for every expert matrix under a budget, with a bound on how far it is from the best.
 
-    scores:      `[n]` `Score` from `score` or `read_scores`
+    scores:      `[n]` `Score` from `score` or `read_scores`, or `str | Path` of a table
     bits:        budget: average bits per expert weight, 1 to 4; `None` takes the preset's
     size:        instead: what the weight files may weigh, bytes or '12GiB'; needs `model`
     preset:      best, text, paper, released-code, noise-only or uniform
@@ -474,6 +488,7 @@ def plan(
     if model is None and (size is not None or also):
         raise UsageError('--size, --fits and --also need --model, the checkpoint that the scores '
                          'came from')
+    if isinstance(scores, (str, Path)): scores = read_scores(scores, left_out := [*left_out])
     check_kind(scores, dense, name)
     c = None if model is None else open(model, of_dense(scores))
     scores = experts_only(scores, [])
@@ -484,8 +499,8 @@ def plan(
     asked = dict(method=method, gamma=gamma, cap=cap, noise=noise, count=count, scope=scope,
                  granularity=granularity, choices=tuple(choices) if choices else None,
                  group_size=group_measured(scores, group_size),
-                 bounds=tuple(bounds) if bounds else None)
-    settings = settings_for(preset, bits, **asked)
+                 bounds=tuple(map(a_bound, bounds or ())) or None)
+    settings = settings_for(preset, None if bits is None else a_number(bits), **asked)
     modules = named_linears(c, list(also)) if also else {}
     if size is not None: settings = sized(settings, as_scored(c, scores), size, other_bits, modules)
     called = label(preset, *asked.values(), target)
@@ -559,7 +574,9 @@ def check_feasible(
         raise AlphaqError(f'{settings.method} reads text, and what it asks is of experts; a dense '
                           'network needs a method that reads the weights alone')
     check_groups(model, settings.group_size, settings.choices)
-    allocate(unscored(model), replace(settings, method='noise-only', noise='analytic', gamma=None))
+    # alphas and shares of tokens are not known yet
+    count = 'stored' if reads and settings.count == 'active' else settings.count
+    check_settings(unscored(model), replace(settings, gamma=1., cap=None, count=count))
 
 # %% ../nbs/60_pipeline.ipynb #aa696bbe
 GATE_TOKENS = 6144  # of the text of a gate, in windows of 256
@@ -657,7 +674,9 @@ def _scoring(c, budget, settings, device):
 
 def _planned(c, budget, settings, modules, tokens, texts, work, device, collecting):
     "From weights, and text where a method reads it, to a plan and its scores."
-    scores = score_all(_scoring(c, budget, settings, device), work)
+    scores = score_once(_scoring(c, budget, settings, device), work)
+    if settings.method in BY_ALPHA and (verdict := judge(scores)).untrained:
+        say(f'alphaq quantize: warning: {verdict.text}')
     if collecting: scores = informed(c, scores, tokens, texts, *collecting)
     name = None if budget.changed else budget.preset
     return plan_for(scores, settings, c.name, name, budget.other_bits, modules=modules), scores
@@ -666,10 +685,11 @@ def _planned(c, budget, settings, modules, tokens, texts, work, device, collecti
 def _foreseen(c, budget, settings, modules, out):
     "A plan of nearly the size that the plan will have, from headers; or that of a run begun."
     left = left_job(out)
-    if isinstance(left.get('plan'), dict) and in_rehearsal():
+    if isinstance(left.get('plan'), dict):
         kept = from_json(left['plan'], out)
         if (kept.bits, kept.method) == (settings.bits, settings.method): return kept
-    free = replace(settings, method='noise-only', noise='analytic', gamma=None)
+    count = 'stored' if settings.count == 'active' else settings.count
+    free = replace(settings, method='noise-only', noise='analytic', gamma=None, count=count)
     made = plan_for(unscored(c), free, c.name, None, budget.other_bits, modules=modules)
     return replace(made, probes={})
 
@@ -730,6 +750,7 @@ def quantize(
         plan = Budget(settings_for(), size=memory)
     if plan is None: raise UsageError('nothing to quantize by; give a plan, a number of bits or fits')
     if isinstance(plan, (int, float)): plan = Budget(settings_for(bits=plan))
+    start = perf_counter()
     budget = plan if isinstance(plan, Budget) else None
     if budget and scores: raise UsageError('scores go with the plan that was made from them')
     settings = budget and budget.settings
@@ -741,6 +762,8 @@ def quantize(
     work = engine_named(engine, device)
     if gate and quantizer != 'mse':
         raise UsageError('a gate measures rounding without data; leave --gate or --quantizer out')
+    if anyway and not gate: raise UsageError('--anyway goes with --gate, whose word it overrules')
+    if gate: load_text(gate)
     check_quantizer(quantizer, calibration is not None and (quantizer == 'gptq' or not reads),
                     device, routing)
     c = here(model, dense)
@@ -768,13 +791,14 @@ def quantize(
     if scores: check_scores(plan, scores := experts_only(scores, []), 'the plan')
     made = job(replace(plan, model=c.name) if plan.model == UNNAMED else plan)
     check_fits(out, sum(predicted_files(made).values()))
+    check_out(out, c.home, made.manifest, overwrite)
     def takes():
-        scoring = budget and replace(score_takes(_scoring(c, budget, settings, device),
-                                                 workers_of(work)), disk=0)
+        scoring = budget and _scoring(c, budget, settings, device)
         making = quantize_takes(made, out.with_name(f'{out.name}.partial'))
         if engine != 'local' and quantizer != 'gptq':
             making = replace(making, seconds=None, why=ELSEWHERE)
-        steps = [scoring] if budget else []
+        known = scoring and (table := remembered(scoring)) and table.is_file()
+        steps = [score_takes(scoring, workers_of(work))] if scoring and not known else []
         if reads: steps.append(informed_takes(c, tokens, texts, *collecting))
         if gate: steps.append(measuring_takes(c, made.plan, gate))
         whole = replace(making, disk=0)
@@ -793,7 +817,8 @@ def quantize(
         except GateError as e:
             if not anyway: raise
             say(f'alphaq quantize: warning: {e}')
-    return quantize_job(made, out, overwrite, work if engine != 'local' else None, True, scores)
+    done = quantize_job(made, out, overwrite, work if engine != 'local' else None, True, scores)
+    return replace(done, seconds=perf_counter() - start)
 
 # %% ../nbs/60_pipeline.ipynb #0e4711d9
 @told

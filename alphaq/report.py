@@ -26,7 +26,7 @@ from .console import cell, say, size
 from .core import ROLES, AlphaqError, layer_of, read_json, write_text
 from .judge import judge
 from .methods import METHODS, Settings, choice_sizes
-from .plans import Plan, check_plan, predicted_bytes, read_plan, widths
+from .plans import Plan, check_plan, paid, predicted_bytes, read_plan, widths
 from .scores import read_scores
 
 # %% ../nbs/35_report.ipynb #57f0ea91
@@ -72,11 +72,6 @@ def evidence(
     elif folder: scores = kept_scores(folder.home)
     return Evidence(plan, str(source), folder, checkpoint, tuple(scores), **more)
 
-# %% ../nbs/35_report.ipynb #b8bb127d
-def _paid(plan):
-    "Names of what the budget pays for."
-    return {n for n in widths(plan) if n not in plan.modules or n in plan.dense or '.experts.' in n}
-
 # %% ../nbs/35_report.ipynb #ad05d2c1
 SCORES = 'scores.csv'  # of a quantized folder: what its plan was made from
 
@@ -92,8 +87,8 @@ def check_scores(
     called,   # `str | Path` what the plan is called
 ):
     "Refuse scores that are not those of a plan's matrices."
-    if {s.name for s in scores} != _paid(plan):
-        raise AlphaqError(f'the scores are not those of the {len(_paid(plan))} matrices of '
+    if {s.name for s in scores} != paid(plan).keys():
+        raise AlphaqError(f'the scores are not those of the {len(paid(plan))} matrices of '
                           f'{called}; score {plan.model} again')
 
 # %% ../nbs/35_report.ipynb #aedbaeac
@@ -400,22 +395,21 @@ def _figure(f): return f'<figure>{f.svg}<figcaption>{_esc(f.title)}</figcaption>
 # %% ../nbs/35_report.ipynb #50b170ae
 def _found(e, _):
     plan = e.plan
-    table = widths(plan)
-    paid = _paid(plan)
-    used = Counter(table[n] for n in paid)
+    held = paid(plan)
+    used = Counter(held.values())
     method = METHODS.get(plan.method)
     rows = [['model', plan.model], ['read from', 'this folder' if e.source == '.' else e.source],
             ['method', f'{plan.method}, preset {plan.preset or "none"}'],
             ['widths come from', 'weights and calibration text' if method and method.data
              else 'the weights alone' if method else 'a method that this alphaq does not know'],
-            ['matrices under the budget', len(paid)],
+            ['matrices under the budget', len(held)],
             *[[f'at {b} bit{"s" * (b > 1)}', used[b]] for b in sorted(used)],
             ['other than in uniform widths', plan.differs_from_uniform],
             ['attention', f'{plan.other_bits} bits' if plan.other_bits < 16 else 'left alone'],
             ['weights that share a scale', plan.group_size]]
-    named = {n: b for n, b in plan.modules.items() if n not in paid}
+    named = {n: b for n, b in plan.modules.items() if n not in held}
     if named: rows.append(['named besides', f'{len(named)} matrices: {_counted(map(str, named.values()))}'])
-    if e.checkpoint: rows.append(['found in the original', e.checkpoint.coverage(table)])
+    if e.checkpoint: rows.append(['found in the original', e.checkpoint.coverage(widths(plan))])
     if e.folder: rows += _left(e.folder)
     return _table('What the plan covers', ['', ''], rows)
 

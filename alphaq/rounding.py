@@ -638,18 +638,19 @@ def budget_for_size(
     nbytes:int,    # that the weight files may weigh in all
     narrow:int=1,  # the narrowest choice
 )->float: # stored bits per weight of the routed experts, for `Settings(bits, count='stored')`
-    "The budget that fills a size; out of reach is a `BudgetError` that names the range in bytes."
+    """The budget that fills a size, at most the widest; too small a one is a `BudgetError` that names
+    the smallest."""
     shapes = [p.shape for p in widest.checkpoint.projections]
     bits = widths(widest.plan)
     most = sum(predicted_files(widest).values())
     experts = sum(stored_bytes(p.shape, bits[p.name], widest.plan.group_size)
                   for p in widest.checkpoint.projections)
     least = most - experts + sum(stored_bytes(s, narrow, widest.plan.group_size) for s in shapes)
-    if not least <= nbytes <= most:
-        raise BudgetError(f'{size(nbytes)} ({nbytes} bytes) is out of reach; the weight files '
-                          f'of this checkpoint reach {least} to {most} bytes, '
-                          f'{size(least, ceil)} to {size(most, floor)}')
-    return 8 * (nbytes - most + experts) / sum(out * cols for out, cols in shapes)
+    if nbytes < least:
+        raise BudgetError(f'{size(nbytes)} ({nbytes} bytes) is too small; the weight files of this '
+                          f'checkpoint take at least {least} bytes, {size(least, ceil)}, at '
+                          f'{narrow} bit{"s" * (narrow > 1)}')
+    return 8 * (min(nbytes, most) - most + experts) / sum(out * cols for out, cols in shapes)
 
 # %% ../nbs/46_rounding.ipynb #ada9b5cf
 ROUNDING = 40  # bytes that rounding needs for each weight of the matrix that it is at
