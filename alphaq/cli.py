@@ -169,7 +169,8 @@ def _ledger_table(found, fits=None, most=None, longest=None):
     use = next(iter(found.values())).use
     words = dict(LINES)
     if use.runs_on == 'cuda': words |= dict(program='the program, assumed')
-    if not any(l.holes for l in found.values()): words.pop('holes')
+    words = {part: word for part, word in words.items()
+             if any(getattr(l, part) for l in found.values())}
     rows = [[word, *[size(getattr(l, part)) for l in found.values()]]
             for part, word in words.items()]
     rows.append(['in all', *[size(l.total) for l in found.values()]])
@@ -538,7 +539,8 @@ def _facts(data, then=None):
     the command that comes next."""
     shown = {k: v for k, v in data.items() if k not in FORETOLD or v != data[FORETOLD[k]]}
     if 'ledger' in shown:
-        shown['ledger'] = {word: size(shown['ledger'][part]) for part, word in LINES.items()}
+        shown['ledger'] = {word: size(shown['ledger'][part]) for part, word in LINES.items()
+                           if shown['ledger'][part]}
     lines = [(NAMES.get(k, k.replace('_bytes', ' size').replace('_', ' ')) if k != 'projections'
               or isinstance(v, dict) else k, size(v) if k.endswith('bytes') else v)
              for k, v in shown.items() if v or k not in ('starved', 'untrained')]
@@ -1062,6 +1064,9 @@ def eval(
         raise AlphaqError('--against compares losses on text; name one with --text')
     texts = [load_text(n) for n in names]
     loaded, tokenizer = alphaq.load(model, device)
+    most = getattr(loaded.config.get_text_config(), 'max_position_embeddings', None)
+    if most and window > most:
+        say(f'alphaq eval: warning: {model} was made for {most} tokens, a window has {window}')
     samples = {t.name: sample(tokenizer, t, window, tokens) for t in texts}
     foretell('reading', '.', lambda: _reading_takes((loaded, tokenizer), samples, against, device,
                                                     1 + 5 * bool(against), asked, questions))

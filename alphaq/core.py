@@ -270,7 +270,10 @@ def _locked(path):
     "A descriptor of the lock file, locked; `None` where somebody else has it."
     while True:
         try: lock = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0), 0o644)
-        except FileNotFoundError: path.parent.mkdir(parents=True, exist_ok=True); continue
+        except FileNotFoundError:
+            if path.parent.exists(): raise  # no place for files
+            path.parent.mkdir(parents=True, exist_ok=True)
+            continue
         try:
             import fcntl
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -21,7 +21,7 @@ from . import cpu
 from .activations import check_device, load_weights
 from .checkpoint import open_folder
 from .console import measured_seconds
-from .core import AlphaqError, third_party, track
+from .core import AlphaqError, UsageError, third_party, track
 from .samples import balanced_windows
 from .texts import Text, load_text
 
@@ -100,6 +100,7 @@ def calibration_windows(
     count:int,  # windows in all, equally many of each text
 ):              # `(windows [n, window], what they are, number of the text that each is of)`
     "Windows of the training split of some texts, to calibrate with."
+    if count < 1: raise UsageError(f'samples are {count}; one window at least is read')
     texts = {n: load_text(n, 'train') for n in names if n != 'balanced'}
     each = max(1, count // len(names))
     def part(n):

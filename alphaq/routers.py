@@ -344,7 +344,8 @@ def _parted(windows):
     if windows.ndim != 2 or len(windows) < 8 or windows.shape[1] < 2:
         wants = 'tuning needs at least 8 windows of 2 tokens, a quarter of them kept back'
         raise AlphaqError(
-            f'{wants}, got {list(windows.shape)}; use a longer text or a smaller --window')
+            f'{wants}, got {len(windows)} of {windows.shape[-1]}; use more --samples, equally many '
+            'of each text, or where a text is used up a longer one')
     back = torch.arange(len(windows)) % 4 == 3
     return windows[~back], windows[back]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import alphaq
 from . import cpu
-from .core import AlphaqError, one_line, track, who_watches
+from .core import AlphaqError, UsageError, one_line, track, who_watches
 from .texts import Text, load_text, text_is_there
 
 # %% ../nbs/58_tasks.ipynb #1b24b959
@@ -155,7 +155,7 @@ def task_names(
     "The tasks asked for, each once; an unknown one is an error with the nearest names."
     for name in names:
         if name not in ('all', *TASKS):
-            raise AlphaqError(f'no task {name!r}; did you mean '
+            raise UsageError(f'no task {name!r}; did you mean '
                               f'{" or ".join(get_close_matches(name, TASKS, cutoff=.4) or TASKS)}?')
     return tuple(dict.fromkeys(t for name in names
                                for t in (available() if name == 'all' else [name])))
