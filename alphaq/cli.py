@@ -905,7 +905,8 @@ def quantize(
         out=str(made.path), source_bytes=made.source_bytes, file_bytes=made.file_bytes,
         tensor_bytes=made.tensor_bytes, predicted_bytes=made.predicted,
         predicted_file_bytes=made.predicted_files, quantizer=quantizer,
-        starved=len({n.rpartition('.')[0] for n in made.starved}), seconds=round(made.seconds, 2), report=_page_of(made.path))
+        starved=len({n.rpartition('.')[0] for n in made.starved}),
+        seconds=round(made.seconds, 2), report=_page_of(made.path))
     if memory:
         from alphaq.folder import open_folder
         data |= _taken(_folder_ledger(open_folder(made.path), memory.use), memory)

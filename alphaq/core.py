@@ -266,6 +266,7 @@ def _let_go():
 
 if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_let_go)
 
+# %% ../nbs/02_core.ipynb #05effc62
 def _locked(path):
     "A descriptor of the lock file, locked; `None` where somebody else has it."
     while True:

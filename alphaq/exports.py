@@ -73,8 +73,10 @@ def _for_rows(scores, t):
     least = {}
     for s in scores:
         if s.role and s.cols: least[s.role] = max(t.least(s.cols), least.get(s.role, 0))
-    return tuple((f'*.{role}', b, max(t.choices)) for role, b in least.items() if b > min(t.choices))
+    return tuple((f'*.{role}', b, max(t.choices)) for role, b in least.items()
+                 if b > min(t.choices))
 
+# %% ../nbs/33_exports.ipynb #c16ef939
 def restricted(
     settings:Settings, # what was asked for
     target:str,        # key of `TARGETS`

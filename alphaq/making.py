@@ -240,6 +240,7 @@ def check_out(
     partial = out.with_name(f'{out.name}.partial')
     if partial.exists(): _begun(partial, manifest(), overwrite)  # it may read every byte
 
+# %% ../nbs/44_making.ipynb #9583bbe7
 def left_job(
     out:Path,   # folder to make
 )->dict:        # manifest of the run that has begun it; empty where there is none

@@ -98,6 +98,7 @@ def widths(
              for role, digits in roles.items() for expert, digit in enumerate(digits)}
     return {**table, **plan.modules}
 
+# %% ../nbs/32_plans.ipynb #cebad41c
 def paid(
     plan,     # a `Plan`
 )->dict:      # projection name -> bits
