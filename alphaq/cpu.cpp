@@ -274,6 +274,7 @@ struct Kernels {
     void (*tile)(const Matrix&, const Shape&, int64_t tile, const Activations&,
                  const int64_t* tokens, int64_t count, Mode, float* y);
     void (*dequantize)(const Matrix&, const Shape&, int64_t row, float* out);
+    void (*dequantize16)(const Matrix&, const Shape&, int64_t row, uint16_t* out);  // bfloat16
     float (*dot16)(const uint16_t* w, const float* x, int64_t n);  // bfloat16, for comparison
     uint64_t (*read)(const char* bytes, int64_t n);                // a stream, for comparison
 };
@@ -290,6 +291,13 @@ float half_to_float(uint16_t h) {
     const uint32_t bits = sign | ((rest << 13) + (112u << 23));
     std::memcpy(&value, &bits, 4);
     return value;
+}
+
+// To the nearest bfloat16, ties to the even one; weights are finite.
+uint16_t to_bfloat16(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
 // ---- threads
@@ -766,16 +774,22 @@ EXPORT int alphaq_experts(const Matrix* matrices, int64_t experts, int64_t hidde
     } catch (const std::bad_alloc&) { return NO_MEMORY; }
 }
 
-// Rows first .. first + count - 1 as float32 weights.
+// Rows first .. first + count - 1 as weights, float32 or, where `half` is 1, bfloat16.
 EXPORT int alphaq_dequantize(const Matrix* m, int64_t rows, int64_t cols, int64_t group,
-                             int64_t first, int64_t count, float* out, int threads, int set) {
+                             int64_t first, int64_t count, void* out, int half, int threads,
+                             int set) {
     const Kernels* kernels = kernels_of(set);
     const Shape shape{rows, cols, group};
     if (!kernels || !sound(*m) || !sound(shape) || first < 0 || count < 1
         || first + count > rows) return BAD_ARGUMENT;
     if (first == 0 && reading()) ask_for(*m, shape);
-    auto each = [&](int64_t i) { kernels->dequantize(*m, shape, first + i, out + i * cols); };
-    return parallel(count, threads, each);
+    constexpr int64_t SOME = 16;  // rows that a thread takes at a time
+    auto each = [&](int64_t part) {
+        for (int64_t i = part * SOME; i < std::min(count, (part + 1) * SOME); i++)
+            if (half) kernels->dequantize16(*m, shape, first + i, (uint16_t*)out + i * cols);
+            else kernels->dequantize(*m, shape, first + i, (float*)out + i * cols);
+    };
+    return parallel((count + SOME - 1) / SOME, threads, each);
 }
 
 // For comparison: y[rows] = W x with W in bfloat16, by the same threads.
@@ -836,6 +850,32 @@ ALPHAQ_TARGET INLINE Bytes split(Bytes words) {
     return _mm256_shuffle_epi8(words, _mm256_setr_epi8(
         0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15,
         0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15));
+}
+
+// What the codes of a group stand for as bfloat16, by low and by high bytes.
+struct Lookup { Bytes low, high; };
+ALPHAQ_TARGET INLINE Bytes halved_bits(float scale, float zero, Floats code) {
+    const Bytes bits = _mm256_castps_si256(_mm256_mul_ps(
+        _mm256_set1_ps(scale), _mm256_sub_ps(code, _mm256_set1_ps(zero))));
+    const Bytes odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const Bytes up = _mm256_add_epi32(_mm256_set1_epi32(0x7fff), odd);
+    return _mm256_srli_epi32(_mm256_add_epi32(bits, up), 16);
+}
+ALPHAQ_TARGET INLINE Lookup lookup_of(float scale, float zero) {
+    const Bytes words = _mm256_permute4x64_epi64(_mm256_packus_epi32(
+        halved_bits(scale, zero, _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7)),
+        halved_bits(scale, zero, _mm256_setr_ps(8, 9, 10, 11, 12, 13, 14, 15))), 0xd8);
+    const Bytes both = _mm256_permute4x64_epi64(_mm256_packus_epi16(
+        _mm256_and_si256(words, _mm256_set1_epi16(0xff)), _mm256_srli_epi16(words, 8)), 0xd8);
+    return {_mm256_permute2x128_si256(both, both, 0x00),
+            _mm256_permute2x128_si256(both, both, 0x11)};
+}
+ALPHAQ_TARGET INLINE void look_up(const Lookup& by, const uint8_t* codes, uint16_t* out) {
+    const Bytes q = load(codes);
+    const Bytes low = _mm256_shuffle_epi8(by.low, q), high = _mm256_shuffle_epi8(by.high, q);
+    const Bytes a = _mm256_unpacklo_epi8(low, high), b = _mm256_unpackhi_epi8(low, high);
+    _mm256_storeu_si256((Bytes*)out, _mm256_permute2x128_si256(a, b, 0x20));
+    _mm256_storeu_si256((Bytes*)(out + 16), _mm256_permute2x128_si256(a, b, 0x31));
 }
 
 // The sixteen low bytes of a vector in this order, then the sixteen high ones.
@@ -952,6 +992,24 @@ ALPHAQ_TARGET INLINE Bytes split(Bytes words) {
                                                   8, 10, 12, 14, 9, 11, 13, 15};
     const uint8x16_t to = vld1q_u8(order);
     return {vqtbl1q_u8(words.a, to), vqtbl1q_u8(words.b, to)};
+}
+
+// What the codes of a group stand for as bfloat16, by low and by high bytes.
+struct Lookup { uint8x16_t low, high; };
+ALPHAQ_TARGET INLINE Lookup lookup_of(float scale, float zero) {
+    uint8_t low[16], high[16];
+    for (int c = 0; c < 16; c++) {
+        const uint16_t weight = to_bfloat16(scale * ((float)c - zero));
+        low[c] = (uint8_t)weight;
+        high[c] = (uint8_t)(weight >> 8);
+    }
+    return {vld1q_u8(low), vld1q_u8(high)};
+}
+ALPHAQ_TARGET INLINE void look_up(const Lookup& by, const uint8_t* codes, uint16_t* out) {
+    const Bytes q = load(codes);
+    vst2q_u8((uint8_t*)out, uint8x16x2_t{{vqtbl1q_u8(by.low, q.a), vqtbl1q_u8(by.high, q.a)}});
+    vst2q_u8((uint8_t*)(out + 16),
+             uint8x16x2_t{{vqtbl1q_u8(by.low, q.b), vqtbl1q_u8(by.high, q.b)}});
 }
 
 // The sixteen low bytes of a vector in this order, then the sixteen high ones.
@@ -1639,24 +1697,47 @@ void tile(const Matrix& m, const Shape& shape, int64_t tile, const Activations& 
     }
 }
 
-// One row as weights: scale times the difference of code and zero point, rounded once.
-ALPHAQ_TARGET void dequantize(const Matrix& m, const Shape& shape, int64_t row, float* out) {
+const uint8_t* codes_of_row(const Matrix& m, const Shape& shape, int64_t row) {
     const Layout at((int)m.bits, shape.cols);
     const int64_t tile = row / TILE, rows = std::min<int64_t>(TILE, shape.rows - tile * TILE);
     Scratch& mine = scratch();
     mine.codes.resize(at.padded);
     take_apart_for(m.bits)(m.words + tile * at.tile_words, rows, row % TILE, 1, at,
                            mine.codes.data());
+    return mine.codes.data();
+}
+
+// One row as weights: scale times the difference of code and zero point, rounded once.
+ALPHAQ_TARGET void dequantize(const Matrix& m, const Shape& shape, int64_t row, float* out) {
+    const uint8_t* codes = codes_of_row(m, shape, row);
     for (int64_t g = 0; g < shape.groups(); g++) {
         const int64_t from = row * shape.groups() + g;
         const float scale = half_to_float(m.scale[from]);
         const float zero = (float)m.zero[from] * .0625f;
         for (int64_t i = g * shape.group; i < (g + 1) * shape.group; i++)
-            out[i] = scale * ((float)mine.codes[i] - zero);
+            out[i] = scale * ((float)codes[i] - zero);
     }
 }
 
-const Kernels kernels = {ALPHAQ_VECTORS != 0, quantize, tile, dequantize, dot16, read};
+// The same as bfloat16, rounded once more. A group has sixteen of them at most: they are looked up.
+ALPHAQ_TARGET void dequantize16(const Matrix& m, const Shape& shape, int64_t row, uint16_t* out) {
+    const uint8_t* codes = codes_of_row(m, shape, row);
+    for (int64_t g = 0; g < shape.groups(); g++) {
+        const int64_t from = row * shape.groups() + g;
+        const float scale = half_to_float(m.scale[from]);
+        const float zero = (float)m.zero[from] * .0625f;
+        int64_t i = g * shape.group;
+        const int64_t end = i + shape.group;
+#if ALPHAQ_VECTORS
+        const Lookup by = lookup_of(scale, zero);
+        for (; i + 32 <= end; i += 32) look_up(by, codes + i, out + i);
+#endif
+        for (; i < end; i++) out[i] = to_bfloat16(scale * ((float)codes[i] - zero));
+    }
+}
+
+const Kernels kernels = {ALPHAQ_VECTORS != 0, quantize, tile, dequantize, dequantize16, dot16,
+                         read};
 
 }  // namespace ALPHAQ_SET
 }  // namespace

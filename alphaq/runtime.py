@@ -285,7 +285,7 @@ class AlphaqExperts(nn.Module):
         none = torch.full_like(index, self.num_experts)
         few, crowded = torch.where(many, none, index), torch.where(many, index, none)
         out, kind = cpu.experts(x, self.tables(), few, weights, mode), x.dtype
-        x = x.to(cpu.kind_of_many(x.dtype, mode))
+        x = x.to(cpu.kind_of_many(mode))
         return self.one_by_one(x, crowded, weights, out).to(kind)
 
     def one_by_one(self, hidden_states, top_k_index, top_k_weights, out):
@@ -314,7 +314,8 @@ class AlphaqLinear(PackedMatrices):
 
     def forward(self, x:Tensor)->Tensor:
         arena = kernels_for(self, [self], lambda: _as_arena(self), x)
-        if not arena: return packed_linear(x, self, bias=self.bias)
+        # others read it as a plain layer's output
+        if not arena: return packed_linear(x, self, bias=self.bias).contiguous()
         y = fused_linear(x.flatten(0, -2), arena.words, arena.scale, arena.zero, arena.table)
         y = y.view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias

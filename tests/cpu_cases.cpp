@@ -30,11 +30,19 @@ int main(int, char** names) {
         const auto x = read_some<float>(in, tokens * cols);
         const Matrix m{words.get(), scale.get(), zero.get(), bits};
         std::unique_ptr<float[]> y(new float[tokens * rows]), w(new float[rows * cols]);
+        std::unique_ptr<uint16_t[]> half(new uint16_t[rows * cols]);
         if (alphaq_linear(&m, rows, cols, group, x.get(), tokens, y.get(), (int)mode, (int)threads,
                           (int)set)) return 4;
-        if (alphaq_dequantize(&m, rows, cols, group, 0, rows, w.get(), (int)threads, (int)set))
+        if (alphaq_dequantize(&m, rows, cols, group, 0, rows, w.get(), 0, (int)threads, (int)set))
             return 5;
+        if (alphaq_dequantize(&m, rows, cols, group, 0, rows, half.get(), 1, (int)threads, (int)set))
+            return 6;
         fwrite(y.get(), sizeof(float), tokens * rows, out);
+        fwrite(w.get(), sizeof(float), rows * cols, out);
+        for (int64_t i = 0; i < rows * cols; i++) {
+            const uint32_t wide = (uint32_t)half[i] << 16;
+            memcpy(&w[i], &wide, sizeof wide);
+        }
         fwrite(w.get(), sizeof(float), rows * cols, out);
     }
     return fclose(out);
