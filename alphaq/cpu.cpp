@@ -313,8 +313,10 @@ struct Work {
 
     void drain() {
         try {
-            for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;)
-                task(context, i);
+            // neighbours lie side by side in memory, which reads ahead; enough runs to share them out
+            const int64_t some = std::max<int64_t>(1, std::min<int64_t>(8, count / 16));
+            for (int64_t i; (i = next.fetch_add(some, std::memory_order_relaxed)) < count;)
+                for (int64_t j = i; j < std::min(count, i + some); j++) task(context, j);
         } catch (const std::bad_alloc&) { failed = true; }
     }
 };
@@ -1165,8 +1167,9 @@ ALPHAQ_TARGET INLINE void multiply_places(const uint16_t* from, int64_t plane,
     UNROLL_TWICE for (int pair = 0; pair < V; pair += APART) {
         UNROLL_TWICE for (int part = 0; part < APART; part++) {
             const int v = pair + part;
-            if (B % 2 == 0 && FIRST == 0 && v % 2 == 0)  // a cache line holds two vectors
-                __builtin_prefetch((const char*)(from + v * VECTOR_WORDS) + AHEAD);
+            if (FIRST == 0 && v % 2 == 0)  // a cache line holds two vectors
+                for (int w = 0; w < words_of(B); w++)
+                    __builtin_prefetch((const char*)(from + v * VECTOR_WORDS + w * plane) + AHEAD);
             Bytes w[words_of(B)];
             load_words<B>(from + v * VECTOR_WORDS, plane, w);
             for (int p = FIRST; p < FIRST + S * R; p++) {
