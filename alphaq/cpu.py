@@ -215,6 +215,7 @@ def _as(v, dtype):
 # %% ../nbs/48_cpu.ipynb #bf4b7131
 _kinds = {torch.float32: 0, torch.bfloat16: 1}  # of weights, as the kernel calls them
 
+# %% ../nbs/48_cpu.ipynb #66cf22f9
 def dense_rows(
     t:Table,         # of matrices
     index:int,       # which of them
@@ -222,7 +223,7 @@ def dense_rows(
     count:int=None,  # of rows; all that follow unless said
     threads:int=None,
     instructions:str=None, # a name of `SETS`; the best of this machine unless said
-    out:Tensor=None, # `[count, in]` float32, or bfloat16 for weights rounded to it; float32 unless said
+    out:Tensor=None, # `[count, in]` float32, or bfloat16 to round to it; float32 unless said
 )->Tensor:           # `[count, in]`
     "Rows of one matrix as weights, to the bit what its codes mean ({eq}`eq-grid`)."
     library = kernel()
