@@ -1710,13 +1710,16 @@ const uint8_t* codes_of_row(const Matrix& m, const Shape& shape, int64_t row) {
     return mine.codes.data();
 }
 
+struct Grid { float scale, zero; };
+Grid grid_of(const Matrix& m, int64_t group) {
+    return {half_to_float(m.scale[group]), (float)m.zero[group] * .0625f};
+}
+
 // One row as weights: scale times the difference of code and zero point, rounded once.
 ALPHAQ_TARGET void dequantize(const Matrix& m, const Shape& shape, int64_t row, float* out) {
     const uint8_t* codes = codes_of_row(m, shape, row);
     for (int64_t g = 0; g < shape.groups(); g++) {
-        const int64_t from = row * shape.groups() + g;
-        const float scale = half_to_float(m.scale[from]);
-        const float zero = (float)m.zero[from] * .0625f;
+        const auto [scale, zero] = grid_of(m, row * shape.groups() + g);
         for (int64_t i = g * shape.group; i < (g + 1) * shape.group; i++)
             out[i] = scale * ((float)codes[i] - zero);
     }
@@ -1726,9 +1729,7 @@ ALPHAQ_TARGET void dequantize(const Matrix& m, const Shape& shape, int64_t row, 
 ALPHAQ_TARGET void dequantize16(const Matrix& m, const Shape& shape, int64_t row, uint16_t* out) {
     const uint8_t* codes = codes_of_row(m, shape, row);
     for (int64_t g = 0; g < shape.groups(); g++) {
-        const int64_t from = row * shape.groups() + g;
-        const float scale = half_to_float(m.scale[from]);
-        const float zero = (float)m.zero[from] * .0625f;
+        const auto [scale, zero] = grid_of(m, row * shape.groups() + g);
         int64_t i = g * shape.group;
         const int64_t end = i + shape.group;
 #if ALPHAQ_VECTORS

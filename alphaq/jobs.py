@@ -26,7 +26,8 @@ import torch
 from threadpoolctl import threadpool_limits
 
 import alphaq
-from . import esd, farms, grid, hill, noise, scores, signals
+from . import (checkpoint, dialects, esd, farms, formats, grid, hill, noise, scores,
+                    signals)
 from .checkpoint import Checkpoint
 from .console import Takes, foretell, measured_seconds, program_bytes
 from .core import (AlphaqError, BusyError, UnreachableError, alone, cache_dir, check_free,
@@ -337,8 +338,9 @@ def _continued(out, job, engine, overwrite):
 
 # %% ../nbs/27_jobs.ipynb #5c0a11f2
 def _code():
-    "What identifies the code that scores: once mended, its tables are others."
-    return [sha256(m.__file__) for m in (esd, farms, grid, hill, noise, scores, signals)]
+    "What identifies the code that reads and scores: once mended, its tables are others."
+    return [sha256(m.__file__) for m in (checkpoint, dialects, esd, farms, formats, grid, hill,
+                                         noise, scores, signals)]
 
 def remembered(
     job:ScoreJob,
@@ -355,10 +357,11 @@ def score_once(
 )->list:               # `Score` of every projection, in order
     "Score a checkpoint, or read what an earlier run has scored; stopped, the next one continues."
     path = remembered(job)
+    if path is None: return score_all(job, engine)
     with ExitStack() as held:
         try: held.enter_context(alone(path))
         # another run is at it, or there is no room or right to write: nothing is remembered
-        except (BusyError, OSError, TypeError): return score_all(job, engine)
+        except (BusyError, OSError): return score_all(job, engine)
         if path.is_file():
             with suppress(AlphaqError): return read_scores(path)
         return _continued(path, job, engine, True)
