@@ -17,6 +17,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <mutex>
 #include <new>
 #include <thread>
@@ -38,6 +39,7 @@
 #endif
 
 #define INLINE inline __attribute__((always_inline))
+#define APART __attribute__((noinline))
 #define UNROLL _Pragma("GCC unroll 8")
 #define UNROLL_TWICE _Pragma("GCC unroll 2")
 
@@ -66,6 +68,9 @@ constexpr float ROUGH = .008f;   // share of an activation that int8 may take aw
 constexpr int AHEAD = 4096;      // bytes that are asked for before they are needed
 constexpr int SUMS_AT_ONCE = 8;  // vectors of integer sums that stay in registers
 constexpr int64_t ENOUGH = 1 << 19;  // weights worth one more thread: some ten microseconds
+constexpr int64_t MANY = 10;         // tokens from which on codes are laid out for them
+constexpr int64_t PANEL = 1024;      // inputs that are laid out at once, or a block
+constexpr int64_t MOST = 1 << 23;    // numbers between gate and down at once: 32 MiB
 
 constexpr int fields_of(int bits) { return bits == 3 ? 16 : 16 / bits; }
 constexpr int words_of(int bits) { return bits == 3 ? 3 : 1; }
@@ -109,6 +114,28 @@ struct Layout {
         blocks = slices / slice;
         tile_words = TILE * padded * bits / 16;
     }
+    int64_t block() const { return padded / blocks; }  // inputs of a block
+
+    // In a panel, 64 rows of an input lie side by side. A field of 128 places would be 8 KiB, so
+    // that what is written together would fall into the same few lines of a cache: one line more.
+    int64_t field_bytes() const { return TILE * slice + (slice == 128 ? 64 : 0); }
+    int64_t block_bytes() const { return block() / slice * field_bytes(); }
+    int64_t place(int64_t input) const {
+        return input / slice * field_bytes() + input % slice * TILE;
+    }
+    // Up to where inputs follow each other without a gap.
+    int64_t end_of(int64_t input, int64_t stop) const {
+        return slice == 128 ? std::min(stop, (input / slice + 1) * slice) : stop;
+    }
+};
+
+// Memory that nobody fills before it is used: pages that are not used are never there.
+template <class T> struct Room {
+    std::unique_ptr<T[]> held;
+    void resize(int64_t n) { held.reset(new T[n]); }
+    T* data() const { return held.get(); }
+    bool empty() const { return !held; }
+    T& operator[](int64_t i) const { return held[i]; }
 };
 
 // How the direct kernel walks along a row. Sums of products stay integers for `unit` inputs of a
@@ -169,14 +196,14 @@ struct Walk {
 struct Activations {
     const float* x;                 // [tokens, cols]
     int64_t tokens, cols, group, groups;
-    std::vector<int8_t> codes;      // [2 tokens, cols]
-    std::vector<float> step;        // [2 tokens, groups]
-    std::vector<float> sum;         // [2 tokens, groups] of activations as int8, sixteenths
-    std::vector<float> plain_sum;   // [tokens, groups] of activations as they are, sixteenths
+    Room<int8_t> codes;             // [2 tokens, cols]
+    Room<float> step;               // [2 tokens, groups]
+    Room<float> sum;                // [2 tokens, groups] of activations as int8, sixteenths
+    Room<float> plain_sum;          // [tokens, groups] of activations as they are, sixteenths
     std::vector<uint8_t> rough;     // [tokens] that eight bits do not bear
     Walk walk[5];                   // by width
-    std::vector<int8_t> ordered[5]; // [2 tokens, padded], in the order of the walk
-    std::vector<float> steps[5];    // [2 tokens, sums, 8]
+    Room<int8_t> ordered[5];        // [2 tokens, padded], in the order of the walk
+    Room<float> steps[5];           // [2 tokens, sums, 8]
 
     Activations(const float* x, int64_t tokens, int64_t cols, int64_t group, Mode mode)
         : x(x), tokens(tokens), cols(cols), group(group), groups(cols / group) {
@@ -193,7 +220,7 @@ struct Activations {
     void expect(int bits) {
         walk[bits] = Walk(bits, Shape{1, cols, group});
         if (!walk[bits].unit) return;
-        ordered[bits].assign(2 * tokens * Layout(bits, cols).padded, 0);
+        ordered[bits].resize(2 * tokens * Layout(bits, cols).padded);
         steps[bits].resize(2 * tokens * walk[bits].sums * 8);
     }
 
@@ -231,8 +258,8 @@ struct Activations {
             return;
         }
         for (int64_t i = 0; i < unit; i++) {  // where zero codes were appended
-            if (low + i < cols) to[i / 4 * 8 + i % 4] = from[low + i];
-            if (high + i < cols) to[i / 4 * 8 + 4 + i % 4] = from[high + i];
+            to[i / 4 * 8 + i % 4] = low + i < cols ? from[low + i] : 0;
+            to[i / 4 * 8 + 4 + i % 4] = high + i < cols ? from[high + i] : 0;
         }
     }
 
@@ -257,6 +284,10 @@ struct Scratch {
     std::vector<uint8_t> codes;   // rows that were taken apart
     std::vector<float> gate, up;  // [slots, 64]
     std::vector<float> left;      // of a token that was quantized
+    std::vector<uint8_t> panel;   // codes of a tile, [inputs / 4, 64, 4]; see Layout::place
+    std::vector<float> columns;   // scales of a tile, then its zero points, [groups, 64]
+    std::vector<int64_t> who;     // rows of activations
+    std::vector<float*> to;       // and where their products belong
     // tokens multiplied by words, by words twice, and by codes taken apart
     std::vector<int64_t> direct, twice, apart;
 };
@@ -273,6 +304,10 @@ struct Kernels {
     // products of a tile's rows with some tokens, y is [count, 64]
     void (*tile)(const Matrix&, const Shape&, int64_t tile, const Activations&,
                  const int64_t* tokens, int64_t count, Mode, float* y);
+    // the same for many tokens in fast mode
+    void (*panels)(const Matrix&, const Shape&, int64_t tile, const Activations&,
+                   const int64_t* tokens, int64_t count, float* y);
+    void (*gated)(float* gate, const float* up, int64_t n);  // gate = SiLU(gate) * up
     void (*dequantize)(const Matrix&, const Shape&, int64_t row, float* out);
     void (*dequantize16)(const Matrix&, const Shape&, int64_t row, uint16_t* out);  // bfloat16
     float (*dot16)(const uint16_t* w, const float* x, int64_t n);  // bfloat16, for comparison
@@ -419,12 +454,14 @@ Status parallel(int64_t count, int threads, F& each) {
 // ------------------------------------------------------------------- part 2, for each set in turn
 
 #define ALPHAQ_SET scalar
+#define ALPHAQ_REGISTERS 0
 #define ALPHAQ_VECTORS 0
 #define ALPHAQ_TARGET
 #include "cpu.cpp"
 
 #if defined(__x86_64__)
 #define ALPHAQ_SET avx2
+#define ALPHAQ_REGISTERS 16
 #define ALPHAQ_VECTORS 1
 #define ALPHAQ_TARGET __attribute__((target("avx2,fma,f16c")))
 #define ALPHAQ_DOT(sum, q, x) add_products(sum, q, x)
@@ -432,6 +469,7 @@ Status parallel(int64_t count, int threads, F& each) {
 
 #ifndef ALPHAQ_FEW  // what compiles the file over and over leaves these out
 #define ALPHAQ_SET avxvnni
+#define ALPHAQ_REGISTERS 16
 #define ALPHAQ_VECTORS 2
 #ifdef ALPHAQ_EMULATE  // the same walk without the instruction, so that any machine can test it
 #define ALPHAQ_TARGET __attribute__((target("avx2,fma,f16c")))
@@ -444,6 +482,7 @@ Status parallel(int64_t count, int threads, F& each) {
 #include "cpu.cpp"
 
 #define ALPHAQ_SET avx512vnni
+#define ALPHAQ_REGISTERS 32
 #define ALPHAQ_VECTORS 2
 #ifdef ALPHAQ_EMULATE
 #define ALPHAQ_TARGET __attribute__((target("avx2,fma,f16c")))
@@ -457,6 +496,7 @@ Status parallel(int64_t count, int threads, F& each) {
 #endif
 #elif defined(__aarch64__)
 #define ALPHAQ_SET neon
+#define ALPHAQ_REGISTERS 16
 #define ALPHAQ_VECTORS 2
 #if defined(__clang__)
 #define ALPHAQ_TARGET __attribute__((target("dotprod")))
@@ -513,6 +553,11 @@ const Kernels* kernels_of(int set) {
     return set >= 0 && set < SET_COUNT && RUNS[set] ? SETS[set] : nullptr;
 }
 
+// Whether so many tokens meet a matrix as a panel of codes.
+bool in_panels(const Kernels& set, const Shape& shape, int64_t tokens, Mode mode) {
+    return mode == FAST && set.direct && shape.group % 4 == 0 && tokens >= MANY;
+}
+
 bool sound(const Matrix& m) { return m.words && m.scale && m.zero && m.bits >= 1 && m.bits <= 4; }
 bool sound(const Shape& s) {
     return s.rows > 0 && s.cols > 0 && s.group > 0 && s.cols % s.group == 0
@@ -522,8 +567,6 @@ int64_t tiles(int64_t rows) { return (rows + TILE - 1) / TILE; }
 int64_t tile_rows(int64_t rows, int64_t tile) {
     return std::min<int64_t>(TILE, rows - tile * TILE);
 }
-
-float silu(float v) { return v / (1.f + std::exp(-v)); }
 
 // ---- weights that lie in a file
 
@@ -569,6 +612,13 @@ void ask_for(const Matrix& m, const Shape& shape) {
     ask_for(m.zero, cells);
 }
 
+// Products of a tile's rows with some tokens, y is [count, 64].
+void multiply(const Kernels& set, const Matrix& m, const Shape& shape, int64_t tile,
+              const Activations& x, const int64_t* tokens, int64_t count, Mode mode, float* y) {
+    if (in_panels(set, shape, count, mode)) set.panels(m, shape, tile, x, tokens, count, y);
+    else set.tile(m, shape, tile, x, tokens, count, mode, y);
+}
+
 // A call to the experts of a layer.
 struct Layer {
     const Kernels& set;
@@ -585,7 +635,7 @@ struct Layer {
     std::vector<int64_t> begin;    // of each visited expert's places, and the end
     std::vector<int64_t> slot;     // place to slot, sorted by expert
     std::vector<int64_t> token;    // place to token
-    std::vector<float> hidden;     // [places, inner]
+    Room<float> hidden;            // [places, inner]
 
     Status sort(const int64_t* index, int64_t slots, int64_t experts);
     Status prepare(Activations& x, bool down_side);
@@ -626,6 +676,7 @@ Status Layer::prepare(Activations& x, bool down_side) {
     std::vector<uint8_t> wanted(x.tokens * 5, 0);  // [rows of x, width]
     if (mode == FAST && set.direct) for (size_t v = 0; v < visited.size(); v++) {
         const int64_t e = visited[v];
+        if (in_panels(set, down_side ? out_of : into, count(v), mode)) continue;
         for (int64_t place = begin[v]; place < begin[v + 1]; place++) {
             if (down_side) wanted[place * 5 + down[e].bits] = width[down[e].bits] = true;
             else for (const Matrix* m : {gate + e, up + e})
@@ -648,13 +699,12 @@ Status Layer::gate_and_up(const Activations& x) {
         mine.gate.resize(n * TILE);
         mine.up.resize(n * TILE);
         const int64_t* who = token.data() + begin[v];
-        set.tile(gate[visited[v]], into, tile, x, who, n, mode, mine.gate.data());
-        set.tile(up[visited[v]], into, tile, x, who, n, mode, mine.up.data());
-        for (int64_t i = 0; i < n; i++) {
-            float* to = hidden.data() + (begin[v] + i) * inner + tile * TILE;
-            for (int64_t r = 0; r < tile_rows(inner, tile); r++)
-                to[r] = silu(mine.gate[i * TILE + r]) * mine.up[i * TILE + r];
-        }
+        multiply(set, gate[visited[v]], into, tile, x, who, n, mode, mine.gate.data());
+        multiply(set, up[visited[v]], into, tile, x, who, n, mode, mine.up.data());
+        set.gated(mine.gate.data(), mine.up.data(), n * TILE);
+        for (int64_t i = 0; i < n; i++)
+            std::memcpy(hidden.data() + (begin[v] + i) * inner + tile * TILE,
+                        mine.gate.data() + i * TILE, sizeof(float) * tile_rows(inner, tile));
     };
     return parallel((int64_t)visited.size() * each_expert,
                     worth(2 * (int64_t)token.size() * inner * into.cols, threads), each);
@@ -671,7 +721,8 @@ Status Layer::down_and_sum(const Activations& h) {
             mine.gate.resize(n * TILE);
             places.clear();
             for (int64_t place = begin[v]; place < begin[v + 1]; place++) places.push_back(place);
-            set.tile(down[visited[v]], out_of, tile, h, places.data(), n, mode, mine.gate.data());
+            multiply(set, down[visited[v]], out_of, tile, h, places.data(), n, mode,
+                     mine.gate.data());
             for (int64_t i = 0; i < n; i++) {
                 const int64_t place = begin[v] + i;
                 float* to = out + token[place] * outputs + tile * TILE;
@@ -688,7 +739,8 @@ Status run_linear(const Matrix& m, const Shape& shape, const float* x, int64_t t
                   Mode mode, int threads, const Kernels& set) {
     if (reading()) ask_for(m, shape);
     Activations input(x, tokens, shape.cols, shape.group, mode);
-    if (mode == FAST && set.direct) input.expect((int)m.bits);
+    if (mode == FAST && set.direct && !in_panels(set, shape, tokens, mode))
+        input.expect((int)m.bits);
     auto ready = [&](int64_t t) {
         set.quantize(input, t, mode);
         input.order((int)m.bits, t);
@@ -700,7 +752,7 @@ Status run_linear(const Matrix& m, const Shape& shape, const float* x, int64_t t
     auto each = [&](int64_t tile) {
         Scratch& mine = scratch();
         mine.gate.resize(tokens * TILE);
-        set.tile(m, shape, tile, input, who.data(), tokens, mode, mine.gate.data());
+        multiply(set, m, shape, tile, input, who.data(), tokens, mode, mine.gate.data());
         for (int64_t t = 0; t < tokens; t++)
             std::memcpy(y + t * shape.rows + tile * TILE, mine.gate.data() + t * TILE,
                         sizeof(float) * tile_rows(shape.rows, tile));
@@ -769,10 +821,18 @@ EXPORT int alphaq_experts(const Matrix* matrices, int64_t experts, int64_t hidde
     if (!kernels || !sound(into) || !sound(out_of) || tokens < 1 || slots_per_token < 1
         || experts < 1) return BAD_ARGUMENT;
     for (int64_t i = 0; i < 3 * experts; i++) if (!sound(matrices[i])) return BAD_ARGUMENT;
+    // as many tokens at once as memory is granted for, parts of one size
+    const int64_t most = std::max<int64_t>(1, MOST / (inner * slots_per_token));
+    const int64_t parts = (tokens + most - 1) / most, some = (tokens + parts - 1) / parts;
     try {
-        Layer layer{*kernels, matrices, matrices + experts, matrices + 2 * experts, into, out_of,
-                    weights, out, slots_per_token, (Mode)mode, threads, {}, {}, {}, {}, {}};
-        return run_experts(layer, x, tokens, index, experts);
+        for (int64_t t = 0; t < tokens; t += some) {
+            Layer layer{*kernels, matrices, matrices + experts, matrices + 2 * experts, into,
+                        out_of, weights + t * slots_per_token, out + t * hidden, slots_per_token,
+                        (Mode)mode, threads, {}, {}, {}, {}, {}};
+            if (Status failed = run_experts(layer, x + t * hidden, std::min(some, tokens - t),
+                                            index + t * slots_per_token, experts)) return failed;
+        }
+        return OK;
     } catch (const std::bad_alloc&) { return NO_MEMORY; }
 }
 
@@ -900,18 +960,43 @@ ALPHAQ_TARGET INLINE Bytes field(Bytes words, int by, int mask) {
 
 ALPHAQ_TARGET INLINE Bytes added(Bytes a, Bytes b) { return _mm256_add_epi32(a, b); }
 
+ALPHAQ_TARGET INLINE void store_bytes(void* to, Bytes v) { _mm256_storeu_si256((Bytes*)to, v); }
+ALPHAQ_TARGET INLINE Bytes four_bytes(const int8_t* from) {
+    int four;
+    std::memcpy(&four, from, 4);
+    return _mm256_set1_epi32(four);
+}
+
+// Eight vectors of eight times four bytes: number j of vector i to number i of vector j.
+ALPHAQ_TARGET INLINE void transpose(Bytes* v) {
+    Bytes a[8], b[8];
+    for (int i = 0; i < 8; i += 2) {
+        a[i] = _mm256_unpacklo_epi32(v[i], v[i + 1]);
+        a[i + 1] = _mm256_unpackhi_epi32(v[i], v[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) for (int j = 0; j < 2; j++) {
+        b[i + 2 * j] = _mm256_unpacklo_epi64(a[i + j], a[i + j + 2]);
+        b[i + 2 * j + 1] = _mm256_unpackhi_epi64(a[i + j], a[i + j + 2]);
+    }
+    for (int i = 0; i < 4; i++) {
+        v[i] = _mm256_permute2x128_si256(b[i], b[i + 4], 0x20);
+        v[i + 4] = _mm256_permute2x128_si256(b[i], b[i + 4], 0x31);
+    }
+}
+
 // Sums of products of unsigned codes and signed activations. Without an instruction that adds
 // four of them to 32 bits, pairs are added to 16 bits and widened once a run is complete.
 #if ALPHAQ_VECTORS == 1
 ALPHAQ_TARGET INLINE Bytes add_products(Bytes sum, Bytes q, Bytes x) {
     return _mm256_add_epi16(sum, _mm256_maddubs_epi16(q, x));
 }
-ALPHAQ_TARGET INLINE Floats to_floats(Bytes sum) {
-    return _mm256_cvtepi32_ps(_mm256_madd_epi16(sum, _mm256_set1_epi16(1)));
+ALPHAQ_TARGET INLINE Bytes widened(Bytes sum) {
+    return _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
 }
 #else
-ALPHAQ_TARGET INLINE Floats to_floats(Bytes sum) { return _mm256_cvtepi32_ps(sum); }
+ALPHAQ_TARGET INLINE Bytes widened(Bytes sum) { return sum; }
 #endif
+ALPHAQ_TARGET INLINE Floats wide_floats(Bytes sum) { return _mm256_cvtepi32_ps(sum); }
 
 ALPHAQ_TARGET INLINE Floats no_floats() { return _mm256_setzero_ps(); }
 ALPHAQ_TARGET INLINE Floats all_same(float v) { return _mm256_set1_ps(v); }
@@ -1042,6 +1127,39 @@ ALPHAQ_TARGET INLINE Bytes added(Bytes a, Bytes b) {
     return {half_added(a.a, b.a), half_added(a.b, b.b)};
 }
 
+ALPHAQ_TARGET INLINE void store_bytes(void* to, Bytes v) {
+    vst1q_u8((uint8_t*)to, v.a);
+    vst1q_u8((uint8_t*)to + 16, v.b);
+}
+ALPHAQ_TARGET INLINE Bytes four_bytes(const int8_t* from) {
+    uint32_t four;
+    std::memcpy(&four, from, 4);
+    const uint8x16_t v = vreinterpretq_u8_u32(vdupq_n_u32(four));
+    return {v, v};
+}
+
+// Four vectors of four times four bytes: number j of vector i to number i of vector j.
+ALPHAQ_TARGET INLINE void transpose_four(uint8x16_t& a, uint8x16_t& b, uint8x16_t& c,
+                                         uint8x16_t& d) {
+    const uint32x4x2_t ab = vtrnq_u32(vreinterpretq_u32_u8(a), vreinterpretq_u32_u8(b));
+    const uint32x4x2_t cd = vtrnq_u32(vreinterpretq_u32_u8(c), vreinterpretq_u32_u8(d));
+    uint8x16_t* const to[4] = {&a, &b, &c, &d};
+    for (int i = 0; i < 2; i++) {
+        *to[i] = vreinterpretq_u8_u32(vcombine_u32(vget_low_u32(ab.val[i]),
+                                                   vget_low_u32(cd.val[i])));
+        *to[i + 2] = vreinterpretq_u8_u32(vcombine_u32(vget_high_u32(ab.val[i]),
+                                                       vget_high_u32(cd.val[i])));
+    }
+}
+// Eight vectors of eight.
+ALPHAQ_TARGET INLINE void transpose(Bytes* v) {
+    for (int i = 0; i < 8; i += 4) {
+        transpose_four(v[i].a, v[i + 1].a, v[i + 2].a, v[i + 3].a);
+        transpose_four(v[i].b, v[i + 1].b, v[i + 2].b, v[i + 3].b);
+    }
+    for (int i = 0; i < 4; i++) std::swap(v[i].b, v[i + 4].a);
+}
+
 // Codes are below 128, so that they may count as signed.
 ALPHAQ_TARGET INLINE uint8x16_t half_products(uint8x16_t sum, uint8x16_t q, uint8x16_t x) {
     return vreinterpretq_u8_s32(vdotq_s32(vreinterpretq_s32_u8(sum), vreinterpretq_s8_u8(q),
@@ -1050,7 +1168,8 @@ ALPHAQ_TARGET INLINE uint8x16_t half_products(uint8x16_t sum, uint8x16_t q, uint
 ALPHAQ_TARGET INLINE Bytes add_products(Bytes sum, Bytes q, Bytes x) {
     return {half_products(sum.a, q.a, x.a), half_products(sum.b, q.b, x.b)};
 }
-ALPHAQ_TARGET INLINE Floats to_floats(Bytes sum) {
+ALPHAQ_TARGET INLINE Bytes widened(Bytes sum) { return sum; }
+ALPHAQ_TARGET INLINE Floats wide_floats(Bytes sum) {
     return {vcvtq_f32_s32(vreinterpretq_s32_u8(sum.a)), vcvtq_f32_s32(vreinterpretq_s32_u8(sum.b))};
 }
 
@@ -1130,6 +1249,8 @@ ALPHAQ_TARGET INLINE Floats eight_totals(const Floats* v) {
 
 // ---- products in these terms
 
+ALPHAQ_TARGET INLINE Floats to_floats(Bytes sum) { return wide_floats(widened(sum)); }
+
 // The words of 16 places, `step` words apart at three bits.
 template <int B>
 ALPHAQ_TARGET INLINE void load_words(const uint16_t* from, int64_t step, Bytes* words) {
@@ -1161,11 +1282,11 @@ template <int B, int R, int V, int T, int FIRST, int S>
 ALPHAQ_TARGET INLINE void multiply_places(const uint16_t* from, int64_t plane,
                                           const int8_t* const* x, Bytes (*sums)[T]) {
     // a product added to 32 bits waits for the one before; few sums leave registers for two of each
-    constexpr int APART = ALPHAQ_VECTORS == 2 && S * T <= 4 && V > 1 ? 2 : 1;
-    Bytes parts[APART][S][T];
-    for (int i = 0; i < APART * S * T; i++) parts[i / (S * T)][i / T % S][i % T] = no_bytes();
-    UNROLL_TWICE for (int pair = 0; pair < V; pair += APART) {
-        UNROLL_TWICE for (int part = 0; part < APART; part++) {
+    constexpr int PARTS = ALPHAQ_VECTORS == 2 && S * T <= 4 && V > 1 ? 2 : 1;
+    Bytes parts[PARTS][S][T];
+    for (int i = 0; i < PARTS * S * T; i++) parts[i / (S * T)][i / T % S][i % T] = no_bytes();
+    UNROLL_TWICE for (int pair = 0; pair < V; pair += PARTS) {
+        UNROLL_TWICE for (int part = 0; part < PARTS; part++) {
             const int v = pair + part;
             if (FIRST == 0 && v % 2 == 0)  // a cache line holds two vectors
                 for (int w = 0; w < words_of(B); w++)
@@ -1183,7 +1304,7 @@ ALPHAQ_TARGET INLINE void multiply_places(const uint16_t* from, int64_t plane,
     }
     for (int i = 0; i < S * T; i++) {
         const Bytes& first = parts[0][i / T][i % T];
-        sums[i / T][i % T] = APART == 2 ? added(first, parts[APART - 1][i / T][i % T]) : first;
+        sums[i / T][i % T] = PARTS == 2 ? added(first, parts[PARTS - 1][i / T][i % T]) : first;
     }
 }
 
@@ -1479,6 +1600,197 @@ ALPHAQ_TARGET uint64_t read(const char* bytes, int64_t n) {
     return digest(differing(differing(all[0], all[1]), differing(all[2], all[3])));
 }
 
+// ---- many tokens: a tile's codes lie as bytes, four inputs of 64 rows side by side
+
+constexpr int LANES = 8;  // rows in a vector of the panel
+// vectors of codes and tokens whose sums stay in registers
+constexpr int HIGH = ALPHAQ_REGISTERS >= 32 ? 4 : 2, BROAD = ALPHAQ_REGISTERS >= 32 ? 6 : 4;
+constexpr int64_t QUAD = 4 * TILE;  // bytes of four inputs
+
+// One block of a tile: eight rows of words at a time, turned so that rows lie side by side.
+template <int B>
+ALPHAQ_TARGET void lay_block(const uint16_t* words, int64_t rows, const Layout& at,
+                             uint8_t* panel) {
+    const int64_t plane = rows * at.slice;
+    for (int64_t v = 0; v < at.slice; v += VECTOR_WORDS)
+        for (int64_t first = 0; first < rows; first += LANES) {
+            Bytes w[LANES][words_of(B)], codes[LANES];
+            for (int r = 0; r < LANES; r++) {  // a tile may end before eight rows do
+                const uint16_t* row = words + std::min(first + r, rows - 1) * at.slice + v;
+                load_words<B>(row, plane, w[r]);
+                if (v % (2 * VECTOR_WORDS) == 0)  // a cache line of the next block
+                    for (int i = 0; i < words_of(B); i++)
+                        __builtin_prefetch(row + (words_of(B) + i) * plane, 0, 2);
+            }
+            if constexpr (B != 3) transpose(w[0]);
+            uint8_t* to = panel + v * TILE + 4 * first;
+            for (int p = 0; p < pairs_of(B); p++) {
+                for (int r = 0; r < LANES; r++) codes[r] = codes_of<B>(w[r], p);
+                if constexpr (B == 3) transpose(codes);
+                uint8_t* low = to + low_field(B, p) * at.field_bytes();
+                uint8_t* high = to + high_field(B, p) * at.field_bytes();
+                for (int i = 0; i < LANES; i += 2, low += QUAD, high += QUAD) {
+                    store_bytes(low, codes[i]);
+                    store_bytes(high, B == 3 ? field(codes[i + 1], 1, 0x7f7f) : codes[i + 1]);
+                }
+            }
+        }
+}
+
+// The same where a vector holds several rows.
+template <int B>
+ALPHAQ_TARGET void lay_short(const uint16_t* words, int64_t rows, const Layout& at,
+                             uint8_t* panel) {
+    Layout one = at;  // block
+    one.padded = at.block();
+    one.blocks = 1;
+    uint8_t codes[VECTOR_WORDS * 16 * VECTOR_WORDS / 2];
+    const int64_t together = VECTOR_WORDS / at.slice;
+    for (int64_t first = 0; first < rows; first += together) {
+        const int64_t some = std::min(together, rows - first);
+        take_apart<B>(words, rows, first, some, one, codes);
+        for (int64_t r = 0; r < some; r++)
+            for (int64_t k = 0; k < one.padded; k += 4)
+                std::memcpy(panel + at.place(k) + 4 * (first + r), codes + r * one.padded + k, 4);
+    }
+}
+
+// Products of `quads` times four inputs with 8 V rows and T tokens, added to nothing. A function of
+// its own: what else a caller does with so many sums would push them out of the registers.
+template <int V, int T>
+ALPHAQ_TARGET APART void add_quads(const uint8_t* panel, int64_t quads, const int8_t* const* x,
+                                   Bytes (*sums)[V]) {
+    Bytes mine[T][V];
+    for (auto& of_token : mine) for (Bytes& sum : of_token) sum = no_bytes();
+    for (int64_t q = 0; q < quads; q++, panel += QUAD)
+        UNROLL for (int t = 0; t < T; t++) {
+            const Bytes four = four_bytes(x[t] + 4 * q);
+            UNROLL for (int v = 0; v < V; v++)
+                mine[t][v] = ALPHAQ_DOT(mine[t][v], load(panel + 4 * LANES * v), four);
+        }
+    UNROLL for (int t = 0; t < T; t++)
+        UNROLL for (int v = 0; v < V; v++) sums[t][v] = mine[t][v];
+}
+
+// The same of any length, in sums of 32 bits. Where two products are added to 16 bits, these hold
+// eight of them, as in a run of the direct kernel.
+template <int V, int T>
+ALPHAQ_TARGET void add_group(const uint8_t* panel, int64_t quads, const int8_t* const* from,
+                             Bytes (*sums)[V]) {
+    constexpr int64_t RUN = 8;
+    if (ALPHAQ_VECTORS == 2) return add_quads<V, T>(panel, quads, from, sums);
+    const int8_t* x[T];
+    std::copy(from, from + T, x);
+    for (int i = 0; i < V * T; i++) sums[i / V][i % V] = no_bytes();
+    for (int64_t q = 0; q < quads; q += RUN) {
+        Bytes some[T][V];
+        add_quads<V, T>(panel + q * QUAD, std::min(RUN, quads - q), x, some);
+        for (int t = 0; t < T; t++) x[t] += 4 * RUN;
+        for (int i = 0; i < V * T; i++)
+            sums[i / V][i % V] = added(sums[i / V][i % V], widened(some[i / V][i % V]));
+    }
+}
+
+// What `quads` times four inputs of one group give to 8 V rows and T tokens.
+template <int V, int T>
+ALPHAQ_TARGET void multiply_panel(const uint8_t* panel, int64_t quads, const int8_t* const* x,
+                                  const float* step, const float* sum, const float* scale,
+                                  const float* zero, float* const* y, int64_t first) {
+    Bytes all[T][V];
+    add_group<V, T>(panel, quads, x, all);
+    for (int t = 0; t < T; t++)
+        UNROLL for (int v = 0; v < V; v++) {
+            const Floats inner = times(wide_floats(all[t][v]), all_same(step[t]));
+            const Floats centred = less(inner, load_floats(zero + LANES * v), all_same(sum[t]));
+            float* to = y[t] + first + LANES * v;
+            store(to, fused(centred, load_floats(scale + LANES * v), load_floats(to)));
+        }
+}
+
+using MultiplyPanel = void (*)(const uint8_t*, int64_t, const int8_t* const*, const float*,
+                               const float*, const float*, const float*, float* const*, int64_t);
+constexpr MultiplyPanel multiply_panels[] = {
+    multiply_panel<HIGH, 1>, multiply_panel<HIGH, 2>, multiply_panel<HIGH, 3>,
+    multiply_panel<HIGH, 4>, multiply_panel<HIGH, std::min(5, BROAD)>,
+    multiply_panel<HIGH, BROAD>};
+
+using LayBlock = void (*)(const uint16_t*, int64_t, const Layout&, uint8_t*);
+template <int B> LayBlock lay(const Layout& at) {
+    return at.slice < VECTOR_WORDS ? lay_short<B> : lay_block<B>;
+}
+LayBlock lay_for(int64_t bits, const Layout& at) {
+    return bits == 1 ? lay<1>(at) : bits == 2 ? lay<2>(at) : bits == 3 ? lay<3>(at) : lay<4>(at);
+}
+
+// Columns of a grid as rows: scales, then zero points. Rows that are not there count nothing.
+void turn_grid(const Matrix& m, const Shape& shape, int64_t tile, int64_t rows, Scratch& mine) {
+    const int64_t groups = shape.groups(), from = tile * TILE * groups;
+    mine.scale.resize(rows * groups);
+    halves_to_floats(m.scale + from, rows * groups, mine.scale.data());
+    mine.columns.resize(2 * groups * TILE);
+    for (int64_t g = 0; g < groups; g++) {
+        float* scale = mine.columns.data() + g * TILE;
+        float* zero = scale + groups * TILE;
+        for (int64_t r = 0; r < rows; r++) {
+            scale[r] = mine.scale[r * groups + g];
+            zero[r] = (float)m.zero[from + r * groups + g];
+        }
+        std::fill(scale + rows, scale + TILE, 0.f);
+        std::fill(zero + rows, zero + TILE, 0.f);
+    }
+}
+
+// Inputs `start` to `end` of one group, which the panel begins with, for all rows and tokens.
+void multiply_span(const uint8_t* panel, int64_t start, int64_t end, int64_t rows,
+                   const Activations& x, const Scratch& mine) {
+    const int64_t group = start / x.group, count = (int64_t)mine.who.size();
+    const bool last = end % x.group == 0;  // zero points take away once
+    const float* scale = mine.columns.data() + group * TILE;
+    const float* zero = scale + x.groups * TILE;
+    for (int64_t i = 0, left = (count + BROAD - 1) / BROAD; left > 0; left--) {
+        const int some = (int)((count - i + left - 1) / left);
+        const int8_t* codes[BROAD];
+        float step[BROAD], sum[BROAD];
+        for (int t = 0; t < some; t++) {
+            const int64_t row = mine.who[i + t];
+            codes[t] = x.codes.data() + row * x.cols + start;
+            step[t] = x.step[row * x.groups + group];
+            sum[t] = last ? x.sum[row * x.groups + group] : 0.f;
+        }
+        for (int64_t r = 0; r < rows; r += LANES * HIGH)
+            multiply_panels[some - 1](panel + 4 * r, (end - start) / 4, codes, step, sum,
+                                      scale + r, zero + r, mine.to.data() + i, r);
+        i += some;
+    }
+}
+
+void panels(const Matrix& m, const Shape& shape, int64_t tile, const Activations& x,
+            const int64_t* tokens, int64_t count, float* y) {
+    Scratch& mine = scratch();
+    const Layout at((int)m.bits, shape.cols);
+    const int64_t rows = std::min<int64_t>(TILE, shape.rows - tile * TILE);
+    turn_grid(m, shape, tile, rows, mine);
+    mine.who.clear();
+    mine.to.clear();
+    for (int64_t i = 0; i < count; i++) for (int part = 0; part <= x.rough[tokens[i]]; part++) {
+        mine.who.push_back(tokens[i] + part * x.tokens);
+        mine.to.push_back(y + i * TILE);
+    }
+    std::fill(y, y + count * TILE, 0.f);
+    const int64_t some = std::max<int64_t>(1, PANEL / at.block());
+    mine.panel.resize(some * at.block_bytes());
+    for (int64_t b = 0; b < at.blocks; b += some) {
+        for (int64_t i = b; i < std::min(at.blocks, b + some); i++)
+            lay_for(m.bits, at)(m.words + tile * at.tile_words + i * at.block() * m.bits / 16 * rows,
+                                rows, at, mine.panel.data() + (i - b) * at.block_bytes());
+        const int64_t begin = b * at.block(), stop = std::min(x.cols, begin + some * at.block());
+        for (int64_t k = begin, end; k < stop; k = end) {
+            end = at.end_of(k, std::min(stop, (k / x.group + 1) * x.group));
+            multiply_span(mine.panel.data() + at.place(k - begin), k, end, rows, x, mine);
+        }
+    }
+}
+
 #else  // the oracle: no vectors, one code at a time
 
 template <int B>
@@ -1548,6 +1860,8 @@ uint64_t read(const char* bytes, int64_t n) {
 template <int T>
 void tile_direct(const Matrix&, const Shape&, int64_t, const Activations&, const int64_t*,
                  const Scratch&, float* const*) {}
+void panels(const Matrix&, const Shape&, int64_t, const Activations&, const int64_t*, int64_t,
+            float*) {}
 
 #endif
 
@@ -1558,6 +1872,27 @@ using TakeApart = void (*)(const uint16_t*, int64_t, int64_t, int64_t, const Lay
 TakeApart take_apart_for(int64_t bits) {
     return bits == 1 ? take_apart<1> : bits == 2 ? take_apart<2>
          : bits == 3 ? take_apart<3> : take_apart<4>;
+}
+
+// SiLU(gate) * up, in operations that a compiler puts side by side; e^-v is 2^n times 2^f, f at
+// most a half, and that a sum of powers.
+ALPHAQ_TARGET void gated(float* gate, const float* up, int64_t n) {
+    constexpr float ROUND = 12582912.f;  // 1.5 * 2^23: what is added to it loses its fraction
+    for (int64_t i = 0; i < n; i++) {
+        const float bounded = std::min(126.f, std::max(-126.f, gate[i] * -1.44269504f));
+        const float whole = (bounded + ROUND) - ROUND, f = bounded - whole;
+        float power = 1.535336188e-4f;
+        power = power * f + 1.339887440e-3f;
+        power = power * f + 9.618437357e-3f;
+        power = power * f + 5.550332471e-2f;
+        power = power * f + 2.402264791e-1f;
+        power = power * f + 6.931472028e-1f;
+        power = power * f + 1.f;
+        const int32_t bits = ((int32_t)whole + 127) << 23;
+        float scale;
+        std::memcpy(&scale, &bits, 4);
+        gate[i] = gate[i] / (1.f + power * scale) * up[i];
+    }
 }
 
 // Activations of a group as int8 times a step. What is not finite makes the whole group NaN.
@@ -1740,14 +2075,15 @@ ALPHAQ_TARGET void dequantize16(const Matrix& m, const Shape& shape, int64_t row
     }
 }
 
-const Kernels kernels = {ALPHAQ_VECTORS != 0, quantize, tile, dequantize, dequantize16, dot16,
-                         read};
+const Kernels kernels = {ALPHAQ_VECTORS != 0, quantize, tile, panels, gated, dequantize,
+                         dequantize16, dot16, read};
 
 }  // namespace ALPHAQ_SET
 }  // namespace
 
 #undef ALPHAQ_SET
 #undef ALPHAQ_VECTORS
+#undef ALPHAQ_REGISTERS
 #undef ALPHAQ_TARGET
 #undef ALPHAQ_DOT
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['INT8', 'ROUGH', 'SETS', 'INTERFACE', 'MODES', 'BLOCK_TOKENS', 'BLOCK_BYTES', 'FEW', 'AHEAD', 'quantize_activations',
            'int8_product', 'rough_tokens', 'open_library', 'kernel', 'Table', 'table_key', 'arena_table', 'dense_rows',
-           'multiplies_bfloat16', 'kind_of_many', 'linear', 'expert_tables', 'experts', 'read_ahead', 'choose', 'using',
-           'exactly', 'mode', 'mode_for', 'packed_linear_op']
+           'has_tiles', 'kind_of_many', 'in_panels', 'linear', 'expert_tables', 'experts', 'read_ahead', 'choose',
+           'using', 'exactly', 'mode', 'mode_for', 'packed_linear_op']
 
 # %% ../nbs/48_cpu.ipynb #2c047aa2
 import ctypes
@@ -179,7 +179,7 @@ def _entries(words, scale, zero, widths, counts, shape, group_size):
 
 # %% ../nbs/48_cpu.ipynb #e5d7adb7
 MODES = ('spec', 'exact', 'fast')  # without the kernel, float32 activations, int8 activations
-BLOCK_TOKENS = 32                  # from here on weights are dequantized
+BLOCK_TOKENS = 32                  # from here on weights are dequantized, unless `in_panels`
 BLOCK_BYTES = 2**24                # of weights that are dequantized at once
 FEW = 256                          # tokens up to which weights are the left factor
 
@@ -243,16 +243,25 @@ def dense_rows(
 
 # %% ../nbs/48_cpu.ipynb #4681a2c1
 @lru_cache(None)
-def multiplies_bfloat16(
+def has_tiles(
 )->bool:
-    "Whether this processor multiplies bfloat16 itself; any other does float32 sooner."
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    "Whether this processor multiplies bfloat16 by tiles; any other does int8 sooner."
+    return torch.cpu._is_amx_tile_supported()
 
 def kind_of_many(
     mode:str, # of `MODES`
 )->torch.dtype:
-    "What `BLOCK_TOKENS` tokens or more are multiplied as: bfloat16 where it is quicker, or float32."
-    return torch.bfloat16 if mode == 'fast' and multiplies_bfloat16() else torch.float32
+    "What dequantized weights are multiplied as: bfloat16 where it is quicker, or float32."
+    return torch.bfloat16 if mode == 'fast' and has_tiles() else torch.float32
+
+def in_panels(
+    mode:str,        # of `MODES`
+    *group_sizes,    # inputs that share a scale
+)->bool:
+    "Whether the kernel multiplies any number of tokens by itself."
+    quicker = mode == 'fast' and not has_tiles() and _best(None) > 0
+    return quicker and not any(g % 4 for g in group_sizes)
+
 
 # %% ../nbs/48_cpu.ipynb #97c3b22e
 _rooms = local()  # of each thread: memory for a block, as fresh memory costs more than filling it
@@ -285,14 +294,14 @@ def linear(
     mode:str='fast',  # or 'exact'
     threads:int=None, # as torch has them unless said
     instructions:str=None, # a name of `SETS`; the best of this machine unless said
-)->Tensor:            # `[..., out]` float32, or what many tokens are multiplied as
+)->Tensor:            # `[..., out]` float32, or as `kind_of_many` says
     "Product with one packed matrix."
     (rows, cols), how = t.shape, _how(mode, threads, instructions)
     if x.shape[-1:] != (cols,):
         raise AlphaqError(f'a matrix {rows} x {cols} takes inputs [..., {cols}], '
                           f'got shape {tuple(x.shape)}')
     tokens = x.numel() // cols
-    if tokens >= BLOCK_TOKENS and instructions is None:
+    if tokens >= BLOCK_TOKENS and instructions is None and not in_panels(mode, t.group_size):
         return _blockwise(x, t, index, kind_of_many(mode))
     x, out = _as(x, torch.float32), torch.empty(*x.shape[:-1], rows)
     if not tokens: return out

@@ -278,7 +278,8 @@ class AlphaqExperts(nn.Module):
 
     def _by_kernel(self, x, index, weights, mode):
         "Experts with few tokens in one call, the others one after the other."
-        if x.shape[0] < cpu.BLOCK_TOKENS:
+        groups = [self._modules[role].group_size for role in ROLES]
+        if x.shape[0] < cpu.BLOCK_TOKENS or cpu.in_panels(mode, *groups):
             return cpu.experts(x, self.tables(), index, weights, mode).to(x.dtype)
         counts = torch.bincount(index.flatten(), minlength=self.num_experts + 1)
         many = (counts >= cpu.BLOCK_TOKENS)[index]

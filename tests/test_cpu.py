@@ -73,7 +73,7 @@ def test_three_hundred_layers():
     for n in range(300):
         ((inner, hidden), group) = next(shapes(1, rng, 96))
         other = rng.choice([g for g in GROUPS if inner % g == 0] + [inner])
-        experts, tokens = rng.randint(1, 5), rng.choice((1, 1, 2, 5, 9))
+        experts, tokens = rng.randint(1, 5), rng.choice((1, 1, 2, 5, 9, 30))
         grids = ((inner, hidden), group), ((inner, hidden), group), ((hidden, inner), other)
         tables, weights = zip(*(arena(experts, shape, g, rng) for shape, g in grids))
         tables = cpu.expert_tables(*tables)
@@ -116,7 +116,7 @@ def random_numbers(count, sets, seed=1):
     "Numbers of random cases: every width, mode and instruction set in turn."
     rng = random.Random(seed)
     for n, (shape, group) in enumerate(shapes(count, rng, 70)):
-        yield 1 + n % 4, shape, group, rng.choice((1, 2, 4, 7)), n // 4 % 2, rng.choice((1, 3)), sets[n // 8 % len(sets)]
+        yield 1 + n % 4, shape, group, rng.choice((1, 2, 4, 7, 11, 23)), n // 4 % 2, rng.choice((1, 3)), sets[n // 8 % len(sets)]
 
 def disagree(answers, made):
     "How many cases differ from what is meant."
@@ -165,6 +165,14 @@ FAULTS = {
     'lanes': ('lanes + j * LANES', 'lanes'),
     'left': ('x.x[token * x.cols + i] - step', 'x.x[token * x.cols + i] + step'),
     'rest': ('y[r] += rest[r]', 'y[r] += rest[0]'),
+    'turn': ('_mm256_permute2x128_si256(b[i], b[i + 4], 0x31)', 'b[i + 4]'),
+    'quad': ('four_bytes(x[t] + 4 * q)', 'four_bytes(x[t & 2] + 4 * q)'),
+    'run': ('added(sums[i / V][i % V], widened', 'added(no_bytes(), widened'),
+    'column': ('zero[r] = (float)m.zero[from + r * groups + g]', 'zero[r] = (float)m.zero[from + r * groups]'),
+    'once': ('last ? x.sum[row', 'true ? x.sum[row'),
+    'gap': ('slice == 128 ? std::min(stop, (input / slice + 1) * slice)', 'slice < 0 ? 0'),
+    'short': ('std::memcpy(panel + at.place(k) + 4 * (first + r)', 'std::memcpy(panel + at.place(k) + 4 * first'),
+    'part': ('mine.who.push_back(tokens[i] + part * x.tokens)', 'mine.who.push_back(tokens[i])'),
     'oracle': ('words[step] >> 15 << 1', 'words[step] >> 14 << 1'),
 }
 
@@ -181,8 +189,9 @@ def test_faults_are_seen(fault, tmp_path, monkeypatch):
     shutil.copy(ROOT/'tests/cpu_cases.cpp', tmp_path/'tests')
     monkeypatch.setattr('test_cpu.ROOT', tmp_path)
     number = 0 if fault == 'oracle' else 1
-    made = [*cases_of((bits, (70, cols), 128, tokens, 1, 1, number) for bits in (1, 2, 3, 4)
-                      for cols, tokens in ((768, 1), (1024, 1), (1408, 1), (1024, 2), (1408, 4)))]
+    made = [*cases_of((bits, (70, cols), group, tokens, 1, 1, number) for bits in (1, 2, 3, 4)
+                      for cols, tokens, group in ((768, 1, 128), (1024, 1, 128), (1408, 1, 128), (1024, 2, 128), (1408, 4, 128),
+                                                  (1024, 11, 256), (1408, 11, 128)))]
     assert disagree(run_cases(tmp_path, [c for c, *_ in made], '-O1', '-DALPHAQ_FEW'), made)
 
 @needs_compiler
