@@ -70,7 +70,9 @@ constexpr int SUMS_AT_ONCE = 8;  // vectors of integer sums that stay in registe
 constexpr int64_t ENOUGH = 1 << 19;  // weights worth one more thread: some ten microseconds
 constexpr int64_t MANY = 10;         // tokens from which on codes are laid out for them
 constexpr int64_t PANEL = 1024;      // inputs that are laid out at once, or a block
-constexpr int64_t MOST = 1 << 23;    // numbers between gate and down at once: 32 MiB
+constexpr int64_t MOST = 1 << 23;    // numbers between gate and down at once: 32 MiB,
+constexpr int64_t AT_LEAST = 64;     // or so many slots for each expert
+constexpr int64_t TOKENS = 512;      // that a task of a linear layer takes
 
 constexpr int fields_of(int bits) { return bits == 3 ? 16 : 16 / bits; }
 constexpr int words_of(int bits) { return bits == 3 ? 3 : 1; }
@@ -612,6 +614,13 @@ void ask_for(const Matrix& m, const Shape& shape) {
     ask_for(m.zero, cells);
 }
 
+// So many things in as few parts of one size as hold `most` each.
+struct Parts {
+    int64_t parts, some;
+    Parts(int64_t count, int64_t most)
+        : parts((count + most - 1) / most), some((count + parts - 1) / parts) {}
+};
+
 // Products of a tile's rows with some tokens, y is [count, 64].
 void multiply(const Kernels& set, const Matrix& m, const Shape& shape, int64_t tile,
               const Activations& x, const int64_t* tokens, int64_t count, Mode mode, float* y) {
@@ -749,15 +758,19 @@ Status run_linear(const Matrix& m, const Shape& shape, const float* x, int64_t t
     if (Status failed = parallel(tokens, readers, ready)) return failed;
     std::vector<int64_t> who(tokens);
     for (int64_t t = 0; t < tokens; t++) who[t] = t;
-    auto each = [&](int64_t tile) {
+    const Parts of(tokens, TOKENS);
+    auto each = [&](int64_t task) {
+        const int64_t tile = task / of.parts, first = task % of.parts * of.some;
+        const int64_t some = std::min(of.some, tokens - first);
         Scratch& mine = scratch();
-        mine.gate.resize(tokens * TILE);
-        multiply(set, m, shape, tile, input, who.data(), tokens, mode, mine.gate.data());
-        for (int64_t t = 0; t < tokens; t++)
-            std::memcpy(y + t * shape.rows + tile * TILE, mine.gate.data() + t * TILE,
+        mine.gate.resize(some * TILE);
+        multiply(set, m, shape, tile, input, who.data() + first, some, mode, mine.gate.data());
+        for (int64_t t = 0; t < some; t++)
+            std::memcpy(y + (first + t) * shape.rows + tile * TILE, mine.gate.data() + t * TILE,
                         sizeof(float) * tile_rows(shape.rows, tile));
     };
-    return parallel(tiles(shape.rows), worth(tokens * shape.rows * shape.cols, threads), each);
+    return parallel(tiles(shape.rows) * of.parts, worth(tokens * shape.rows * shape.cols, threads),
+                    each);
 }
 
 Status run_experts(Layer& layer, const float* x, int64_t tokens, const int64_t* index,
@@ -821,9 +834,12 @@ EXPORT int alphaq_experts(const Matrix* matrices, int64_t experts, int64_t hidde
     if (!kernels || !sound(into) || !sound(out_of) || tokens < 1 || slots_per_token < 1
         || experts < 1) return BAD_ARGUMENT;
     for (int64_t i = 0; i < 3 * experts; i++) if (!sound(matrices[i])) return BAD_ARGUMENT;
-    // as many tokens at once as memory is granted for, parts of one size
-    const int64_t most = std::max<int64_t>(1, MOST / (inner * slots_per_token));
-    const int64_t parts = (tokens + most - 1) / most, some = (tokens + parts - 1) / parts;
+    // as many tokens at once as memory is granted for; slots that are none need none
+    const int64_t slots = tokens * slots_per_token - std::count(
+        index, index + tokens * slots_per_token, experts);
+    const int64_t most = std::max(MOST / inner, AT_LEAST * experts);
+    const int64_t some = Parts(tokens, std::max<int64_t>(
+        1, slots > most ? tokens * most / slots : tokens)).some;
     try {
         for (int64_t t = 0; t < tokens; t += some) {
             Layer layer{*kernels, matrices, matrices + experts, matrices + 2 * experts, into,
@@ -1614,18 +1630,18 @@ ALPHAQ_TARGET void lay_block(const uint16_t* words, int64_t rows, const Layout& 
     const int64_t plane = rows * at.slice;
     for (int64_t v = 0; v < at.slice; v += VECTOR_WORDS)
         for (int64_t first = 0; first < rows; first += LANES) {
-            Bytes w[LANES][words_of(B)], codes[LANES];
+            Bytes w[LANES * words_of(B)], codes[LANES];
             for (int r = 0; r < LANES; r++) {  // a tile may end before eight rows do
                 const uint16_t* row = words + std::min(first + r, rows - 1) * at.slice + v;
-                load_words<B>(row, plane, w[r]);
+                load_words<B>(row, plane, w + r * words_of(B));
                 if (v % (2 * VECTOR_WORDS) == 0)  // a cache line of the next block
                     for (int i = 0; i < words_of(B); i++)
                         __builtin_prefetch(row + (words_of(B) + i) * plane, 0, 2);
             }
-            if constexpr (B != 3) transpose(w[0]);
+            if constexpr (B != 3) transpose(w);
             uint8_t* to = panel + v * TILE + 4 * first;
             for (int p = 0; p < pairs_of(B); p++) {
-                for (int r = 0; r < LANES; r++) codes[r] = codes_of<B>(w[r], p);
+                for (int r = 0; r < LANES; r++) codes[r] = codes_of<B>(w + r * words_of(B), p);
                 if constexpr (B == 3) transpose(codes);
                 uint8_t* low = to + low_field(B, p) * at.field_bytes();
                 uint8_t* high = to + high_field(B, p) * at.field_bytes();
@@ -1679,13 +1695,12 @@ ALPHAQ_TARGET void add_group(const uint8_t* panel, int64_t quads, const int8_t* 
                              Bytes (*sums)[V]) {
     constexpr int64_t RUN = 8;
     if (ALPHAQ_VECTORS == 2) return add_quads<V, T>(panel, quads, from, sums);
-    const int8_t* x[T];
-    std::copy(from, from + T, x);
     for (int i = 0; i < V * T; i++) sums[i / V][i % V] = no_bytes();
     for (int64_t q = 0; q < quads; q += RUN) {
+        const int8_t* x[T];
+        for (int t = 0; t < T; t++) x[t] = from[t] + 4 * q;
         Bytes some[T][V];
         add_quads<V, T>(panel + q * QUAD, std::min(RUN, quads - q), x, some);
-        for (int t = 0; t < T; t++) x[t] += 4 * RUN;
         for (int i = 0; i < V * T; i++)
             sums[i / V][i % V] = added(sums[i / V][i % V], widened(some[i / V][i % V]));
     }
@@ -1879,7 +1894,8 @@ TakeApart take_apart_for(int64_t bits) {
 ALPHAQ_TARGET void gated(float* gate, const float* up, int64_t n) {
     constexpr float ROUND = 12582912.f;  // 1.5 * 2^23: what is added to it loses its fraction
     for (int64_t i = 0; i < n; i++) {
-        const float bounded = std::min(126.f, std::max(-126.f, gate[i] * -1.44269504f));
+        const float v = std::max(gate[i], -87.f);  // below, SiLU is nothing; NaN stays
+        const float bounded = std::max(v * -1.44269504f, -126.f);
         const float whole = (bounded + ROUND) - ROUND, f = bounded - whole;
         float power = 1.535336188e-4f;
         power = power * f + 1.339887440e-3f;
@@ -1891,7 +1907,7 @@ ALPHAQ_TARGET void gated(float* gate, const float* up, int64_t n) {
         const int32_t bits = ((int32_t)whole + 127) << 23;
         float scale;
         std::memcpy(&scale, &bits, 4);
-        gate[i] = gate[i] / (1.f + power * scale) * up[i];
+        gate[i] = v / (1.f + power * scale) * up[i];
     }
 }
 

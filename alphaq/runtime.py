@@ -277,7 +277,7 @@ class AlphaqExperts(nn.Module):
         return self.one_by_one(hidden_states, top_k_index, top_k_weights, out)
 
     def _by_kernel(self, x, index, weights, mode):
-        "Experts with few tokens in one call, the others one after the other."
+        "All experts in one call, or those with few tokens, and the others one after the other."
         groups = [self._modules[role].group_size for role in ROLES]
         if x.shape[0] < cpu.BLOCK_TOKENS or cpu.in_panels(mode, *groups):
             return cpu.experts(x, self.tables(), index, weights, mode).to(x.dtype)

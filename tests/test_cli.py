@@ -46,7 +46,7 @@ def ok(run):
 
 @pytest.fixture(scope='module')
 def scores(home, ok):
-    ok('score', home/'toy', '-o', home/'s.csv')
+    assert ok('score', home/'toy', '-o', home/'s.csv')['coverage'] == '24 of 24 expert projections, 0 skipped'
     return home/'s.csv'
 
 @pytest.fixture(scope='module')
@@ -144,7 +144,7 @@ def test_recipes(home, run, ok, scores):
     assert 'names suit most' in run('export', home/'mlx.json', '--to', 'mlx', '-o', home/'block.json').stderr
     assert run('export', home/'mlx.json', '--to', 'mlx', '-o', home/'block.json', '--model', home/'toy', '--overwrite').stderr == ''
     asked = 'allocate', scores, '--bits', 2.5, '--target', 'vllm', '--model', home/'toy', '--measure', 'arithmetic'
-    measured = ok(*asked, '-o', home/'measured.json')
+    measured = ok(*asked, '-o', home/'vllm.json', '--overwrite')
     assert re.fullmatch(r'[+-]0\.\d{4} ± 0\.\d{4} nats per token of arithmetic above .*', measured['measured'])
     assert measured['price'] == held['price']
     foretold = ok(*asked, '-o', home/'later.json', '--dry-run')

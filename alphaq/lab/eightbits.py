@@ -66,12 +66,14 @@ def main(
     parser.add_argument('folder', help='a quantized one')
     parser.add_argument('--name', required=True, help='of the file of rows')
     parser.add_argument('--text', default='wikitext2')
+    parser.add_argument('--tokens', type=int, default=TOKENS, help='of an input')
     args = parser.parse_args(argv)
     if cpu.kernel() is None: raise AlphaqError('there is no kernel on this machine')
     model, tokenizer = load_model(args.folder)
     text = load_text(args.text)
-    kl = fast_divergence(model, beginnings(text.text, tokenizer.encode))
+    kl = fast_divergence(model, beginnings(text.text, tokenizer.encode, tokens=args.tokens))
     command = f'python -m alphaq.lab.eightbits FOLDER --name {args.name} --text {args.text}'
+    if args.tokens != TOKENS: command += f' --tokens {args.tokens}'
     config = open_folder(args.folder).config['quantization_config']
     header = provenance(command, text=text.name, text_sha256=text.sha256, places=PLACES,
                         set=cpu.SETS[cpu.kernel().alphaq_best_set()], rough=cpu.ROUGH,
