@@ -7,8 +7,8 @@ __all__ = ['MIXTURES', 'GROUP', 'WHOLE', 'NEAR', 'SHARED_BY', 'NEAR_WHOLE', 'CUT
            'plain_experts', 'plain_ways', 'product16', 'int4_way', 'mixed_widths', 'centre', 'packed_experts',
            'packed_way', 'choices', 'time_way', 'layer_row', 'layer_ways', 'layer_rows', 'prompt_rows', 'mixed_config',
            'fill', 'whole', 'in_turn', 'decode_rows', 'own_ways', 'time_together', 'by_turns', 'all_cores',
-           'peer_processes', 'peer_rows', 'one_matrix', 'token_rows', 'bound_rows', 'cut_sizes', 'peer_form',
-           'own_decode', 'whole_class', 'whole_rows', 'main']
+           'peer_processes', 'peer_rows', 'one_matrix', 'token_rows', 'bound_rows', 'spending', 'profile_rows',
+           'cut_sizes', 'peer_form', 'own_decode', 'whole_class', 'whole_rows', 'main']
 
 # %% ../../nbs/66_layers.ipynb #193387ce
 import argparse
@@ -40,7 +40,7 @@ from ..kernel import bytes_per_token
 from .ggml import (PEERS, Whole, calls_together, expert_bytes, file_of, forget_layers,
                              kinds_there, peer_decode, peer_folder, peer_times, peer_version,
                              toy_error)
-from ..runtime import (AlphaqConfig, AlphaqExperts, AlphaqHfQuantizer,
+from ..runtime import (AlphaqConfig, AlphaqExperts, AlphaqHfQuantizer, AlphaqLinear,
                             PackedMatrices)
 
 # %% ../../nbs/66_layers.ipynb #a100620b
@@ -590,6 +590,50 @@ def bound_rows(
                    far=round(far_time, 2), far_fastest=round(least_far, 2),
                    computing=round(near_time / read, 3), in_all=round(far_time / read, 3))
 
+# %% ../../nbs/66_layers.ipynb #c0ff759c
+@contextmanager
+def spending(
+    model,      # a causal language model
+    spent:dict, # part -> seconds, added to, for calls with one token
+):
+    "Note what experts, linear layers and the head take."
+    started = {}
+    def before(module, args): started[module] = time.perf_counter()
+    def after(part):
+        def hook(module, args, out):
+            if args[0].numel() == args[0].shape[-1]:
+                spent[part] = spent.get(part, 0) + time.perf_counter() - started[module]
+        return hook
+    hooks = []
+    for name, m in model.named_modules():
+        part = ('experts' if name.endswith('.experts') else 'head' if name == 'lm_head' else
+                'linears' if isinstance(m, nn.Linear | AlphaqLinear) else None)
+        if part:
+            hooks += [m.register_forward_pre_hook(before), m.register_forward_hook(after(part))]
+    try: yield spent
+    finally:
+        for h in hooks: h.remove()
+
+# %% ../../nbs/66_layers.ipynb #d334368b
+def profile_rows(
+    tokens:int=24,  # to write
+    names=('OLMoE', 'Qwen3-30B-A3B'), # of `WHOLE`
+    **sizes,        # of the configurations, instead of the published ones
+):                  # yields rows
+    "Microseconds of a token of whole models, by who spends them."
+    for name, bits, head_bits in product(names, (None, 2.5), (16, 4)):
+        if bits is None and (head_bits == 4 or name != names[0]): continue  # or does not fit
+        model = whole(name, bits, head_bits, **sizes)
+        prompt = torch.arange(8)[None] % model.config.vocab_size
+        plainly = median(decode_seconds(model, prompt, tokens))
+        with spending(model, {}) as spent: noted = sum(decode_seconds(model, prompt, tokens))
+        each = {part: 1e6 * spent[part] / tokens for part in ('experts', 'linears', 'head')}
+        yield dict(model=name, bits=bits or 16, head_bits=head_bits,
+                   microseconds=round(1e6 * plainly, 1),
+                   **{part: round(us, 1) for part, us in each.items()},
+                   rest=round(1e6 * noted / tokens - sum(each.values()), 1))
+        del model
+
 # %% ../../nbs/66_layers.ipynb #04ef3162
 # what `NEAR` has, less what was slower there in every row
 NEAR_WHOLE = (((2, 2.5), ('Q2_K', 'IQ2_KS', 'IQ2_KL', 'Q2_K_R4')),
@@ -689,7 +733,7 @@ def main(
     parser = argparse.ArgumentParser(prog='python -m alphaq.lab.layers',
                                      description='Experts of one layer, and whole models, timed.')
     parser.add_argument('name', choices=('layers', 'prefill', 'decode', 'peers', 'whole',
-                                         'tokens', 'bounds'))
+                                         'tokens', 'bounds', 'profile'))
     parser.add_argument('--shape', choices=tuple(MIXTURES), help='one; all unless said')
     parser.add_argument('--seconds', type=float, default=1, help='for each row of layers')
     parser.add_argument('--batch', type=int, choices=(1, 4, 16), default=1, help='of peers')
@@ -703,7 +747,8 @@ def main(
     makers = dict(layers=partial(layer_rows, shapes, seconds=args.seconds), decode=decode_rows,
                   prefill=partial(prompt_rows, shapes, seconds=args.seconds),
                   peers=partial(peer_rows, shapes, batch=args.batch),
-                  whole=partial(whole_rows, kept), tokens=token_rows, bounds=bound_rows)
+                  whole=partial(whole_rows, kept), tokens=token_rows, bounds=bound_rows,
+                  profile=profile_rows)
     rows = []
     for row in makers[args.name]():
         rows.append(row)
