@@ -594,7 +594,7 @@ def bound_rows(
 @contextmanager
 def spending(
     model,      # a causal language model
-    spent:dict, # part -> seconds, added to, for calls with one token
+    spent:dict, # part -> seconds of each call with one token, added to
 ):
     "Note what experts, linear layers and the head take."
     started = {}
@@ -602,7 +602,7 @@ def spending(
     def after(part):
         def hook(module, args, out):
             if args[0].numel() == args[0].shape[-1]:
-                spent[part] = spent.get(part, 0) + time.perf_counter() - started[module]
+                spent.setdefault(part, []).append(time.perf_counter() - started[module])
         return hook
     hooks = []
     for name, m in model.named_modules():
@@ -627,7 +627,10 @@ def profile_rows(
         prompt = torch.arange(8)[None] % model.config.vocab_size
         plainly = median(decode_seconds(model, prompt, tokens))
         with spending(model, {}) as spent: noted = sum(decode_seconds(model, prompt, tokens))
-        each = {part: 1e6 * spent[part] / tokens for part in ('experts', 'linears', 'head')}
+        # the head has one token of the prompt, too, before the others
+        calls = {part: len(s) // tokens * tokens for part, s in spent.items()}
+        each = {part: 1e6 * sum(spent[part][-calls[part]:]) / tokens
+                for part in ('experts', 'linears', 'head')}
         yield dict(model=name, bits=bits or 16, head_bits=head_bits,
                    microseconds=round(1e6 * plainly, 1),
                    **{part: round(us, 1) for part, us in each.items()},
