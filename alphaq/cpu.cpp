@@ -1660,7 +1660,7 @@ ALPHAQ_TARGET void lay_short(const uint16_t* words, int64_t rows, const Layout& 
     Layout one = at;  // block
     one.padded = at.block();
     one.blocks = 1;
-    uint8_t codes[VECTOR_WORDS * 16 * VECTOR_WORDS / 2];
+    uint8_t codes[VECTOR_WORDS * fields_of(B)];
     const int64_t together = VECTOR_WORDS / at.slice;
     for (int64_t first = 0; first < rows; first += together) {
         const int64_t some = std::min(together, rows - first);
@@ -1890,12 +1890,12 @@ TakeApart take_apart_for(int64_t bits) {
 }
 
 // SiLU(gate) * up, in operations that a compiler puts side by side; e^-v is 2^n times 2^f, f at
-// most a half, and that a sum of powers.
+// most a half, and that a sum of powers, whose factors are those of exp2f in Moshier's Cephes.
 ALPHAQ_TARGET void gated(float* gate, const float* up, int64_t n) {
     constexpr float ROUND = 12582912.f;  // 1.5 * 2^23: what is added to it loses its fraction
     for (int64_t i = 0; i < n; i++) {
         const float v = std::max(gate[i], -87.f);  // below, SiLU is nothing; NaN stays
-        const float bounded = std::max(v * -1.44269504f, -126.f);
+        const float bounded = std::max(-126.f, v * -1.44269504f);  // a number where v is none
         const float whole = (bounded + ROUND) - ROUND, f = bounded - whole;
         float power = 1.535336188e-4f;
         power = power * f + 1.339887440e-3f;
