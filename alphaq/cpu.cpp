@@ -312,7 +312,7 @@ struct Kernels {
     void (*gated)(float* gate, const float* up, int64_t n);  // gate = SiLU(gate) * up
     void (*dequantize)(const Matrix&, const Shape&, int64_t row, float* out);
     void (*dequantize16)(const Matrix&, const Shape&, int64_t row, uint16_t* out);  // bfloat16
-    float (*dot16)(const uint16_t* w, const float* x, int64_t n);  // bfloat16, for comparison
+    float (*dot16)(const uint16_t* w, const float* x, int64_t n);  // bfloat16
     uint64_t (*read)(const char* bytes, int64_t n);                // a stream, for comparison
 };
 
@@ -870,7 +870,7 @@ EXPORT int alphaq_dequantize(const Matrix* m, int64_t rows, int64_t cols, int64_
     return parallel((count + SOME - 1) / SOME, threads, each);
 }
 
-// For comparison: y[rows] = W x with W in bfloat16, by the same threads.
+// y[rows] = W x with W in bfloat16, by the same threads.
 EXPORT int alphaq_linear16(const uint16_t* w, int64_t rows, int64_t cols, const float* x,
                            float* y, int threads, int set) {
     const Kernels* kernels = kernels_of(set);
@@ -879,7 +879,7 @@ EXPORT int alphaq_linear16(const uint16_t* w, int64_t rows, int64_t cols, const 
         for (int64_t r = tile * TILE; r < std::min(rows, (tile + 1) * TILE); r++)
             y[r] = kernels->dot16(w + r * cols, x, cols);
     };
-    return parallel(tiles(rows), threads, each);
+    return parallel(tiles(rows), worth(rows * cols, threads), each);
 }
 
 // For comparison: read `bytes` bytes once; the result only keeps the compiler from leaving out.

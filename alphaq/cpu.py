@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['INT8', 'ROUGH', 'SETS', 'INTERFACE', 'MODES', 'BLOCK_TOKENS', 'BLOCK_BYTES', 'FEW', 'AHEAD', 'quantize_activations',
            'int8_product', 'rough_tokens', 'open_library', 'kernel', 'Table', 'table_key', 'arena_table', 'dense_rows',
-           'has_tiles', 'kind_of_many', 'in_panels', 'linear', 'expert_tables', 'experts', 'read_ahead', 'choose',
-           'using', 'exactly', 'mode', 'mode_for', 'packed_linear_op']
+           'has_tiles', 'kind_of_many', 'in_panels', 'linear', 'linear16', 'expert_tables', 'experts', 'read_ahead',
+           'choose', 'using', 'exactly', 'mode', 'mode_for', 'packed_linear_op']
 
 # %% ../nbs/48_cpu.ipynb #2c047aa2
 import ctypes
@@ -308,6 +308,24 @@ def linear(
     status = kernel().alphaq_linear(_entry(t, index), rows, cols, t.group_size, x.data_ptr(),
                                     tokens, out.data_ptr(), *how)
     if status: _ran(status, f'a matrix of {rows} x {cols}')
+    return out
+
+# %% ../nbs/48_cpu.ipynb #425bdbc4
+def linear16(
+    x:Tensor,         # `[..., in]`, one token
+    W:Tensor,         # `[out, in]` bfloat16 on the CPU, without gaps
+    threads:int=None, # as torch has them unless said
+    instructions:str=None, # a name of `SETS`; the best of this machine unless said
+)->Tensor:            # `[..., out]` float32
+    "Product with a matrix of sixteen bits."
+    one = x.shape[-1:] == W.shape[1:] and x.numel() == W.shape[1]
+    if W.dtype != torch.bfloat16 or not W.is_contiguous() or not one:
+        raise AlphaqError(f'bfloat16 [out, in] and one token [in], got {tuple(W.shape)} {W.dtype} '
+                          f'and {tuple(x.shape)}')
+    x, out = _as(x, torch.float32), torch.empty(*x.shape[:-1], len(W))
+    _ran(kernel().alphaq_linear16(W.data_ptr(), *W.shape, x.data_ptr(), out.data_ptr(),
+                                  threads or torch.get_num_threads(), _best(instructions)),
+         f'a matrix of {tuple(W.shape)}')
     return out
 
 # %% ../nbs/48_cpu.ipynb #09767f16

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'AlphaqConfig', 'PackedMatrices', 'packed_linear', 'kernels_for', 'AlphaqExperts', 'AlphaqLinear',
-           'SharedExpert', 'join_shared', 'AlphaqHfQuantizer', 'register', 'quantize_model']
+           'PlainLinear', 'plain_linears', 'SharedExpert', 'join_shared', 'AlphaqHfQuantizer', 'register',
+           'quantize_model']
 
 # %% ../nbs/50_runtime.ipynb #dff8e9cd
 import re
@@ -321,6 +322,28 @@ class AlphaqLinear(PackedMatrices):
         y = y.view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
 
+# %% ../nbs/50_runtime.ipynb #9e43aaa0
+class PlainLinear(nn.Linear):
+    "A linear layer in sixteen bits, quicker for one token on a CPU."
+    def _by_kernel(self, x):
+        W = self.weight
+        if not x.is_cpu or x.dtype != torch.bfloat16 or W.dtype != x.dtype: return False
+        if x.numel() != x.shape[-1] or torch.compiler.is_compiling(): return False
+        if W.requires_grad and torch.is_grad_enabled(): return False
+        return W.is_contiguous() and cpu.mode_for(x) != 'spec'
+
+    def forward(self, x:Tensor)->Tensor:
+        if not self._by_kernel(x): return super().forward(x)
+        y = cpu.linear16(x, self.weight)
+        return (y if self.bias is None else y + self.bias).to(x.dtype)
+
+def plain_linears(
+    model, # changed in place
+):
+    "Let the linear layers that stay in sixteen bits run by the kernel, too."
+    for module in model.modules():
+        if type(module) is nn.Linear: module.__class__ = PlainLinear
+
 # %% ../nbs/50_runtime.ipynb #144c795e
 def _joined(experts):
     "Arenas of a layer with its shared expert, whose words the modules share; else `None`."
@@ -419,6 +442,7 @@ class AlphaqHfQuantizer(HfQuantizer):
         if missing:
             raise AlphaqError(f'{model.name_or_path}: {len(missing)} tensors are not in the '
                               f'folder, first {missing[0]}; run `alphaq verify`')
+        plain_linears(model)
         # saved under the names it has in memory
         model.config.experts_implementation = CURE
         model._weight_conversions = []
@@ -499,6 +523,7 @@ def quantize_model(
                 arena.put(i, pack(to_grid(W.contiguous(), arena.widths[i], arena.group_size, grid)))
         model.set_submodule(path, new.to(next(old.parameters()).device))
     join_shared(model)
+    plain_linears(model)
     model.hf_quantizer = quantizer
     model.is_quantized = True
     model.quantization_method = 'alphaq'

@@ -1,8 +1,12 @@
 // Runs the kernel on cases from a file, so that a sanitizer can watch it in a process of its own.
 // Every buffer has exactly the size that the format says, each in an allocation of its own.
 //
-// A case is eight int64 (bits, rows, cols, group, tokens, mode, threads, set), then words, scale,
-// zero and x; answers are float32 [tokens, rows], and [rows, cols] weights.
+// A case of products is eight int64 (bits, rows, cols, group, tokens, mode, threads, set), then
+// words, scale, zero and x; answers are float32 [tokens, rows], [rows, cols] weights, the same as
+// bfloat16, and [rows], the product of these with the first token. A case of layers is nine int64
+// (experts, hidden, inner, group of hidden, group of inner, tokens, mode, threads, set), then gate,
+// up and down of each expert, each as its bits, words, scale and zero, then x, two experts of each
+// token and their weights; its answer is [tokens, hidden].
 
 #include "../alphaq/cpu.cpp"
 
@@ -16,34 +20,76 @@ std::unique_ptr<T[]> read_some(FILE* from, int64_t n) {
     return data;
 }
 
-int main(int, char** names) {
-    FILE* in = fopen(names[1], "rb");
-    FILE* out = fopen(names[2], "wb");
+// A matrix and its memory.
+struct Held {
+    std::unique_ptr<uint16_t[]> words, scale;
+    std::unique_ptr<uint8_t[]> zero;
+    Matrix m;
+
+    Held(FILE* in, int64_t bits, int64_t rows, int64_t cols, int64_t group)
+        : words(read_some<uint16_t>(in, rows * Layout((int)bits, cols).padded * bits / 16)),
+          scale(read_some<uint16_t>(in, rows * (cols / group))),
+          zero(read_some<uint8_t>(in, rows * (cols / group))),
+          m{words.get(), scale.get(), zero.get(), bits} {}
+};
+
+int products(FILE* in, FILE* out) {
     int64_t c[8];
     while (fread(c, sizeof *c, 8, in) == 8) {
         const auto [bits, rows, cols, group, tokens, mode, threads, set] = c;
-        const Layout at((int)bits, cols);
-        const int64_t grid = rows * (cols / group);
-        const auto words = read_some<uint16_t>(in, rows * at.padded * bits / 16);
-        const auto scale = read_some<uint16_t>(in, grid);
-        const auto zero = read_some<uint8_t>(in, grid);
+        const Held held(in, bits, rows, cols, group);
         const auto x = read_some<float>(in, tokens * cols);
-        const Matrix m{words.get(), scale.get(), zero.get(), bits};
         std::unique_ptr<float[]> y(new float[tokens * rows]), w(new float[rows * cols]);
         std::unique_ptr<uint16_t[]> half(new uint16_t[rows * cols]);
-        if (alphaq_linear(&m, rows, cols, group, x.get(), tokens, y.get(), (int)mode, (int)threads,
-                          (int)set)) return 4;
-        if (alphaq_dequantize(&m, rows, cols, group, 0, rows, w.get(), 0, (int)threads, (int)set))
-            return 5;
-        if (alphaq_dequantize(&m, rows, cols, group, 0, rows, half.get(), 1, (int)threads, (int)set))
-            return 6;
+        if (alphaq_linear(&held.m, rows, cols, group, x.get(), tokens, y.get(), (int)mode,
+                          (int)threads, (int)set)) return 4;
         fwrite(y.get(), sizeof(float), tokens * rows, out);
-        fwrite(w.get(), sizeof(float), rows * cols, out);
-        for (int64_t i = 0; i < rows * cols; i++) {
-            const uint32_t wide = (uint32_t)half[i] << 16;
-            memcpy(&w[i], &wide, sizeof wide);
+        for (int kind = 0; kind < 2; kind++) {
+            void* const to = kind ? (void*)half.get() : w.get();
+            if (alphaq_dequantize(&held.m, rows, cols, group, 0, rows, to, kind, (int)threads,
+                                  (int)set)) return 5 + kind;
+            if (kind) for (int64_t i = 0; i < rows * cols; i++) {
+                const uint32_t wide = (uint32_t)half[i] << 16;
+                memcpy(&w[i], &wide, sizeof wide);
+            }
+            fwrite(w.get(), sizeof(float), rows * cols, out);
         }
-        fwrite(w.get(), sizeof(float), rows * cols, out);
+        y.reset(new float[rows]);
+        if (alphaq_linear16(half.get(), rows, cols, x.get(), y.get(), (int)threads, (int)set))
+            return 7;
+        fwrite(y.get(), sizeof(float), rows, out);
     }
-    return fclose(out);
+    return 0;
+}
+
+int layers(FILE* in, FILE* out) {
+    int64_t c[9];
+    while (fread(c, sizeof *c, 9, in) == 9) {
+        const auto [experts, hidden, inner, of_hidden, of_inner, tokens, mode, threads, set] = c;
+        std::vector<Held> held;
+        std::unique_ptr<Matrix[]> matrices(new Matrix[3 * experts]);
+        for (int64_t i = 0; i < 3 * experts; i++) {
+            const bool down = i >= 2 * experts;
+            const int64_t bits = read_some<int64_t>(in, 1)[0];
+            held.emplace_back(in, bits, down ? hidden : inner, down ? inner : hidden,
+                              down ? of_inner : of_hidden);
+            matrices[i] = held.back().m;
+        }
+        const auto x = read_some<float>(in, tokens * hidden);
+        const auto index = read_some<int64_t>(in, 2 * tokens);
+        const auto weights = read_some<float>(in, 2 * tokens);
+        std::unique_ptr<float[]> y(new float[tokens * hidden]);
+        if (alphaq_experts(matrices.get(), experts, hidden, inner, of_hidden, of_inner, x.get(),
+                           tokens, index.get(), weights.get(), 2, y.get(), (int)mode, (int)threads,
+                           (int)set)) return 8;
+        fwrite(y.get(), sizeof(float), tokens * hidden, out);
+    }
+    return 0;
+}
+
+int main(int, char** names) {
+    FILE* in = fopen(names[1], "rb");
+    FILE* out = fopen(names[2], "wb");
+    const int failed = names[3][0] == 'l' ? layers(in, out) : products(in, out);
+    return fclose(out) ? 9 : failed;
 }

@@ -47,13 +47,6 @@ def relative(found, truth): return ((found.double() - truth).norm() / truth.norm
 
 def sets(library): return [n for i, n in enumerate(cpu.SETS) if library.alphaq_has_set(i)]
 
-def arena(count, shape, group, rng):
-    "A table of random matrices, and their weights."
-    widths = [rng.randint(1, 4) for _ in range(count)]
-    made = [one(b, shape, group, rng) for b in widths]
-    words, scale, zero = zip(*(m for m, _ in made))
-    return cpu.arena_table(torch.cat(words), torch.stack(scale), torch.stack(zero), widths, shape, group), [w for _, w in made]
-
 def layer_truth(x, weights, index, w):
     "The layer in float64, slot by slot."
     gate, up, down = weights
@@ -65,43 +58,56 @@ def layer_truth(x, weights, index, w):
             out[t] += v * (down[e] @ h)
     return out
 
+def arena(count, shape, group, rng):
+    "Random matrices of mixed widths, one after the other, and their weights."
+    widths = [rng.randint(1, 4) for _ in range(count)]
+    return widths, *zip(*(one(b, shape, group, rng) for b in widths))
+
+def layer(rng):
+    "A random layer: sides, arenas, inputs and slots; nobody, everybody and no expert at all are visited."
+    ((inner, hidden), group) = next(shapes(1, rng, 96))
+    other = rng.choice([g for g in GROUPS if inner % g == 0] + [inner])
+    experts, tokens = rng.randint(1, 5), rng.choice((1, 1, 2, 5, 9, 30))
+    grids = ((inner, hidden), group), ((inner, hidden), group), ((hidden, inner), other)
+    index = torch.tensor([[rng.choice((0, rng.randrange(experts + 1))) for _ in 'ab'] for _ in range(tokens)])
+    gen = torch.Generator().manual_seed(rng.randrange(2**31))
+    x, w = torch.randn(tokens, hidden, generator=gen), torch.rand(tokens, 2, generator=gen)
+    return (experts, hidden, inner, group, other, tokens), grids, [arena(experts, s, g, rng) for s, g in grids], (x, index, w)
+
+def table(widths, made, shape, group):
+    "An arena as the kernel reads it."
+    words, scale, zero = zip(*made)
+    return cpu.arena_table(torch.cat(words), torch.stack(scale), torch.stack(zero), widths, shape, group)
+
 @needs_compiler
 def test_three_hundred_layers():
-    "Experts with mixed widths; nobody, everybody and no expert at all are visited."
+    "Experts with mixed widths, by every instruction set."
     rng = random.Random(0)
-    torch.manual_seed(0)
     for n in range(300):
-        ((inner, hidden), group) = next(shapes(1, rng, 96))
-        other = rng.choice([g for g in GROUPS if inner % g == 0] + [inner])
-        experts, tokens = rng.randint(1, 5), rng.choice((1, 1, 2, 5, 9, 30))
-        grids = ((inner, hidden), group), ((inner, hidden), group), ((hidden, inner), other)
-        tables, weights = zip(*(arena(experts, shape, g, rng) for shape, g in grids))
-        tables = cpu.expert_tables(*tables)
-        x, w = torch.randn(tokens, hidden), torch.rand(tokens, 2)
-        index = torch.tensor([[rng.choice((0, rng.randrange(experts + 1))) for _ in 'ab'] for _ in range(tokens)])
-        truth = layer_truth(x, weights, index, w)
+        _, grids, arenas, (x, index, w) = layer(rng)
+        tables = cpu.expert_tables(*(table(widths, made, *grid) for (widths, made, _), grid in zip(arenas, grids)))
+        truth = layer_truth(x, [weights for *_, weights in arenas], index, w)
         for name in sets(cpu.kernel()):
             assert relative(cpu.experts(x, tables, index, w, 'exact', instructions=name), truth) < 1e-5, (n, name, grids)
             alone, four = (cpu.experts(x, tables, index, w, 'fast', threads, name) for threads in (1, 4))
             assert torch.equal(alone, four), (n, name, grids)
             assert relative(alone, truth) < .08, (n, name, grids)
 
-def write_cases(path, cases):
-    "Cases as `cpu_cases.cpp` reads them."
-    with open(path, 'wb') as f:
-        for numbers, tensors, x in cases:
-            f.write(np.array(numbers, np.int64).tobytes())
-            for t in (*tensors, x): f.write(t.contiguous().numpy().tobytes())
+def build_cases(folder, *flags, compiler=CXX):
+    "`cpu_cases.cpp` as a program, or None where this machine cannot build it so."
+    done = subprocess.run([*compiler, '-std=c++17', '-pthread', *flags, '-o', folder/'cases', ROOT/'tests/cpu_cases.cpp'], capture_output=True)
+    return None if done.returncode else folder/'cases'
 
-def run_cases(folder, cases, *flags, compiler=CXX, under=()):
-    "Compile and run; the answers, or None where this machine cannot build it so."
-    program = folder/f'cases{len([*folder.iterdir()])}'
-    done = subprocess.run([*compiler, '-std=c++17', '-pthread', *flags, '-o', program, ROOT/'tests/cpu_cases.cpp'], capture_output=True, text=True)
-    if done.returncode: return None
-    write_cases(folder/'in', cases)
-    ran = subprocess.run([*under, program, folder/'in', folder/'out'], capture_output=True, text=True)
+def run_cases(program, cases, kind='products', under=()):
+    "What the program answers."
+    into, out = program.with_name('in'), program.with_name('out')
+    with open(into, 'wb') as f:
+        for numbers, tensors, *inputs in cases:
+            f.write(np.array(numbers, np.int64).tobytes())
+            for t in (*tensors, *inputs): f.write(t.contiguous().numpy().tobytes())
+    ran = subprocess.run([*under, program, into, out, kind], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-2000:]
-    return np.fromfile(folder/'out', np.float32)
+    return np.fromfile(out, np.float32)
 
 def cases_of(numbers, seed=1):
     "Cases from `(bits, shape, group, tokens, mode, threads, set)`, and what is meant by each: product and weights."
@@ -111,7 +117,7 @@ def cases_of(numbers, seed=1):
         x = inputs(tokens, shape[1], group, rng)
         meant = x.double() @ W.T
         if mode: meant = torch.where(cpu.rough_tokens(x, group)[:, None], cpu.int8_product(x, W, group, 2)[0], cpu.int8_product(x, W, group)[0])
-        yield ((bits, *shape, group, tokens, mode, threads, number), tensors, x), meant, W
+        yield ((bits, *shape, group, tokens, mode, threads, number), tensors, x), meant, W, x[0].double() @ W.bfloat16().double().T
 
 def random_numbers(count, sets, seed=1):
     "Numbers of random cases: every width, mode and instruction set in turn."
@@ -119,34 +125,53 @@ def random_numbers(count, sets, seed=1):
     for n, (shape, group) in enumerate(shapes(count, rng, 70)):
         yield 1 + n % 4, shape, group, rng.choice((1, 2, 4, 7, 11, 23)), n // 4 % 2, rng.choice((1, 3)), sets[n // 8 % len(sets)]
 
-def disagree(answers, made):
+def disagree(program, made, **how):
     "How many cases differ from what is meant."
-    count = at = 0
-    for _, meant, W in made:
-        sizes = meant.numel(), W.numel(), W.numel()
-        y, w, half = torch.from_numpy(answers[at:at + sum(sizes)].copy()).split(sizes)
+    answers, count, at = run_cases(program, [case for case, *_ in made], **how), 0, 0
+    for _, meant, W, of_half in made:
+        sizes = meant.numel(), W.numel(), W.numel(), len(W)
+        y, w, half, one = torch.from_numpy(answers[at:at + sum(sizes)].copy()).split(sizes)
         at += sum(sizes)
         count += not (relative(y.view_as(meant), meant) < 1e-5 and relative(w.view_as(W), W) < 1e-6
-                      and torch.equal(half, w.bfloat16().float()))
+                      and torch.equal(half, w.bfloat16().float()) and relative(one, of_half) < 1e-5)
     assert at == len(answers)
     return count
+
+def layer_cases(count, sets, seed=2):
+    "Layers as cases, in every mode and instruction set in turn, and what is meant by each."
+    rng = random.Random(seed)
+    for n in range(count):
+        numbers, _, arenas, inputs = layer(rng)
+        tensors = [t for widths, made, _ in arenas for b, matrix in zip(widths, made) for t in (torch.tensor([b]), *matrix)]
+        mode = n % 2
+        yield ((*numbers, mode, rng.choice((1, 3)), sets[n // 2 % len(sets)]), tensors, *inputs), mode, layer_truth(
+            inputs[0], [weights for *_, weights in arenas], *inputs[1:])
+
+def layers_disagree(program, made, **how):
+    "How many layers differ from what is meant."
+    parts = torch.from_numpy(run_cases(program, [case for case, *_ in made], 'layers', **how)).split([truth.numel() for *_, truth in made])
+    return sum(not relative(y.view_as(truth), truth) < (.08 if mode else 1e-5) for y, (_, mode, truth) in zip(parts, made))
+
+WATCHED = '-O1', '-g', '-DALPHAQ_EMULATE', '-fsanitize=address,undefined', '-fno-sanitize-recover=all'
 
 @needs_compiler
 def test_under_sanitizers(tmp_path):
     "Addresses and undefined behaviour are watched; buffers have exactly their size. VNNI's walk runs with the instruction emulated."
-    made = [*cases_of(random_numbers(120, (0, 1, 2, 3) if cpu.kernel().alphaq_best_set() else (0,)))]
-    answers = run_cases(tmp_path, [c for c, *_ in made], '-O1', '-g', '-DALPHAQ_EMULATE', '-fsanitize=address,undefined', '-fno-sanitize-recover=all')
-    if answers is None: pytest.skip('this compiler has no sanitizers')
-    assert disagree(answers, made) == 0
+    there = (0, 1, 2, 3) if cpu.kernel().alphaq_best_set() else (0,)
+    program = build_cases(tmp_path, *WATCHED)
+    if program is None: pytest.skip('this compiler has no sanitizers')
+    assert disagree(program, [*cases_of(random_numbers(120, there))]) == 0
+    assert layers_disagree(program, [*layer_cases(60, there)]) == 0
 
 ARM = 'aarch64-linux-gnu-g++', 'qemu-aarch64'  # packages g++-aarch64-linux-gnu and qemu-user
 
 @pytest.mark.skipif(not all(map(shutil.which, ARM)), reason='no compiler and emulator for ARM')
 def test_on_arm(tmp_path):
     "The same cases by the vectors of ARM, and by its oracle, emulated."
-    made = [*cases_of(random_numbers(96, (SETS.index('scalar'), SETS.index('neon'))))]
-    answers = run_cases(tmp_path, [c for c, *_ in made], '-O2', '-static', compiler=ARM[:1], under=(ARM[1], '-cpu', 'max'))
-    assert disagree(answers, made) == 0
+    there = SETS.index('scalar'), SETS.index('neon')
+    program, under = build_cases(tmp_path, '-O2', '-static', compiler=ARM[:1]), (ARM[1], '-cpu', 'max')
+    assert disagree(program, [*cases_of(random_numbers(96, there))], under=under) == 0
+    assert layers_disagree(program, [*layer_cases(32, there)], under=under) == 0
 
 FAULTS = {
     'half': ('_mm256_set1_epi32(0x7fff), odd', '_mm256_setzero_si256(), odd'),
@@ -174,6 +199,7 @@ FAULTS = {
     'gap': ('slice == 128 ? std::min(stop, (input / slice + 1) * slice)', 'slice < 0 ? 0'),
     'short': ('std::memcpy(panel + at.place(k) + 4 * (first + r)', 'std::memcpy(panel + at.place(k) + 4 * first'),
     'part': ('mine.who.push_back(tokens[i] + part * x.tokens)', 'mine.who.push_back(tokens[i])'),
+    'sixteen': ('load_floats(x + i + 8 * j), sum[j]', 'load_floats(x + i), sum[j]'),
     'oracle': ('words[step] >> 15 << 1', 'words[step] >> 14 << 1'),
 }
 
@@ -193,7 +219,7 @@ def test_faults_are_seen(fault, tmp_path, monkeypatch):
     made = [*cases_of((bits, (70, cols), group, tokens, 1, 1, number) for bits in (1, 2, 3, 4)
                       for cols, tokens, group in ((768, 1, 128), (1024, 1, 128), (1408, 1, 128), (1024, 2, 128), (1408, 4, 128),
                                                   (1024, 11, 256), (1408, 11, 128)))]
-    assert disagree(run_cases(tmp_path, [c for c, *_ in made], '-O1', '-DALPHAQ_FEW'), made)
+    assert disagree(build_cases(tmp_path, '-O1', '-DALPHAQ_FEW'), made)
 
 @needs_compiler
 def test_threads_that_come_late(tmp_path):

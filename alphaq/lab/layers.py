@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['MIXTURES', 'GROUP', 'WHOLE', 'NEAR', 'SHARED_BY', 'NEAR_WHOLE', 'CUT', 'WROTE', 'Mixture', 'Way', 'experts_form',
-           'plain_experts', 'plain_ways', 'product16', 'int4_way', 'mixed_widths', 'centre', 'packed_experts',
-           'packed_way', 'choices', 'time_way', 'layer_row', 'layer_ways', 'layer_rows', 'prompt_rows', 'mixed_config',
-           'fill', 'whole', 'in_turn', 'decode_rows', 'own_ways', 'time_together', 'by_turns', 'all_cores',
-           'peer_processes', 'peer_rows', 'one_matrix', 'token_rows', 'bound_rows', 'spending', 'profile_rows',
-           'cut_sizes', 'peer_form', 'own_decode', 'whole_class', 'whole_rows', 'main']
+           'plain_experts', 'plain_ways', 'int4_way', 'mixed_widths', 'centre', 'packed_experts', 'packed_way',
+           'choices', 'time_way', 'layer_row', 'layer_ways', 'layer_rows', 'prompt_rows', 'mixed_config', 'fill',
+           'whole', 'in_turn', 'decode_rows', 'own_ways', 'time_together', 'by_turns', 'all_cores', 'peer_processes',
+           'peer_rows', 'one_matrix', 'token_rows', 'bound_rows', 'spending', 'profile_rows', 'cut_sizes', 'peer_form',
+           'own_decode', 'whole_class', 'whole_rows', 'main']
 
 # %% ../../nbs/66_layers.ipynb #193387ce
 import argparse
@@ -111,24 +111,9 @@ def plain_ways(
         def product(r, e, v): return torch.mv(stacks[r][e], v)
         return _each(index, weights, x.bfloat16(), product).float()
     def dot(x, index, weights):
-        return _each(index, weights, x, lambda r, e, v: product16(stacks[r][e], v))
+        return _each(index, weights, x, lambda r, e, v: cpu.linear16(v, stacks[r][e]))
     return [Way('transformers eager', 16, sizes, eager), Way('torch.mv', 16, sizes, mv),
             Way('our C, bfloat16', 16, sizes, dot)]
-
-# %% ../../nbs/66_layers.ipynb #8df95c15
-def product16(
-    W:Tensor, # `[out, in]` bfloat16
-    x:Tensor, # `[in]` float32
-)->Tensor:    # `[out]` float32
-    "The engineered product with sixteen bits."
-    if W.dtype != torch.bfloat16 or not W.is_contiguous() or x.shape != W.shape[1:]:
-        raise AlphaqError(f'bfloat16 [out, in] and float32 [in], got {tuple(W.shape)} {W.dtype} '
-                          f'and {tuple(x.shape)}')
-    library, y = cpu.kernel(), torch.empty(len(W))
-    x = x.float().contiguous()
-    library.alphaq_linear16(W.data_ptr(), *W.shape, x.data_ptr(), y.data_ptr(),
-                            torch.get_num_threads(), library.alphaq_best_set())
-    return y
 
 # %% ../../nbs/66_layers.ipynb #64545b01
 def int4_way(
@@ -580,7 +565,7 @@ def bound_rows(
         count = max(2, far // size)
         if bits == 16: held = [torch.randn(rows, cols).bfloat16() for _ in range(count)]
         else: held = [one_matrix(rows, cols, bits) for _ in range(count)]
-        runs = [partial(product16, W, x[0]) if bits == 16 else partial(cpu.linear, x, W)
+        runs = [partial(cpu.linear16 if bits == 16 else cpu.linear, x, W)
                 for W in held]
         read = 1e6 * size / roof
         least_near, near_time = _turns(runs[:1], near)
