@@ -409,6 +409,7 @@ class AlphaqHfQuantizer(HfQuantizer):
             for path, make in _replacements(model, config).items():
                 model.set_submodule(path, make(model.get_submodule(path)))
         join_shared(model)
+        plain_linears(model)
         # whatever stands before
         tails = {''.join(name.rpartition('layers.')[1:])
                  for name in poison_tensors(config.to_dict())}
@@ -442,7 +443,6 @@ class AlphaqHfQuantizer(HfQuantizer):
         if missing:
             raise AlphaqError(f'{model.name_or_path}: {len(missing)} tensors are not in the '
                               f'folder, first {missing[0]}; run `alphaq verify`')
-        plain_linears(model)
         # saved under the names it has in memory
         model.config.experts_implementation = CURE
         model._weight_conversions = []

@@ -226,7 +226,7 @@ def test_threads_that_come_late(tmp_path):
     "Our own team, two and three threads in turn, where the third looks late: each round is worked on once, and ends."
     made = tmp_path/'late.so'
     subprocess.run([*CXX, '-std=c++17', '-O1', '-pthread', '-shared', '-fPIC', '-DALPHAQ_FEW', '-DALPHAQ_HESITATE', '-o', made, ROOT/'alphaq/cpu.cpp'], check=True)
-    code = ('import sys, torch; from pathlib import Path; from alphaq import cpu; from alphaq.lab.layers import one_matrix\n'
+    code = ('import sys, torch; from pathlib import Path; from alphaq import cpu; from alphaq.lab.bounds import one_matrix\n'
             'library = cpu.open_library(Path(sys.argv[1])); library.alphaq_borrow_team(None)\n'
             't, x, y = one_matrix(1024, 2048, 2), torch.randn(1, 2048), torch.empty(1, 1024)\n'
             'found = set()\n'
