@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from .. import cpu
-from ..bench import decode_seconds, read_roof
+from ..bench import decode_bytes, decode_seconds, read_roof
 from ..core import ROLES, AlphaqError, one_line
 from ..grid import WIDTHS
 from ..kernel import bytes_per_token
@@ -243,7 +243,8 @@ def profile_rows(
         calls = {part: len(s) // tokens * tokens for part, s in spent.items()}
         each = {part: 1e6 * sum(spent[part][-calls[part]:]) / tokens
                 for part in ('experts', 'linears', 'head')}
-        yield dict(model=name, bits=bits or 16, head_bits=head_bits,
+        read = 1e6 * decode_bytes(model, prompt, 4) / read_roof(128, 3)
+        yield dict(model=name, bits=bits or 16, head_bits=head_bits, read=round(read, 1),
                    microseconds=round(1e6 * plainly, 1),
                    **{part: round(us, 1) for part, us in each.items()},
                    rest=round(1e6 * noted / tokens - sum(each.values()), 1))
