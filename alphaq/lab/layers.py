@@ -600,14 +600,17 @@ def keep_rows(
     versions=(),   # of other programs
 ):
     "Write what was timed, with what it was timed on."
-    rows = [print(json.dumps(row), flush=True) or row for row in rows]
+    kept = []
+    for row in rows:
+        kept.append(row)
+        print(json.dumps(row), flush=True)
     if machine: command, name = f'{command} --machine {machine}', f'{name}-{machine}'
     header = provenance(command, seed=0, threads=torch.get_num_threads(),
                         weights='random, but for pocket')
     if versions:
         header['versions'] |= versions
         header['bound'] = os.environ.get('OMP_PROC_BIND')  # whether threads stay on their cores
-    write_rows(results_dir()/'bench'/f'{name}.jsonl', header, rows)
+    write_rows(results_dir()/'bench'/f'{name}.jsonl', header, kept)
 
 # %% ../../nbs/66_layers.ipynb #abff7f04
 @one_line('alphaq.lab.layers')
