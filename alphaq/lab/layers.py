@@ -363,15 +363,15 @@ def decode_rows(
     "Whole models: pocket, and models of published shapes, plain where they fit, and packed."
     yield asdict(speed(load_model('pocket')[0], 'pocket', tokens))
     packed = 'OLMoE, 2.5 bits, head 16'
-    both = {'OLMoE, bfloat16': whole('OLMoE'), packed: whole('OLMoE', 2.5)}
-    for batch in (1, 4): yield from in_turn(both, tokens, batch)
+    three = {'OLMoE, bfloat16': whole('OLMoE'), packed: whole('OLMoE', 2.5),
+             'OLMoE, 2.5 bits, head 4': whole('OLMoE', 2.5, 4)}
+    for batch in (1, 4): yield from in_turn(three, tokens, batch)
     for mode in ('exact', 'spec'):
-        with cpu.using(mode): yield asdict(speed(both[packed], packed, 4))
-    both.clear()  # the next ones need the room
-    for name in WHOLE:
+        with cpu.using(mode): yield asdict(speed(three[packed], packed, 4))
+    three.clear()  # the next ones need the room
+    for name in [*WHOLE][1:]:
         model = {f'{name}, 2.5 bits, head 4': whole(name, 2.5, 4)}
-        for batch in (1, 4) if name == 'OLMoE' else (1,):
-            yield from in_turn(model, tokens, batch)
+        yield from in_turn(model, tokens)
         model.clear()
 
 # %% ../../nbs/66_layers.ipynb #f881afb2
