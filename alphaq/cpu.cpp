@@ -65,7 +65,8 @@ constexpr int TILE = 64;         // rows of a tile
 constexpr int VECTOR_WORDS = 16; // words in a vector of 32 bytes
 constexpr int SAFE_RUN = 128;    // codes a 16-bit sum can take in: 128 / 16 * 2 * 15 * 127 < 2^15
 constexpr float ROUGH = .008f;   // share of an activation that int8 may take away
-constexpr int AHEAD = 4096;      // bytes that are asked for before they are needed
+constexpr int AHEAD = 8192;      // bytes that are asked for before they are needed, to lie in
+                                 // the second cache: the first has few places for what is to come
 constexpr int SUMS_AT_ONCE = 8;  // vectors of integer sums that stay in registers
 constexpr int64_t ENOUGH = 1 << 19;  // weights worth one more thread: some ten microseconds
 constexpr int64_t MANY = 10;         // tokens from which on codes are laid out for them
@@ -1305,8 +1306,10 @@ ALPHAQ_TARGET INLINE void multiply_places(const uint16_t* from, int64_t plane,
         UNROLL_TWICE for (int part = 0; part < PARTS; part++) {
             const int v = pair + part;
             if (FIRST == 0 && v % 2 == 0)  // a cache line holds two vectors
-                for (int w = 0; w < words_of(B); w++)
-                    __builtin_prefetch((const char*)(from + v * VECTOR_WORDS + w * plane) + AHEAD);
+                for (int w = 0; w < words_of(B); w++) {
+                    const uint16_t* const line = from + v * VECTOR_WORDS + w * plane;
+                    __builtin_prefetch((const char*)line + AHEAD, 0, 2);
+                }
             Bytes w[words_of(B)];
             load_words<B>(from + v * VECTOR_WORDS, plane, w);
             for (int p = FIRST; p < FIRST + S * R; p++) {
