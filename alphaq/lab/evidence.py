@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from ..allocation import allocate
 from ..checkpoint import open_checkpoint, open_dense
-from ..core import (AlphaqError, one_line, provenance, read_rows, results_dir, track,
+from ..core import (AlphaqError, one_line, provenance, read_rows, results_dir, sha256, track,
                          write_rows)
 from ..evaluate import (calibration_windows, load_model, log_probabilities, paired,
                              window_kl)
@@ -218,6 +218,8 @@ def _texts(args):
     return rows[1::4], f'every fourth of {said}', of[1::4], rows[::2]
 
 # %% ../../nbs/89_evidence.ipynb #09353f2b
+def _damage_of(name): return results_dir()/'trained'/f'damage-{name}.jsonl'
+
 def _header(args, checkpoint, described):
     bits = ' '.join(f'{b:g}' for b in args.bits)
     command = f'python -m alphaq.lab.evidence FOLDER --name {args.name} --bits {bits}'
@@ -226,18 +228,18 @@ def _header(args, checkpoint, described):
     if args.read: command += f' --read {args.read}'
     if args.only: command += f' --only {" ".join(args.only)}'
     fed = args.quantizer == 'gptq'
+    known = dict(damage=sha256(_damage_of(args.name))) if args.oracle else {}
     rounding = 'error feedback on half of these windows, ' * fed + 'mse, group 128'
     return provenance(command + ' --quantizer gptq' * fed, seed=args.seed, network=args.name,
                       sha256=checkpoint.fingerprint(), window=256,
                       windows_of_each_text_and_half=args.windows, texts=EVIDENCE_TEXTS,
-                      read=described, rounding=rounding)
+                      read=described, rounding=rounding, **known)
 
 # %% ../../nbs/89_evidence.ipynb #4be45eac
 def _flat(found): return torch.cat([*found.values()]).tolist()
 
 def _harm(args, scores):
-    rows = read_rows(results_dir()/'trained'/f'damage-{args.name}.jsonl')[1]
-    return damage_costs(scores, rows)
+    return damage_costs(scores, read_rows(_damage_of(args.name))[1])
 
 # %% ../../nbs/89_evidence.ipynb #cc882205
 def _worn(model, checkpoint, windows):
