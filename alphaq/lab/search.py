@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from ..core import AlphaqError, one_line, provenance, results_dir, track, write_rows
-from ..evaluate import Sample
+from ..evaluate import Sample, log_probabilities, window_kl
 from ..grid import WIDTHS
 from .rivals import (Variant, allocated, at_hand, calibration, informed, stored_bits)
 from ..methods import choice_sizes
@@ -90,6 +90,14 @@ def search(
     return Found(choice, curve[-1][1], tuple(curve))
 
 # %% ../../nbs/79_search.ipynb #1d8a98c4
+def _measures(model, parts):
+    "Divergence from the unrounded model on each part."
+    plain = model.wear([16] * len(model.checkpoint.projections))
+    truth = [log_probabilities(plain, rows) for rows in parts]
+    def of(t): return lambda model, name, rows: window_kl(model, rows, t)
+    return [(of(t), 'kl') for t in truth]
+
+# %% ../../nbs/79_search.ipynb #64bebec7
 def search_widths(
     model:RoundedModel,
     widths,             # `[n]` to start from; their size is kept
@@ -99,12 +107,15 @@ def search_widths(
     tries:int,          # candidates
     seed:int=0,
     parts:int=4,        # of the text
+    diverges:bool=False, # whether divergence from the unrounded model is the loss
 ):                      # `(widths [n], Found)`
     "Search the widths of a model: least loss on a text at the size of the widths given."
     def part_of(i):
         return {'text': Sample(make_text(f'part {i}', f'{i} of {parts} of {rows.tolist()}',
                                          'calibration', 'its own'), rows[i::parts], 1)}
-    losses = [Losses(model, part_of(i), path) for i in range(parts)]
+    cut = [rows[i::parts] for i in range(parts)]
+    measures = _measures(model, cut) if diverges else [()] * parts
+    losses = [Losses(model, part_of(i), path, *m) for i, m in enumerate(measures)]
     found = search(lambda choice, part: losses[part](choice + 1)['text'].numpy(), sizes,
                    np.asarray(widths) - 1, tries, parts, seed)
     return found.choice + 1, found
