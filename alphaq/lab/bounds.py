@@ -9,6 +9,7 @@ __all__ = ['SHARED_BY', 'one_matrix', 'token_rows', 'instructions', 'random_matr
 # %% ../../nbs/95_bounds.ipynb #6af7be68
 import argparse
 import ctypes
+import gc
 import os
 import signal
 import time
@@ -74,6 +75,7 @@ _TRACED, _STEP = 0, 9  # requests
 
 def _to_be_stepped(run): # never returns
     try:
+        gc.disable()  # it would be counted where it happens to run
         _ptrace(_TRACED, 0, None, None)
         os.kill(os.getpid(), signal.SIGSTOP)
         run()
@@ -118,10 +120,17 @@ def instructions_per_weight(
     rows:int=64,   # and twice as many more
 )->float:
     "What a weight costs in a product with one token, beside what does not depend on rows."
-    x = torch.randn(1, cols)
-    few, many = (instructions(partial(random_matrix(n, cols, bits), x, 1))
-                 for n in (rows, 3 * rows))
+    few, many = (instructions(_call(n, cols, bits)) for n in (rows, 3 * rows))
     return (many - few) / (2 * rows * cols)
+
+def _call(rows, cols, bits): # of the library, without the Python that surrounds it
+    library, x, y = cpu.kernel(), torch.randn(cols), torch.empty(rows)
+    last = x.data_ptr(), *(1,) * (bits < 16), y.data_ptr(), *(1,) * (bits < 16), 1
+    W = torch.randn(rows, cols).bfloat16() if bits == 16 else one_matrix(rows, cols, bits)
+    if bits == 16: call = partial(library.alphaq_linear16, W.data_ptr(), rows, cols, *last)
+    else: call = partial(library.alphaq_linear, W.entries.data_ptr(), rows, cols, GROUP, *last)
+    best = library.alphaq_best_set()
+    return lambda held=(W, x, y): call(best)
 
 # %% ../../nbs/95_bounds.ipynb #bcada124
 def _turns(products, rounds):
