@@ -102,7 +102,7 @@ def instructions(
     if not done: raise AlphaqError('this system lets no process be stepped through, or it failed')
     return count
 
-# %% ../../nbs/95_bounds.ipynb #c884f609
+# %% ../../nbs/95_bounds.ipynb #6232585f
 def random_matrix(
     rows:int, cols:int,
     bits:int, # 1 .. 4 packed, 16 bfloat16
@@ -114,6 +114,7 @@ def random_matrix(
 def _of16(W, x, threads=None): return cpu.linear16(x, W, threads)
 def _of_table(t, x, threads=None): return cpu.linear(x, t, threads=threads)
 
+# %% ../../nbs/95_bounds.ipynb #4e80247c
 def instructions_per_weight(
     bits:int,      # 1 .. 4, 16
     cols:int=2048,
