@@ -106,13 +106,11 @@ def instructions(
 def random_matrix(
     rows:int, cols:int,
     bits:int, # 1 .. 4 packed, 16 bfloat16
-):            # a function of a token `[1, in]` and threads
+):            # a function of a token `[1, in]`
     "A product with a matrix of random weights."
-    if bits == 16: return partial(_of16, torch.randn(rows, cols).bfloat16())
-    return partial(_of_table, one_matrix(rows, cols, bits))
-
-def _of16(W, x, threads=None): return cpu.linear16(x, W, threads)
-def _of_table(t, x, threads=None): return cpu.linear(x, t, threads=threads)
+    multiply, W = ((cpu.linear16, torch.randn(rows, cols).bfloat16()) if bits == 16 else
+                   (cpu.linear, one_matrix(rows, cols, bits)))
+    return lambda x: multiply(x, W)
 
 # %% ../../nbs/95_bounds.ipynb #4e80247c
 def instructions_per_weight(
