@@ -74,6 +74,7 @@ constexpr int64_t PANEL = 1024;      // inputs that are laid out at once, or a b
 constexpr int64_t MOST = 1 << 23;    // numbers between gate and down at once: 32 MiB,
 constexpr int64_t AT_LEAST = 64;     // or so many slots for each expert
 constexpr int64_t TOKENS = 512;      // that a task of a linear layer takes
+constexpr int64_t KEYS = 32;         // of a text that attention takes at once
 
 constexpr int fields_of(int bits) { return bits == 3 ? 16 : 16 / bits; }
 constexpr int words_of(int bits) { return bits == 3 ? 3 : 1; }
@@ -281,6 +282,19 @@ struct Activations {
     }
 };
 
+// What one token of each text asks of the keys and values before it. Neighbouring heads share
+// those of one head among fewer.
+struct Attention {
+    const float* q;        // [texts, heads, dim]
+    const void *k, *v;     // float32 or bfloat16
+    const uint8_t* mask;   // [texts, count], 0: not asked; null: all are
+    float* out;            // [texts, heads, dim_v]
+    int64_t texts, heads, shared, count, dim, dim_v;  // shared: heads of keys and values
+    int64_t k_steps[3], v_steps[3];  // numbers from a text, a shared head and a token to the next
+    int half;              // keys and values are bfloat16
+    float scale;           // of the products with keys
+};
+
 // What a thread needs for itself.
 struct Scratch {
     std::vector<float> scale;     // [64, groups]
@@ -293,6 +307,9 @@ struct Scratch {
     std::vector<float*> to;       // and where their products belong
     // tokens multiplied by words, by words twice, and by codes taken apart
     std::vector<int64_t> direct, twice, apart;
+    std::vector<float> wide;      // rows of bfloat16 as floats
+    std::vector<float> shares;    // [heads, KEYS], what attention gives to keys
+    std::vector<float> most, all; // [heads], the largest product so far, and the sum of shares
 };
 
 Scratch& scratch() {
@@ -314,6 +331,8 @@ struct Kernels {
     void (*dequantize)(const Matrix&, const Shape&, int64_t row, float* out);
     void (*dequantize16)(const Matrix&, const Shape&, int64_t row, uint16_t* out);  // bfloat16
     float (*dot16)(const uint16_t* w, const float* x, int64_t n);  // bfloat16
+    void (*attend)(const Attention&, int64_t text, int64_t shared_head);
+    void (*norm)(const void* x, const void* w, int64_t n, float epsilon, int half, void* y);
     uint64_t (*read)(const char* bytes, int64_t n);                // a stream, for comparison
 };
 
@@ -332,10 +351,37 @@ float half_to_float(uint16_t h) {
 }
 
 // To the nearest bfloat16, ties to the even one; weights are finite.
-uint16_t to_bfloat16(float x) {
+INLINE uint16_t to_bfloat16(float x) {
     uint32_t bits;
     std::memcpy(&bits, &x, 4);
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+INLINE float from_bfloat16(uint16_t h) {
+    const uint32_t bits = (uint32_t)h << 16;
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+
+// e^v for v <= 0, in operations that a compiler puts side by side: 2^n times 2^f, f at most a half,
+// and that a sum of powers, whose factors are those of exp2f in Moshier's Cephes. A number for
+// NaN, too.
+INLINE float power(float v) {
+    constexpr float ROUND = 12582912.f;  // 1.5 * 2^23: what is added to it loses its fraction
+    const float bounded = std::max(-126.f, v * 1.44269504f);  // a number where v is none
+    const float whole = (bounded + ROUND) - ROUND, f = bounded - whole;
+    float sum = 1.535336188e-4f;
+    sum = sum * f + 1.339887440e-3f;
+    sum = sum * f + 9.618437357e-3f;
+    sum = sum * f + 5.550332471e-2f;
+    sum = sum * f + 2.402264791e-1f;
+    sum = sum * f + 6.931472028e-1f;
+    sum = sum * f + 1.f;
+    const int32_t bits = ((int32_t)whole + 127) << 23;
+    float scale;
+    std::memcpy(&scale, &bits, 4);
+    return sum * scale;
 }
 
 // ---- threads
@@ -881,6 +927,35 @@ EXPORT int alphaq_linear16(const uint16_t* w, int64_t rows, int64_t cols, const 
             y[r] = kernels->dot16(w + r * cols, x, cols);
     };
     return parallel(tiles(rows), worth(rows * cols, threads), each);
+}
+
+// out[texts, heads, dim_v] = softmax(scale q k^T) v, for one token of each text; `sizes` are texts,
+// heads, heads of keys and values, tokens, dim, dim_v, then the steps of k and v.
+EXPORT int alphaq_attend(const float* q, const void* k, const void* v, const uint8_t* mask,
+                         const int64_t* sizes, int half, float scale, float* out, int threads,
+                         int set) {
+    const Kernels* kernels = kernels_of(set);
+    const Attention a{q, k, v, mask, out, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4],
+                      sizes[5], {sizes[6], sizes[7], sizes[8]}, {sizes[9], sizes[10], sizes[11]},
+                      half, scale};
+    for (int i = 0; i < 6; i++) if (sizes[i] < 1) return BAD_ARGUMENT;
+    if (!kernels || a.heads % a.shared || a.dim % 8 || a.dim_v % 8) return BAD_ARGUMENT;
+    auto each = [&](int64_t i) { kernels->attend(a, i / a.shared, i % a.shared); };
+    const int64_t numbers = a.texts * a.shared * a.count * (a.dim + a.dim_v);
+    return parallel(a.texts * a.shared, worth(numbers, threads), each);
+}
+
+// Rows of x, each divided by the root of its mean square, times w: float32 or bfloat16.
+EXPORT int alphaq_norm(const void* x, const void* w, int64_t rows, int64_t cols, float epsilon,
+                       int half, void* y, int threads, int set) {
+    const Kernels* kernels = kernels_of(set);
+    if (!kernels || rows < 1 || cols < 1) return BAD_ARGUMENT;
+    const int64_t bytes = (half ? 2 : 4) * cols;
+    auto each = [&](int64_t row) {
+        kernels->norm((const char*)x + row * bytes, w, cols, epsilon, half,
+                      (char*)y + row * bytes);
+    };
+    return parallel(rows, worth(4 * rows * cols, threads), each);
 }
 
 // For comparison: read `bytes` bytes once; the result only keeps the compiler from leaving out.
@@ -1603,13 +1678,52 @@ ALPHAQ_TARGET float dot16(const uint16_t* w, const float* x, int64_t n) {
         UNROLL for (int j = 0; j < 4; j++)
             sum[j] = fused(eight_bfloats(w + i + 8 * j), load_floats(x + i + 8 * j), sum[j]);
     float rest = 0;
-    for (; i < n; i++) {
-        const uint32_t bits = (uint32_t)w[i] << 16;
-        float value;
-        std::memcpy(&value, &bits, 4);
-        rest += value * x[i];
-    }
+    for (; i < n; i++) rest += from_bfloat16(w[i]) * x[i];
     return rest + total(plus(plus(sum[0], sum[1]), plus(sum[2], sum[3])));
+}
+
+ALPHAQ_TARGET void widen(const uint16_t* from, int64_t n, float* to) {
+    UNROLL for (int64_t i = 0; i < n; i += 8) store(to + i, eight_bfloats(from + i));
+}
+
+// Products of a vector with rows, eight rows at a time, where the last row fills up; n is a
+// multiple of 8.
+ALPHAQ_TARGET void dots(const float* x, const float* const* rows, int64_t count, int64_t n,
+                        float* to) {
+    for (int64_t k = 0; k < count; k += 8) {
+        const float* some[8];
+        Floats sums[8];
+        for (int j = 0; j < 8; j++) {
+            some[j] = rows[std::min(k + j, count - 1)];
+            sums[j] = no_floats();
+        }
+        UNROLL_TWICE for (int64_t i = 0; i < n; i += 8) {
+            const Floats v = load_floats(x + i);
+            UNROLL for (int j = 0; j < 8; j++) sums[j] = fused(v, load_floats(some[j] + i), sums[j]);
+        }
+        store(to + k, eight_totals(sums));
+    }
+}
+
+// V vectors of y from `at` on, times `kept`, and shares of rows added to them.
+template <int V>
+ALPHAQ_TARGET INLINE void add_some_rows(const float* shares, const float* const* rows,
+                                        int64_t count, int64_t at, float kept, float* y) {
+    Floats sums[V];
+    UNROLL for (int i = 0; i < V; i++)
+        sums[i] = times(load_floats(y + at + 8 * i), all_same(kept));
+    for (int64_t k = 0; k < count; k++) {
+        const Floats share = all_same(shares[k]);
+        UNROLL for (int i = 0; i < V; i++)
+            sums[i] = fused(share, load_floats(rows[k] + at + 8 * i), sums[i]);
+    }
+    UNROLL for (int i = 0; i < V; i++) store(y + at + 8 * i, sums[i]);
+}
+ALPHAQ_TARGET void add_rows(const float* shares, const float* const* rows, int64_t count,
+                            int64_t n, float kept, float* y) {
+    int64_t at = 0;
+    for (; at + 64 <= n; at += 64) add_some_rows<8>(shares, rows, count, at, kept, y);
+    for (; at < n; at += 8) add_some_rows<1>(shares, rows, count, at, kept, y);
 }
 
 ALPHAQ_TARGET uint64_t read(const char* bytes, int64_t n) {
@@ -1856,13 +1970,26 @@ void halves_to_floats(const uint16_t* from, int64_t n, float* to) {
 
 float dot16(const uint16_t* w, const float* x, int64_t n) {
     float sum = 0;
-    for (int64_t i = 0; i < n; i++) {
-        const uint32_t bits = (uint32_t)w[i] << 16;
-        float value;
-        std::memcpy(&value, &bits, 4);
-        sum += value * x[i];
-    }
+    for (int64_t i = 0; i < n; i++) sum += from_bfloat16(w[i]) * x[i];
     return sum;
+}
+
+void widen(const uint16_t* from, int64_t n, float* to) {
+    for (int64_t i = 0; i < n; i++) to[i] = from_bfloat16(from[i]);
+}
+
+void dots(const float* x, const float* const* rows, int64_t count, int64_t n, float* to) {
+    for (int64_t k = 0; k < (count + 7) / 8 * 8; k++) {
+        to[k] = 0;
+        for (int64_t i = 0; i < n; i++) to[k] += x[i] * rows[std::min(k, count - 1)][i];
+    }
+}
+
+void add_rows(const float* shares, const float* const* rows, int64_t count, int64_t n,
+              float kept, float* y) {
+    for (int64_t i = 0; i < n; i++) y[i] *= kept;
+    for (int64_t k = 0; k < count; k++)
+        for (int64_t i = 0; i < n; i++) y[i] += shares[k] * rows[k][i];
 }
 
 uint64_t read(const char* bytes, int64_t n) {
@@ -1892,26 +2019,106 @@ TakeApart take_apart_for(int64_t bits) {
          : bits == 3 ? take_apart<3> : take_apart<4>;
 }
 
-// SiLU(gate) * up, in operations that a compiler puts side by side; e^-v is 2^n times 2^f, f at
-// most a half, and that a sum of powers, whose factors are those of exp2f in Moshier's Cephes.
+// SiLU(gate) * up.
 ALPHAQ_TARGET void gated(float* gate, const float* up, int64_t n) {
-    constexpr float ROUND = 12582912.f;  // 1.5 * 2^23: what is added to it loses its fraction
     for (int64_t i = 0; i < n; i++) {
         const float v = std::max(gate[i], -87.f);  // below, SiLU is nothing; NaN stays
-        const float bounded = std::max(-126.f, v * -1.44269504f);  // a number where v is none
-        const float whole = (bounded + ROUND) - ROUND, f = bounded - whole;
-        float power = 1.535336188e-4f;
-        power = power * f + 1.339887440e-3f;
-        power = power * f + 9.618437357e-3f;
-        power = power * f + 5.550332471e-2f;
-        power = power * f + 2.402264791e-1f;
-        power = power * f + 6.931472028e-1f;
-        power = power * f + 1.f;
-        const int32_t bits = ((int32_t)whole + 127) << 23;
-        float scale;
-        std::memcpy(&scale, &bits, 4);
-        gate[i] = v / (1.f + power * scale) * up[i];
+        gate[i] = v / (1.f + power(-v)) * up[i];
     }
+}
+
+// ---- attention of one token, and norms
+
+// Rows of keys or values, `step` numbers apart, as floats: as they lie, or made wide in `room`.
+ALPHAQ_TARGET void rows_of(const void* from, const int64_t* at, int64_t count, int64_t step,
+                           int64_t n, int half, float* room, const float** rows) {
+    for (int64_t k = 0; k < count; k++, room += n) {
+        rows[k] = half ? room : (const float*)from + at[k] * step;
+        if (half) widen((const uint16_t*)from + at[k] * step, n, room);
+    }
+}
+
+// Products with keys to shares relative to the largest so far, which may be a new one; returns what
+// older shares are worth then. Products come in eights, as `dots` fills them up.
+ALPHAQ_TARGET float share(float* shares, int64_t count, float scale, float& most, float& all) {
+    const int64_t eights = (count + 7) / 8 * 8;
+    float eight[8], largest = most;
+    for (float& v : eight) v = most;
+    for (int64_t k = 0; k < eights; k += 8)
+        UNROLL for (int j = 0; j < 8; j++) eight[j] = std::max(eight[j], shares[k + j] * scale);
+    for (float v : eight) largest = std::max(largest, v);
+    for (int64_t k = 0; k < eights; k++) {
+        const float below = shares[k] * scale - largest;
+        shares[k] = power(below) + 0.f * std::max(below, -87.f);  // NaN stays
+    }
+    std::fill(shares + count, shares + eights, 0.f);
+    for (float& v : eight) v = 0;
+    for (int64_t k = 0; k < eights; k += 8)
+        UNROLL for (int j = 0; j < 8; j++) eight[j] += shares[k + j];
+    const float kept = std::isinf(most) ? 0.f : power(most - largest);
+    most = largest;
+    all *= kept;
+    for (float v : eight) all += v;
+    return kept;
+}
+
+// What the heads that share keys and values make of them, some keys at a time: shares are kept
+// relative to the largest product so far, and the sum of values with them.
+ALPHAQ_TARGET void attend(const Attention& a, int64_t text, int64_t shared_head) {
+    Scratch& mine = scratch();
+    const int64_t group = a.heads / a.shared, first_head = text * a.heads + shared_head * group;
+    const char* k = (const char*)a.k, *v = (const char*)a.v;
+    const int64_t size = a.half ? 2 : 4;
+    k += size * (text * a.k_steps[0] + shared_head * a.k_steps[1]);
+    v += size * (text * a.v_steps[0] + shared_head * a.v_steps[1]);
+    mine.wide.resize(KEYS * std::max(a.dim, a.dim_v) + 16);
+    float* const room = (float*)(((uintptr_t)mine.wide.data() + 63) / 64 * 64);  // begins a line
+    mine.shares.resize(group * KEYS);
+    mine.most.assign(group, -INFINITY);
+    mine.all.assign(group, 0.f);
+    float* out = a.out + first_head * a.dim_v;
+    std::fill(out, out + group * a.dim_v, 0.f);
+    for (int64_t next = 0; next < a.count;) {
+        int64_t at[KEYS], n = 0;
+        for (; next < a.count && n < KEYS; next++)
+            if (!a.mask || a.mask[text * a.count + next]) at[n++] = next;
+        if (!n) break;
+        const float* rows[KEYS];
+        rows_of(k, at, n, a.k_steps[2], a.dim, a.half, room, rows);
+        for (int64_t h = 0; h < group; h++)
+            dots(a.q + (first_head + h) * a.dim, rows, n, a.dim, mine.shares.data() + h * KEYS);
+        rows_of(v, at, n, a.v_steps[2], a.dim_v, a.half, room, rows);
+        for (int64_t h = 0; h < group; h++) {
+            float* shares = mine.shares.data() + h * KEYS;
+            const float kept = share(shares, n, a.scale, mine.most[h], mine.all[h]);
+            add_rows(shares, rows, n, a.dim_v, kept, out + h * a.dim_v);
+        }
+    }
+    for (int64_t h = 0; h < group; h++)
+        for (int64_t i = 0; i < a.dim_v; i++)
+            out[h * a.dim_v + i] /= mine.all[h] > 0 ? mine.all[h] : 1;
+}
+
+// w x / sqrt(mean of x^2 + epsilon), rounded where transformers rounds it: before and after w.
+ALPHAQ_TARGET void norm(const void* x, const void* w, int64_t n, float epsilon, int half,
+                        void* y) {
+    const uint16_t *x16 = (const uint16_t*)x, *w16 = (const uint16_t*)w;
+    float all[8] = {};
+    for (int64_t i = 0; i + 8 <= n; i += 8) UNROLL for (int j = 0; j < 8; j++) {
+        const float v = half ? from_bfloat16(x16[i + j]) : ((const float*)x)[i + j];
+        all[j] += v * v;
+    }
+    for (int64_t i = n - n % 8; i < n; i++) {
+        const float v = half ? from_bfloat16(x16[i]) : ((const float*)x)[i];
+        all[0] += v * v;
+    }
+    for (int j = 1; j < 8; j++) all[0] += all[j];
+    const float by = 1.f / std::sqrt(all[0] / (float)n + epsilon);
+    if (half) for (int64_t i = 0; i < n; i++)
+        ((uint16_t*)y)[i] = to_bfloat16(
+            from_bfloat16(to_bfloat16(from_bfloat16(x16[i]) * by)) * from_bfloat16(w16[i]));
+    else for (int64_t i = 0; i < n; i++)
+        ((float*)y)[i] = ((const float*)x)[i] * by * ((const float*)w)[i];
 }
 
 // Activations of a group as int8 times a step. What is not finite makes the whole group NaN.
@@ -2095,7 +2302,7 @@ ALPHAQ_TARGET void dequantize16(const Matrix& m, const Shape& shape, int64_t row
 }
 
 const Kernels kernels = {ALPHAQ_VECTORS != 0, quantize, tile, panels, gated, dequantize,
-                         dequantize16, dot16, read};
+                         dequantize16, dot16, attend, norm, read};
 
 }  // namespace ALPHAQ_SET
 }  // namespace

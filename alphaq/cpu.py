@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['INT8', 'ROUGH', 'SETS', 'INTERFACE', 'MODES', 'BLOCK_TOKENS', 'BLOCK_BYTES', 'FEW', 'AHEAD', 'quantize_activations',
            'int8_product', 'rough_tokens', 'open_library', 'kernel', 'Table', 'table_key', 'arena_table', 'dense_rows',
-           'has_tiles', 'kind_of_many', 'in_panels', 'linear', 'linear16', 'expert_tables', 'experts', 'read_ahead',
-           'choose', 'using', 'exactly', 'mode', 'mode_for', 'packed_linear_op']
+           'has_tiles', 'kind_of_many', 'in_panels', 'linear', 'linear16', 'attend', 'attends', 'rms_norm',
+           'expert_tables', 'experts', 'read_ahead', 'choose', 'using', 'exactly', 'mode', 'mode_for',
+           'packed_linear_op']
 
 # %% ../nbs/48_cpu.ipynb #2c047aa2
 import ctypes
@@ -82,6 +83,8 @@ INTERFACE = dict(
                     _int, _int, _int],
     alphaq_dequantize=[_address, *_shape, _long, _long, _address, _int, _int, _int],
     alphaq_linear16=[_address, _long, _long, _address, _address, _int, _int],
+    alphaq_attend=[_address] * 5 + [_int, ctypes.c_float, _address, _int, _int],
+    alphaq_norm=[_address, _address, _long, _long, ctypes.c_float, _int, _address, _int, _int],
     alphaq_read=[_address, _long, _int, _int],
 )
 
@@ -213,7 +216,7 @@ def _as(v, dtype):
     return v.detach().to(dtype).contiguous()
 
 # %% ../nbs/48_cpu.ipynb #bf4b7131
-_kinds = {torch.float32: 0, torch.bfloat16: 1}  # of weights, as the kernel calls them
+_kinds = {torch.float32: 0, torch.bfloat16: 1}  # of numbers, as the kernel calls them
 
 # %% ../nbs/48_cpu.ipynb #66cf22f9
 def dense_rows(
@@ -327,6 +330,70 @@ def linear16(
                                   threads or torch.get_num_threads(), _best(instructions)),
          f'a matrix of {tuple(W.shape)}')
     return out
+
+# %% ../nbs/48_cpu.ipynb #fd6614c0
+def attend(
+    q:Tensor,         # `[texts, heads, dim]`, one token of each text
+    K:Tensor,         # `[texts, shared heads, tokens, dim]`, float32 or bfloat16; rows without gaps
+    V:Tensor,         # `[texts, shared heads, tokens, dim of values]`, of the same type
+    mask:Tensor|None=None, # `[texts, tokens]` bool, what is asked; all unless said
+    scale:float|None=None, # of the products; the root of `1 / dim` unless said
+    threads:int=None, # as torch has them unless said
+    instructions:str=None, # a name of `SETS`; the best of this machine unless said
+)->Tensor:            # `[texts, heads, dim of values]` float32; zero where nothing is asked
+    "Attention of one token of each text ({eq}`eq-attend`)."
+    if not attends(q, K, V):
+        raise AlphaqError(f'attention of one token takes [texts, heads, dim] and float32 or '
+                          f'bfloat16 [texts, shared heads, tokens, dim], got {tuple(q.shape)}, '
+                          f'{tuple(K.shape)} {K.dtype}, {tuple(V.shape)} {V.dtype}')
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != K.shape[::2]):
+        raise AlphaqError(f'a mask is bool {[*K.shape[::2]]}, got {mask.dtype} {[*mask.shape]}')
+    texts, heads, dim = q.shape
+    sizes = (ctypes.c_int64 * 12)(texts, heads, *K.shape[1:], V.shape[3], *K.stride()[:3],
+                                  *V.stride()[:3])
+    q, mask = _as(q, torch.float32), None if mask is None else mask.contiguous()
+    out = torch.empty(texts, heads, V.shape[3])
+    _ran(kernel().alphaq_attend(
+        q.data_ptr(), K.data_ptr(), V.data_ptr(), mask if mask is None else mask.data_ptr(), sizes,
+        _kinds[K.dtype], dim**-.5 if scale is None else scale, out.data_ptr(),
+        threads or torch.get_num_threads(), _best(instructions)), 'attention')
+    return out
+
+
+# %% ../nbs/48_cpu.ipynb #042fca8a
+def attends(
+    q:Tensor, K:Tensor, V:Tensor, # as for `attend`
+)->bool:
+    "Whether the kernel knows attention of this form."
+    if q.ndim != 3 or K.ndim != 4 or V.ndim != 4 or not K.shape[2]: return False
+    texts, heads, dim = q.shape
+    fits = K.shape[0] == texts and K.shape[3] == dim and V.shape[:3] == K.shape[:3]
+    whole = K.shape[1] and heads % K.shape[1] == 0 and not (dim % 8 or V.shape[3] % 8)
+    known = K.dtype in _kinds and V.dtype == K.dtype and K.is_cpu and V.is_cpu and q.is_cpu
+    return bool(texts and fits and whole and known and K.stride(3) == V.stride(3) == 1)
+
+
+# %% ../nbs/48_cpu.ipynb #f93f3e9b
+def rms_norm(
+    x:Tensor,          # `[..., dim]` float32 or bfloat16
+    weight:Tensor,     # `[dim]`, of the same type
+    epsilon:float,     # added to the mean square
+    threads:int=None,  # as torch has them unless said
+    instructions:str=None, # a name of `SETS`; the best of this machine unless said
+)->Tensor:             # as `x`
+    "Rows over the root of their mean square, rounded to their type, times the weights."
+    if x.dtype not in _kinds or weight.dtype != x.dtype or x.shape[-1:] != weight.shape:
+        raise AlphaqError(f'a norm takes float32 or bfloat16 [..., dim] and [dim], got '
+                          f'{tuple(x.shape)} {x.dtype} and {tuple(weight.shape)} {weight.dtype}')
+    x, weight = _as(x, x.dtype), _as(weight, x.dtype)
+    out = torch.empty_like(x)
+    if not x.numel(): return out
+    cols = x.shape[-1]
+    _ran(kernel().alphaq_norm(x.data_ptr(), weight.data_ptr(), x.numel() // cols, cols, epsilon,
+                              _kinds[x.dtype], out.data_ptr(),
+                              threads or torch.get_num_threads(), _best(instructions)), 'a norm')
+    return out
+
 
 # %% ../nbs/48_cpu.ipynb #09767f16
 def expert_tables(

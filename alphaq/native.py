@@ -21,7 +21,9 @@ from .core import AlphaqError, atomic, cache_dir
 # %% ../nbs/10_native.ipynb #4d813849
 # sums in the order in which they are written, or there are not registers enough
 FLAGS = ('-O3', '-fno-tree-reassoc', '-std=c++17', '-shared', '-fPIC', '-pthread',
-         '-fvisibility=hidden')
+         '-fvisibility=hidden',
+         # nobody asks which operations overflowed; where one might, GCC puts none side by side
+         '-fno-trapping-math', '-fno-math-errno')
 SOURCE = Path(alphaq.__path__[0])/'cpu.cpp'
 
 def compilers(
