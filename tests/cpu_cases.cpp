@@ -6,7 +6,10 @@
 // bfloat16, and [rows], the product of these with the first token. A case of layers is nine int64
 // (experts, hidden, inner, group of hidden, group of inner, tokens, mode, threads, set), then gate,
 // up and down of each expert, each as its bits, words, scale and zero, then x, two experts of each
-// token and their weights; its answer is [tokens, hidden].
+// token and their weights; its answer is [tokens, hidden]. A case of texts is nine int64 (texts,
+// heads, shared heads, tokens, dim, dim of values, half, threads, set), then q, keys, values, as
+// float32 or bfloat16, and a mask; its answers are [texts, heads, dim of values], asked of all and
+// under the mask, and the norm of the keys, weighed by the first.
 
 #include "../alphaq/cpu.cpp"
 
@@ -87,9 +90,40 @@ int layers(FILE* in, FILE* out) {
     return 0;
 }
 
+int texts(FILE* in, FILE* out) {
+    int64_t c[9];
+    while (fread(c, sizeof *c, 9, in) == 9) {
+        const auto [texts, heads, shared, count, dim, dim_v, half, threads, set] = c;
+        const int64_t size = half ? 2 : 4, rows = texts * shared * count;
+        const auto q = read_some<float>(in, texts * heads * dim);
+        const auto k = read_some<char>(in, size * rows * dim);
+        const auto v = read_some<char>(in, size * rows * dim_v);
+        const auto mask = read_some<uint8_t>(in, texts * count);
+        const int64_t sizes[12] = {texts, heads, shared, count, dim, dim_v,
+                                   shared * count * dim, count * dim, dim,
+                                   shared * count * dim_v, count * dim_v, dim_v};
+        std::unique_ptr<float[]> y(new float[texts * heads * dim_v]);
+        for (const uint8_t* m : {(const uint8_t*)nullptr, (const uint8_t*)mask.get()}) {
+            if (alphaq_attend(q.get(), k.get(), v.get(), m, sizes, (int)half, .25f, y.get(),
+                              (int)threads, (int)set)) return 10;
+            fwrite(y.get(), sizeof(float), texts * heads * dim_v, out);
+        }
+        std::unique_ptr<char[]> scaled(new char[size * rows * dim]);
+        if (alphaq_norm(k.get(), k.get(), rows, dim, 1e-5f, (int)half, scaled.get(), (int)threads,
+                        (int)set)) return 11;
+        for (int64_t i = 0; i < rows * dim; i++) {
+            float wide = ((float*)scaled.get())[half ? 0 : i];
+            if (half) wide = from_bfloat16(((uint16_t*)scaled.get())[i]);
+            fwrite(&wide, sizeof wide, 1, out);
+        }
+    }
+    return 0;
+}
+
 int main(int, char** names) {
     FILE* in = fopen(names[1], "rb");
     FILE* out = fopen(names[2], "wb");
-    const int failed = names[3][0] == 'l' ? layers(in, out) : products(in, out);
+    const int failed = names[3][0] == 'l' ? layers(in, out)
+                     : names[3][0] == 't' ? texts(in, out) : products(in, out);
     return fclose(out) ? 9 : failed;
 }

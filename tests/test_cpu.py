@@ -152,6 +152,33 @@ def layers_disagree(program, made, **how):
     parts = torch.from_numpy(run_cases(program, [case for case, *_ in made], 'layers', **how)).split([truth.numel() for *_, truth in made])
     return sum(not relative(y.view_as(truth), truth) < (.08 if mode else 1e-5) for y, (_, mode, truth) in zip(parts, made))
 
+def text_cases(count, sets, seed=3):
+    "Texts that one token asks, in either type and every instruction set in turn, and what is meant: asked of all, under a mask, and a norm."
+    rng = random.Random(seed)
+    for n in range(count):
+        gen = torch.Generator().manual_seed(rng.randrange(2**31))
+        shared, group, tokens, dim, wide = (rng.choice(some) for some in ((1, 2, 3), (1, 2, 5), (1, 7, 32, 33, 100), (8, 64, 72), (8, 128, 24)))
+        texts, half = rng.choice((1, 3)), n % 2
+        q = torch.randn(texts, shared * group, dim, generator=gen) * rng.choice((1, 1, 30))
+        K, V = (torch.randn(texts, shared, tokens, d, generator=gen).to(torch.bfloat16 if half else torch.float32) for d in (dim, wide))
+        mask = torch.rand(texts, tokens, generator=gen) < .6
+        mask[:, rng.randrange(tokens)] = True
+        s = torch.einsum('bsgd,bstd->bsgt', q.double().unflatten(1, (shared, group)), K.double()) / 4
+        asked = [torch.einsum('bsgt,bstd->bsgd', s.masked_fill(~m[:, None, None], -torch.inf).softmax(-1), V.double())
+                 for m in (torch.ones_like(mask), mask)]
+        x, W = K.double(), K[0, 0, 0].double()
+        norm = W * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5)).to(K.dtype).double()
+        raw = [t.view(torch.int16) if half else t for t in (K, V)]
+        yield (((texts, shared * group, shared, tokens, dim, wide, half, rng.choice((1, 3)), sets[n // 2 % len(sets)]), [q, *raw], mask.to(torch.uint8)),
+               [*asked, norm], half)
+
+def texts_disagree(program, made, **how):
+    "How many texts differ from what is meant."
+    sizes = [t.numel() for _, truths, _ in made for t in truths]
+    parts = iter(torch.from_numpy(run_cases(program, [case for case, *_ in made], 'texts', **how)).split(sizes))
+    return sum(any([not relative(y.view_as(t), t) < (2**-8 if half and i == 2 else 1e-5) for i, (t, y) in enumerate(zip(truths, parts))])
+               for _, truths, half in made)
+
 WATCHED = '-O1', '-g', '-DALPHAQ_EMULATE', '-fsanitize=address,undefined', '-fno-sanitize-recover=all'
 
 @needs_compiler
@@ -162,6 +189,7 @@ def test_under_sanitizers(tmp_path):
     if program is None: pytest.skip('this compiler has no sanitizers')
     assert disagree(program, [*cases_of(random_numbers(120, there))]) == 0
     assert layers_disagree(program, [*layer_cases(60, there)]) == 0
+    assert texts_disagree(program, [*text_cases(80, there)]) == 0
 
 ARM = 'aarch64-linux-gnu-g++', 'qemu-aarch64'  # packages g++-aarch64-linux-gnu and qemu-user
 
@@ -172,6 +200,7 @@ def test_on_arm(tmp_path):
     program, under = build_cases(tmp_path, '-O2', '-static', compiler=ARM[:1]), (ARM[1], '-cpu', 'max')
     assert disagree(program, [*cases_of(random_numbers(96, there))], under=under) == 0
     assert layers_disagree(program, [*layer_cases(32, there)], under=under) == 0
+    assert texts_disagree(program, [*text_cases(40, there)], under=under) == 0
 
 FAULTS = {
     'half': ('_mm256_set1_epi32(0x7fff), odd', '_mm256_setzero_si256(), odd'),
@@ -200,6 +229,13 @@ FAULTS = {
     'short': ('std::memcpy(panel + at.place(k) + 4 * (first + r)', 'std::memcpy(panel + at.place(k) + 4 * first'),
     'part': ('mine.who.push_back(tokens[i] + part * x.tokens)', 'mine.who.push_back(tokens[i])'),
     'sixteen': ('load_floats(x + i + 8 * j), sum[j]', 'load_floats(x + i), sum[j]'),
+    'kept': ('all *= kept', 'all *= 1'),
+    'largest': ('largest = std::max(largest, v)', 'largest = v'),
+    'filled': ('std::fill(shares + count, shares + eights, 0.f)', 'std::fill(shares, shares, 0.f)'),
+    'unasked': ('a.mask[text * a.count + next]', 'a.mask[next]'),
+    'head': ('shared_head * a.v_steps[1]', 'shared_head * a.k_steps[1]'),
+    'asker': ('a.q + (first_head + h) * a.dim', 'a.q + first_head * a.dim'),
+    'mean': ('UNROLL for (int j = 0; j < 8; j++) {\n        const float v', 'UNROLL for (int j = 0; j < 7; j++) {\n        const float v'),
     'oracle': ('words[step] >> 15 << 1', 'words[step] >> 14 << 1'),
 }
 
@@ -219,7 +255,8 @@ def test_faults_are_seen(fault, tmp_path, monkeypatch):
     made = [*cases_of((bits, (70, cols), group, tokens, 1, 1, number) for bits in (1, 2, 3, 4)
                       for cols, tokens, group in ((768, 1, 128), (1024, 1, 128), (1408, 1, 128), (1024, 2, 128), (1408, 4, 128),
                                                   (1024, 11, 256), (1408, 11, 128)))]
-    assert disagree(build_cases(tmp_path, '-O1', '-DALPHAQ_FEW'), made)
+    program = build_cases(tmp_path, '-O1', '-DALPHAQ_FEW')
+    assert disagree(program, made) + texts_disagree(program, [*text_cases(24, (number,))])
 
 @needs_compiler
 def test_threads_that_come_late(tmp_path):

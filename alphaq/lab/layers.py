@@ -40,7 +40,7 @@ from .ggml import (PEERS, Whole, calls_together, expert_bytes, file_of, forget_l
                              kinds_there, peer_decode, peer_folder, peer_times, peer_version,
                              toy_error)
 from ..runtime import (AlphaqConfig, AlphaqExperts, AlphaqHfQuantizer, AlphaqLinear,
-                            PackedMatrices)
+                            PackedMatrices, quicken)
 
 # %% ../../nbs/66_layers.ipynb #a100620b
 @dataclass(frozen=True)
@@ -339,6 +339,7 @@ def whole(
     for arena in (m for m in model.modules() if isinstance(m, PackedMatrices)):
         centre(arena)
     model.model.rotary_emb = type(model.model.rotary_emb)(config)
+    if packed is not None: quicken(model)
     return model
 
 # %% ../../nbs/66_layers.ipynb #c6100a5a
