@@ -1273,6 +1273,8 @@ def generate(
     more = {'temperature': temperature} if temperature else {}
     chunk = chunk_of(loaded.config.to_dict())
     if chunk and given['input_ids'].shape[1] > chunk: more['prefill_chunk_size'] = chunk
+    elif loaded.device.type == 'cpu' and loaded._can_compile_fullgraph:  # as static caches ask
+        more['cache_implementation'] = 'static'  # a growing one is copied for each token
     with third_party(f'{model}: cannot generate', 'see that it does in transformers by itself'):
         out = loaded.generate(**given, max_new_tokens=tokens, do_sample=temperature > 0,
                               streamer=_beats(tokens), **more)
