@@ -350,7 +350,8 @@ float half_to_float(uint16_t h) {
     return value;
 }
 
-// To the nearest bfloat16, ties to the even one; weights are finite.
+// To the nearest bfloat16, ties to the even one. What is no number stays none: its low bits are
+// zero where it came from bfloat16 or was made here.
 INLINE uint16_t to_bfloat16(float x) {
     uint32_t bits;
     std::memcpy(&bits, &x, 4);
@@ -2047,6 +2048,11 @@ ALPHAQ_TARGET float share(float* shares, int64_t count, float scale, float& most
     for (int64_t k = 0; k < eights; k += 8)
         UNROLL for (int j = 0; j < 8; j++) eight[j] = std::max(eight[j], shares[k + j] * scale);
     for (float v : eight) largest = std::max(largest, v);
+    if (largest == -INFINITY) {  // nobody asks any of these, unless it is no number
+        for (int64_t k = 0; k < count; k++) shares[k] = std::isnan(shares[k]) ? shares[k] : 0.f;
+        for (int64_t k = 0; k < count; k++) all += shares[k];
+        return 1;
+    }
     for (int64_t k = 0; k < eights; k++) {
         const float below = shares[k] * scale - largest;
         shares[k] = power(below) + 0.f * std::max(below, -87.f);  // NaN stays

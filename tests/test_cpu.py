@@ -162,9 +162,9 @@ def text_cases(count, sets, seed=3):
         q = torch.randn(texts, shared * group, dim, generator=gen) * rng.choice((1, 1, 30))
         K, V = (torch.randn(texts, shared, tokens, d, generator=gen).to(torch.bfloat16 if half else torch.float32) for d in (dim, wide))
         mask = torch.rand(texts, tokens, generator=gen) < .6
-        mask[:, rng.randrange(tokens)] = True
+        mask[1:, rng.randrange(tokens)] = True  # of the first text, maybe nothing
         s = torch.einsum('bsgd,bstd->bsgt', q.double().unflatten(1, (shared, group)), K.double()) / 4
-        asked = [torch.einsum('bsgt,bstd->bsgd', s.masked_fill(~m[:, None, None], -torch.inf).softmax(-1), V.double())
+        asked = [torch.einsum('bsgt,bstd->bsgd', s.masked_fill(~m[:, None, None], -torch.inf).softmax(-1).nan_to_num(), V.double())
                  for m in (torch.ones_like(mask), mask)]
         x, W = K.double(), K[0, 0, 0].double()
         norm = W * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5)).to(K.dtype).double()
@@ -176,8 +176,9 @@ def texts_disagree(program, made, **how):
     "How many texts differ from what is meant."
     sizes = [t.numel() for _, truths, _ in made for t in truths]
     parts = iter(torch.from_numpy(run_cases(program, [case for case, *_ in made], 'texts', **how)).split(sizes))
-    return sum(any([not relative(y.view_as(t), t) < (2**-8 if half and i == 2 else 1e-5) for i, (t, y) in enumerate(zip(truths, parts))])
-               for _, truths, half in made)
+    def differs(y, t, half): # a rounding of bfloat16 may fall otherwise where a sum did
+        return (y != t.bfloat16().float()).float().mean() > .02 if half else not relative(y, t) < 1e-5
+    return sum(any([differs(y.view_as(t), t, half and i == 2) for i, (t, y) in enumerate(zip(truths, parts))]) for _, truths, half in made)
 
 WATCHED = '-O1', '-g', '-DALPHAQ_EMULATE', '-fsanitize=address,undefined', '-fno-sanitize-recover=all'
 
@@ -236,6 +237,7 @@ FAULTS = {
     'head': ('shared_head * a.v_steps[1]', 'shared_head * a.k_steps[1]'),
     'asker': ('a.q + (first_head + h) * a.dim', 'a.q + first_head * a.dim'),
     'mean': ('UNROLL for (int j = 0; j < 8; j++) {\n        const float v', 'UNROLL for (int j = 0; j < 7; j++) {\n        const float v'),
+    'rounding': ('from_bfloat16(to_bfloat16(from_bfloat16(x16[i]) * by))', '(from_bfloat16(x16[i]) * by)'),
     'oracle': ('words[step] >> 15 << 1', 'words[step] >> 14 << 1'),
 }
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHARED_BY', 'CONTEXTS', 'one_matrix', 'token_rows', 'instructions', 'random_matrix', 'instructions_per_weight',
            'bound_rows', 'matrix_bytes', 'near_times', 'visited_weights', 'layer_bound_rows', 'spending',
-           'profile_rows', 'full_cache', 'asking_seconds', 'context_rows', 'main']
+           'profile_rows', 'full_cache', 'torchs', 'asking_seconds', 'context_rows', 'main']
 
 # %% ../../nbs/95_bounds.ipynb #6af7be68
 import argparse
@@ -15,7 +15,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import product
 from statistics import median
@@ -30,7 +30,7 @@ from ..grid import WIDTHS
 from ..kernel import bytes_per_token
 from .layers import (GROUP, MIXTURES, centre, keep_rows, mixed_widths, packed_experts,
                                packed_way, plain_experts, plain_ways, time_way, whole)
-from ..runtime import ATTENTION, AlphaqLinear, PackedMatrices
+from ..runtime import AlphaqLinear, PackedMatrices
 
 # %% ../../nbs/95_bounds.ipynb #f497ee95
 SHARED_BY = (1, 2, 4, 16) # tokens of a call
@@ -284,6 +284,13 @@ def full_cache(
 
 
 # %% ../../nbs/95_bounds.ipynb #c7b7a1f0
+@contextmanager
+def torchs(): # attention, for comparison
+    "The kernel knows no attention."
+    kept, cpu.attends = cpu.attends, lambda *args: False
+    try: yield
+    finally: cpu.attends = kept
+
 @torch.inference_mode()
 def asking_seconds(
     model,       # a causal language model
@@ -310,15 +317,14 @@ def context_rows(
     "Microseconds of a token after texts of some lengths."
     for name in names:
         packed = whole(name, 2.5, 4, **sizes)
-        ways = {'2.5 bits, sdpa': (packed, 'sdpa', 0), '2.5 bits, ours': (packed, ATTENTION, 0),
-                '2.5 bits, ours, with room': (packed, ATTENTION, 2 * tokens)}
-        if name == names[0]: ways['bfloat16, sdpa'] = whole(name, **sizes), 'sdpa', 0
+        ways = {'2.5 bits, sdpa': (packed, torchs, 0), '2.5 bits, ours': (packed, nullcontext, 0),
+                '2.5 bits, ours, with room': (packed, nullcontext, 2 * tokens)}
+        if name == names[0]: ways['bfloat16, sdpa'] = whole(name, **sizes), nullcontext, 0
         for context in contexts:
             found = {way: [] for way in ways}
-            for _, (way, (model, kind, room)) in product(range(rounds), ways.items()):
-                model.set_attn_implementation(kind)
+            for _, (way, (model, by, room)) in product(range(rounds), ways.items()):
                 cache = full_cache(model, context, room)
-                found[way].append(1e6 * median(asking_seconds(model, cache, tokens)))
+                with by(): found[way].append(1e6 * median(asking_seconds(model, cache, tokens)))
             yield from (dict(model=name, way=way, context=context,
                              microseconds=round(median(each), 1),
                              rounds=[round(us, 1) for us in each]) for way, each in found.items())
