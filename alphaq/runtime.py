@@ -357,6 +357,7 @@ def _new_quick(kind): return _quick(kind).__new__(_quick(kind))
 
 def _epsilon(module): return getattr(module, 'variance_epsilon', getattr(module, 'eps', None))
 
+# %% ../nbs/50_runtime.ipynb #5aaae2b9
 def is_plain_norm(
     module:nn.Module, # with weights
 )->bool:
@@ -395,6 +396,7 @@ def attention(
     y = cpu.attend(query[:, :, 0], key, value, mask, scaling)
     return y[:, None].to(query.dtype), None
 
+# %% ../nbs/50_runtime.ipynb #22a4dce7
 def _one_asks(query, key, value, mask, more):
     if torch.compiler.is_compiling() or torch.jit.is_tracing(): return False
     if query.shape[2] != 1 or query.dtype != key.dtype or torch.is_autocast_enabled('cpu'):
