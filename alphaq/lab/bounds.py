@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHARED_BY', 'CONTEXTS', 'one_matrix', 'token_rows', 'instructions', 'random_matrix', 'instructions_per_weight',
            'bound_rows', 'matrix_bytes', 'near_times', 'visited_weights', 'layer_bound_rows', 'spending',
-           'profile_rows', 'full_cache', 'torchs', 'asking_seconds', 'context_rows', 'main']
+           'profile_rows', 'full_cache', 'torch_attention', 'asking_seconds', 'context_rows', 'main']
 
 # %% ../../nbs/95_bounds.ipynb #6af7be68
 import argparse
@@ -285,8 +285,8 @@ def full_cache(
 
 # %% ../../nbs/95_bounds.ipynb #c7b7a1f0
 @contextmanager
-def torchs(): # attention, for comparison
-    "The kernel knows no attention."
+def torch_attention():
+    "Leave attention to torch for a while, for comparison."
     kept, cpu.attends = cpu.attends, lambda *args: False
     try: yield
     finally: cpu.attends = kept
@@ -317,7 +317,8 @@ def context_rows(
     "Microseconds of a token after texts of some lengths."
     for name in names:
         packed = whole(name, 2.5, 4, **sizes)
-        ways = {'2.5 bits, sdpa': (packed, torchs, 0), '2.5 bits, ours': (packed, nullcontext, 0),
+        ways = {'2.5 bits, sdpa': (packed, torch_attention, 0),
+                '2.5 bits, ours': (packed, nullcontext, 0),
                 '2.5 bits, ours, with room': (packed, nullcontext, 2 * tokens)}
         if name == names[0]: ways['bfloat16, sdpa'] = whole(name, **sizes), nullcontext, 0
         for context in contexts:
