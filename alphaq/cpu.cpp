@@ -3,7 +3,7 @@
 //
 // The file is read once for what every instruction set shares (part 1), then includes itself once
 // for each instruction set (part 2), then chooses among them at run time (part 3). The interface
-// is plain C. Chapter 48 derives what is done here and tests it.
+// is plain C. Chapter 47 derives what is done here and tests it.
 
 #ifndef ALPHAQ_SET
 
@@ -42,6 +42,7 @@
 #define APART __attribute__((noinline))
 #define UNROLL _Pragma("GCC unroll 8")
 #define UNROLL_TWICE _Pragma("GCC unroll 2")
+#define UNROLL_NOT _Pragma("GCC unroll 1")
 
 namespace {
 
@@ -200,24 +201,26 @@ struct Walk {
 struct Activations {
     const float* x;                 // [tokens, cols]
     int64_t tokens, cols, group, groups;
+    int64_t eights;                 // groups, up to a multiple of eight; beyond the last is zero
     Room<int8_t> codes;             // [2 tokens, cols]
     Room<float> step;               // [2 tokens, groups]
-    Room<float> sum;                // [2 tokens, groups] of activations as int8, sixteenths
-    Room<float> plain_sum;          // [tokens, groups] of activations as they are, sixteenths
+    Room<float> sum;                // [2 tokens, eights] of activations as int8, sixteenths
+    Room<float> plain_sum;          // [tokens, eights] of activations as they are, sixteenths
     std::vector<uint8_t> rough;     // [tokens] that eight bits do not bear
     Walk walk[5];                   // by width
     Room<int8_t> ordered[5];        // [2 tokens, padded], in the order of the walk
     Room<float> steps[5];           // [2 tokens, sums, 8]
 
     Activations(const float* x, int64_t tokens, int64_t cols, int64_t group, Mode mode)
-        : x(x), tokens(tokens), cols(cols), group(group), groups(cols / group) {
+        : x(x), tokens(tokens), cols(cols), group(group), groups(cols / group),
+          eights((groups + 7) / 8 * 8) {
         if (mode == FAST) {
             codes.resize(2 * tokens * cols);
             step.resize(2 * tokens * groups);
-            sum.resize(2 * tokens * groups);
+            sum.resize(2 * tokens * eights);
         }
         rough.assign(tokens, 0);
-        plain_sum.resize(tokens * groups);
+        plain_sum.resize(tokens * eights);
     }
 
     // Make room for the order of a width; filled token by token with `order`.
@@ -298,6 +301,7 @@ struct Attention {
 // What a thread needs for itself.
 struct Scratch {
     std::vector<float> scale;     // [64, groups]
+    std::vector<float> taken;     // [64, groups] scale times zero point, and eight zeros
     std::vector<uint8_t> codes;   // rows that were taken apart
     std::vector<float> gate, up;  // [slots, 64]
     std::vector<float> left;      // of a token that was quantized
@@ -1376,22 +1380,22 @@ ALPHAQ_TARGET INLINE void multiply_places(const uint16_t* from, int64_t plane,
                                           const int8_t* const* x, Bytes (*sums)[T]) {
     // a product added to 32 bits waits for the one before; few sums leave registers for two of each
     constexpr int PARTS = ALPHAQ_VECTORS == 2 && S * T <= 4 && V > 1 ? 2 : 1;
+    constexpr int LINE = V > 1 ? 2 : 1;  // vectors in a cache line
     Bytes parts[PARTS][S][T];
     for (int i = 0; i < PARTS * S * T; i++) parts[i / (S * T)][i / T % S][i % T] = no_bytes();
-    UNROLL_TWICE for (int pair = 0; pair < V; pair += PARTS) {
-        UNROLL_TWICE for (int part = 0; part < PARTS; part++) {
-            const int v = pair + part;
-            if (FIRST == 0 && v % 2 == 0)  // a cache line holds two vectors
-                for (int w = 0; w < words_of(B); w++) {
-                    const uint16_t* const line = from + v * VECTOR_WORDS + w * plane;
-                    __builtin_prefetch((const char*)line + AHEAD, 0, 2);
-                }
+    UNROLL_NOT for (int line = 0; line < V; line += LINE) {
+        if (FIRST == 0) for (int w = 0; w < words_of(B); w++) {
+            const uint16_t* const words = from + line * VECTOR_WORDS + w * plane;
+            __builtin_prefetch((const char*)words + AHEAD, 0, 2);
+        }
+        UNROLL_TWICE for (int half = 0; half < LINE; half++) {
+            const int v = line + half;
             Bytes w[words_of(B)];
             load_words<B>(from + v * VECTOR_WORDS, plane, w);
             for (int p = FIRST; p < FIRST + S * R; p++) {
                 const Bytes codes = R == 1 ? placed_codes<B>(w, p) : codes_of<B>(w, p);
                 for (int t = 0; t < T; t++) {
-                    Bytes& sum = parts[part][(p - FIRST) / R][t];
+                    Bytes& sum = parts[half % PARTS][(p - FIRST) / R][t];
                     sum = ALPHAQ_DOT(sum, codes, load(x[t] + 32 * (p * V + v)));
                 }
             }
@@ -1428,16 +1432,17 @@ ALPHAQ_TARGET void multiply_words(const uint16_t* words, int64_t rows, const Lay
                                   const float* const* steps, const float* scale, int64_t groups,
                                   Floats* sum) {
     constexpr int SUMS = pairs_of(B) / R;
-    const int64_t units = REGULAR ? 1 : at.slice / (V * VECTOR_WORDS);
-    const int64_t plane = rows * at.slice;  // words between the words of a place
-    for (int64_t b = 0; b < at.blocks; b++) {
+    const int64_t slice = REGULAR ? V * VECTOR_WORDS : at.slice, blocks = at.blocks;
+    const int64_t units = slice / (V * VECTOR_WORDS);
+    const int64_t plane = rows * slice;  // words between the words of a place
+    for (int64_t b = 0; b < blocks; b++) {
         for (int64_t r = 0; r < rows; r++) {
-            const uint16_t* from = words + (b * words_of(B) * rows + r) * at.slice;
+            const uint16_t* from = words + (b * words_of(B) * rows + r) * slice;
             const float* of_row = scale + r * groups;
             const int8_t* xs[T];
             Floats even[T], odd[T];
             for (int t = 0; t < T; t++) {
-                xs[t] = x[t] + b * fields_of(B) * at.slice;
+                xs[t] = x[t] + b * fields_of(B) * slice;
                 even[t] = sum[t * TILE + r];
                 odd[t] = no_floats();
             }
@@ -1526,23 +1531,18 @@ Multiply multiply_for(int bits, const Walk& way) {
          : bits == 3 ? multiply_of<T, 3>(way) : multiply_of<T, 4>(way);
 }
 
-// A row's products less what its zero points take away, still in eight parts.
-ALPHAQ_TARGET INLINE Floats without_zeros(Floats all, const float* scale, const uint8_t* zero,
-                                          const float* sum, int64_t groups) {
-    int64_t g = 0;
-    for (; g + 8 <= groups; g += 8) {
-        const Floats product = times(load_floats(scale + g), eight_codes(zero + g));
-        all = less(all, product, load_floats(sum + g));
-    }
-    float rest = 0;
-    for (; g < groups; g++) rest += scale[g] * (float)zero[g] * sum[g];
-    return less(all, all_same(rest), all_same(.125f));  // an eighth to each part
+// A row's products less what its zero points take away, still in eight parts. What a row takes is
+// read up to a multiple of eight; the sums are zero there.
+ALPHAQ_TARGET INLINE Floats without_zeros(Floats all, const float* taken, const float* sum,
+                                          int64_t groups) {
+    for (int64_t g = 0; g < groups; g += 8)
+        all = less(all, load_floats(taken + g), load_floats(sum + g));
+    return all;
 }
 
 // What the zero points of a row take away from the product with one token.
-ALPHAQ_TARGET float zero_part(const float* scale, const uint8_t* zero, const float* sum,
-                              int64_t groups) {
-    return -total(without_zeros(no_floats(), scale, zero, sum, groups));
+ALPHAQ_TARGET float zero_part(const float* taken, const float* sum, int64_t groups) {
+    return -total(without_zeros(no_floats(), taken, sum, groups));
 }
 
 // Rows of a tile times T rows of quantized activations, and where the products belong.
@@ -1566,10 +1566,9 @@ ALPHAQ_TARGET void tile_direct(const Matrix& m, const Shape& shape, int64_t tile
                                mine.scale.data(), groups, sums);
     for (int t = 0; t < T; t++) {
         Floats* sum = sums + t * TILE;
-        const float* of_groups = x.sum.data() + who[t] * groups;
+        const float* of_groups = x.sum.data() + who[t] * x.eights;
         for (int64_t r = 0; r < rows; r++)
-            sum[r] = without_zeros(sum[r], mine.scale.data() + r * groups,
-                                   m.zero + (tile * TILE + r) * groups, of_groups, groups);
+            sum[r] = without_zeros(sum[r], mine.taken.data() + r * groups, of_groups, groups);
         int64_t r = 0;
         for (; r + 8 <= rows; r += 8) store(y[t] + r, eight_totals(sum + r));
         for (; r < rows; r++) y[t][r] = total(sum[r]);
@@ -1888,7 +1887,7 @@ void multiply_span(const uint8_t* panel, int64_t start, int64_t end, int64_t row
             const int64_t row = mine.who[i + t];
             codes[t] = x.codes.data() + row * x.cols + start;
             step[t] = x.step[row * x.groups + group];
-            sum[t] = last ? x.sum[row * x.groups + group] : 0.f;
+            sum[t] = last ? x.sum[row * x.eights + group] : 0.f;
         }
         for (int64_t r = 0; r < rows; r += LANES * HIGH)
             multiply_panels[some - 1](panel + 4 * r, (end - start) / 4, codes, step, sum,
@@ -1959,9 +1958,9 @@ float multiply_row(const uint8_t* q, const X* x, const float* step, const float*
     return y;
 }
 
-float zero_part(const float* scale, const uint8_t* zero, const float* sum, int64_t groups) {
+float zero_part(const float* taken, const float* sum, int64_t groups) {
     float all = 0;
-    for (int64_t g = 0; g < groups; g++) all += scale[g] * (float)zero[g] * sum[g];
+    for (int64_t g = 0; g < groups; g++) all += taken[g] * sum[g];
     return all;
 }
 
@@ -2167,7 +2166,8 @@ ALPHAQ_TARGET bool is_rough(const float* x, int64_t cols, const float* step, int
 ALPHAQ_TARGET void quantize_row(Activations& x, const float* from, int64_t row) {
     for (int64_t g = 0; g < x.groups; g++)
         quantize_group(from + g * x.group, x.group, x.codes.data() + row * x.cols + g * x.group,
-                       &x.step[row * x.groups + g], &x.sum[row * x.groups + g]);
+                       &x.step[row * x.groups + g], &x.sum[row * x.eights + g]);
+    for (int64_t g = x.groups; g < x.eights; g++) x.sum[row * x.eights + g] = 0;
 }
 
 // What a token's codes leave of it.
@@ -2190,10 +2190,10 @@ ALPHAQ_TARGET void quantize(Activations& x, int64_t token, Mode mode) {
         left_of(x, token, mine.left.data());
         quantize_row(x, mine.left.data(), x.tokens + token);
     }
-    for (int64_t g = 0; g < x.groups; g++) {
+    for (int64_t g = 0; g < x.eights; g++) {
         double sum = 0;
-        for (int64_t i = g * x.group; i < (g + 1) * x.group; i++) sum += from[i];
-        x.plain_sum[token * x.groups + g] = (float)sum * .0625f;
+        for (int64_t i = g * x.group; i < std::min(x.cols, (g + 1) * x.group); i++) sum += from[i];
+        x.plain_sum[token * x.eights + g] = (float)sum * .0625f;
     }
 }
 
@@ -2216,14 +2216,13 @@ ALPHAQ_TARGET void tile_apart(const Matrix& m, const Shape& shape, int64_t tile,
                 const uint8_t* q = mine.codes.data() + (r - first) * at.padded;
                 const float* scale = mine.scale.data() + r * groups;
                 const bool whole = mode == FAST && !x.rough[t];
-                const float* sum = (whole ? x.sum : x.plain_sum).data() + t * groups;
+                const float* sum = (whole ? x.sum : x.plain_sum).data() + t * x.eights;
                 const float inner = whole
                     ? multiply_row(q, x.codes.data() + t * x.cols, x.step.data() + t * groups,
                                    scale, groups, x.group)
                     : multiply_row(q, x.x + t * x.cols, (const float*)nullptr, scale, groups,
                                    x.group);
-                y[i * TILE + r] = inner - zero_part(scale, m.zero + (tile * TILE + r) * groups,
-                                                    sum, groups);
+                y[i * TILE + r] = inner - zero_part(mine.taken.data() + r * groups, sum, groups);
             }
     }
 }
@@ -2239,12 +2238,29 @@ void tile_twice(const Matrix& m, const Shape& shape, int64_t tile, const Activat
     for (int64_t r = 0; r < std::min<int64_t>(TILE, shape.rows - tile * TILE); r++) y[r] += rest[r];
 }
 
+// Scales and zero points of the next tile, streams too short for a processor to foresee them.
+void ask_for_grid(const Matrix& m, int64_t from, int64_t cells) {
+    const char *scale = (const char*)(m.scale + from), *zero = (const char*)(m.zero + from);
+    for (int64_t i = 0; i < 2 * cells; i += 64) __builtin_prefetch(scale + i, 0, 2);
+    for (int64_t i = 0; i < cells; i += 64) __builtin_prefetch(zero + i, 0, 2);
+}
+
+// Cells of a grid as numbers: scales, and what zero points take away of a sum of activations.
+ALPHAQ_TARGET void take_grid(const Matrix& m, int64_t from, int64_t cells, Scratch& mine) {
+    ask_for_grid(m, from + cells, cells);
+    mine.scale.resize(cells);
+    mine.taken.resize(cells + 8);
+    float *scale = mine.scale.data(), *taken = mine.taken.data();
+    halves_to_floats(m.scale + from, cells, scale);
+    for (int64_t i = 0; i < cells; i++) taken[i] = scale[i] * (float)m.zero[from + i];
+    std::fill(taken + cells, taken + cells + 8, 0.f);
+}
+
 void tile(const Matrix& m, const Shape& shape, int64_t tile, const Activations& x,
           const int64_t* tokens, int64_t count, Mode mode, float* y) {
     Scratch& mine = scratch();
-    const int64_t grid = std::min<int64_t>(TILE, shape.rows - tile * TILE) * x.groups;
-    mine.scale.resize(grid);
-    halves_to_floats(m.scale + tile * TILE * x.groups, grid, mine.scale.data());
+    take_grid(m, tile * TILE * x.groups,
+              std::min<int64_t>(TILE, shape.rows - tile * TILE) * x.groups, mine);
     const Walk& way = x.walk[m.bits];
     const bool direct = !x.ordered[m.bits].empty()
                         && std::min<int64_t>(TILE, shape.rows - tile * TILE) % way.together == 0;

@@ -4,20 +4,17 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'AlphaqConfig', 'PackedMatrices', 'packed_linear', 'kernels_for', 'AlphaqExperts', 'AlphaqLinear',
-           'PlainLinear', 'QuickNorm', 'is_plain_norm', 'attention', 'AskingConfig', 'only_looks_up', 'quicken',
            'SharedExpert', 'join_shared', 'AlphaqHfQuantizer', 'register', 'quantize_model']
 
 # %% ../nbs/50_runtime.ipynb #dff8e9cd
-import inspect
 import re
-from functools import lru_cache, partial
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers.core_model_loading import WeightConverter, WeightRenaming
-from transformers.configuration_utils import PreTrainedConfig
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import HfQuantizer
@@ -32,6 +29,7 @@ from .kernel import INTERPRETED, Arena, table_of
 from .launch import (beside, call_layer, fused_layer, fused_linear, no_kernels, say_once,
                            unfit)
 from .pack import PackedWeight, check_table, pack, unpack_codes, word_count
+from .quicken import quicken
 
 # %% ../nbs/50_runtime.ipynb #1939f247
 FORMAT = 'alphaq-packed/1'
@@ -323,132 +321,6 @@ class AlphaqLinear(PackedMatrices):
         y = fused_linear(x.flatten(0, -2), arena.words, arena.scale, arena.zero, arena.table)
         y = y.view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
-
-# %% ../nbs/50_runtime.ipynb #9e43aaa0
-class PlainLinear(nn.Linear):
-    "A linear layer in sixteen bits, quicker for one token on a CPU."
-    def forward(self, x:Tensor)->Tensor:
-        one = x.dtype == torch.bfloat16 and x.numel() == x.shape[-1]
-        if not one or not _by_kernel(x, self.weight): return super().forward(x)
-        y = cpu.linear16(x, self.weight)
-        return (y if self.bias is None else y + self.bias).to(x.dtype)
-
-def _by_kernel(x, W):
-    "Whether the kernel takes plain numbers: on a CPU, without gradients, as the model's type is."
-    if torch.compiler.is_compiling() or torch.jit.is_tracing(): return False
-    if not x.is_cpu or x.dtype != W.dtype or x.dtype == torch.float16: return False
-    if W.requires_grad and torch.is_grad_enabled(): return False
-    return W.is_contiguous() and cpu.mode_for(x) != 'spec'
-
-# %% ../nbs/50_runtime.ipynb #58ad4c5f
-class QuickNorm:
-    "Goes before the class of a norm, and lets the kernel compute it."
-    def forward(self, *args, **named)->Tensor: # whatever the family's takes
-        if named or len(args) != 1 or not _by_kernel(args[0], self.weight):
-            return super().forward(*args, **named)
-        return cpu.rms_norm(args[0], self.weight, _epsilon(self))
-
-    def __reduce__(self): return _new_quick, (type(self).__bases__[1],), self.__dict__
-
-@lru_cache(None)
-def _quick(kind): return type(kind.__name__, (QuickNorm, kind), {})
-
-def _new_quick(kind): return _quick(kind).__new__(_quick(kind))
-
-def _epsilon(module): return getattr(module, 'variance_epsilon', getattr(module, 'eps', None))
-
-# %% ../nbs/50_runtime.ipynb #5aaae2b9
-def is_plain_norm(
-    module:nn.Module, # with weights
-)->bool:
-    "Whether a module divides rows by the root of their mean square and multiplies by its weights."
-    own, epsilon = dict(module.named_parameters()), _epsilon(module)
-    if [*own] != ['weight'] or own['weight'].ndim != 1 or type(epsilon) is not float: return False
-    W = own['weight'].detach()
-    if not W.is_cpu: return False
-    x = torch.linspace(-3, 5, len(W)).repeat(2, 1)
-    x[1] *= epsilon**.5 / 3  # where epsilon is as large as the mean
-    x = x.to(W.dtype)
-    scaled = x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + epsilon)
-    try:
-        with torch.no_grad(): y, meant = type(module).forward(module, x), W * scaled.to(W.dtype)
-    except Exception: return False  # it takes something else
-    if y.dtype != W.dtype or y.shape != meant.shape: return False
-    close = torch.isclose(y, meant, rtol=1e-5 if W.dtype == torch.float32 else 0, atol=0)
-    return bool(close.float().mean() >= .98)  # a mean may be summed in another order
-
-
-# %% ../nbs/50_runtime.ipynb #b158a866
-def attention(
-    module,        # of the family
-    query:Tensor, key:Tensor, value:Tensor, # `[texts, heads, tokens, dim]`
-    attention_mask:Tensor|None, # `[texts, 1, tokens, tokens]` bool; all unless given
-    dropout:float=0.,
-    scaling:float|None=None,
-    **more,        # what families add
-):                 # `(output [texts, tokens, heads, dim], None)`
-    "Attention of one token by the kernel, any other as transformers has it."
-    if dropout or not _one_asks(query, key, value, attention_mask, more):
-        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-        return ALL_ATTENTION_FUNCTIONS['sdpa'](module, query, key, value, attention_mask,
-                                               dropout=dropout, scaling=scaling, **more)
-    mask = None if attention_mask is None else attention_mask[:, 0, 0]
-    y = cpu.attend(query[:, :, 0], key, value, mask, scaling)
-    return y[:, None].to(query.dtype), None
-
-# %% ../nbs/50_runtime.ipynb #22a4dce7
-def _one_asks(query, key, value, mask, more):
-    if torch.compiler.is_compiling() or torch.jit.is_tracing(): return False
-    if query.shape[2] != 1 or query.dtype != key.dtype or torch.is_autocast_enabled('cpu'):
-        return False
-    if any(more.get(name) is not None for name in ('position_bias', 'softcap', 'cache', 's_aux')):
-        return False
-    if mask is not None and (mask.dtype != torch.bool or mask.shape[1:3] != (1, 1)
-                             or mask.shape[::3] != key.shape[::2]): return False
-    if torch.is_grad_enabled() and (key.requires_grad or value.requires_grad): return False
-    return cpu.mode_for(query) != 'spec' and cpu.attends(query[:, :, 0], key, value)
-
-
-# %% ../nbs/50_runtime.ipynb #6159ae85
-class AskingConfig:
-    "A model's configuration, as its modules of attention see it: `sdpa` is `attention`."
-    def __init__(self, config): self.config = config
-
-    def __getattr__(self, name):
-        if name.startswith('__') or 'config' not in vars(self): raise AttributeError(name)
-        value = getattr(self.config, name)
-        return _own_name() if name == '_attn_implementation' and value == 'sdpa' else value
-
-@lru_cache(None)
-def _own_name(): # once a model is there; to ask sooner would be to ask in the middle of an import
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-    ALL_ATTENTION_FUNCTIONS.register('alphaq_sdpa', attention)
-    return 'alphaq_sdpa'
-
-@lru_cache(None)
-def only_looks_up(
-    kind:type, # of a module
-)->bool:
-    "Whether a class reads the name of its attention once, to look the function up."
-    try: code = inspect.getsource(kind)
-    except (OSError, TypeError): return False
-    looks_up = 'ALL_ATTENTION_FUNCTIONS.get_interface(' in code
-    return looks_up and code.count('self.config._attn_implementation') == 1
-
-
-# %% ../nbs/50_runtime.ipynb #ffc4ec9e
-def quicken(
-    model, # with weights; changed in place
-):
-    "Let what is not packed run by the kernel, too: linear layers, norms, attention of a token."
-    for module in model.modules():
-        if type(module) is nn.Linear: module.__class__ = PlainLinear
-        elif isinstance(module, QuickNorm): continue
-        elif type(module).__name__.endswith('RMSNorm') and is_plain_norm(module):
-            module.__class__ = _quick(type(module))
-        elif isinstance(getattr(module, 'config', None), PreTrainedConfig):
-            if only_looks_up(type(module)): module.config = AskingConfig(module.config)
-
 
 # %% ../nbs/50_runtime.ipynb #144c795e
 def _joined(experts):

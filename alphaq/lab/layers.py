@@ -39,8 +39,9 @@ from ..kernel import bytes_per_token
 from .ggml import (PEERS, Whole, calls_together, expert_bytes, file_of, forget_layers,
                              kinds_there, peer_decode, peer_folder, peer_times, peer_version,
                              toy_error)
+from ..quicken import quicken
 from ..runtime import (AlphaqConfig, AlphaqExperts, AlphaqHfQuantizer, AlphaqLinear,
-                            PackedMatrices, quicken)
+                            PackedMatrices)
 
 # %% ../../nbs/66_layers.ipynb #a100620b
 @dataclass(frozen=True)
