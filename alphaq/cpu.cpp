@@ -201,7 +201,7 @@ struct Walk {
 struct Activations {
     const float* x;                 // [tokens, cols]
     int64_t tokens, cols, group, groups;
-    int64_t eights;                 // groups, up to a multiple of eight; beyond the last is zero
+    int64_t eights;                 // groups, up to a multiple of eight; sums beyond the last are zero
     Room<int8_t> codes;             // [2 tokens, cols]
     Room<float> step;               // [2 tokens, groups]
     Room<float> sum;                // [2 tokens, eights] of activations as int8, sixteenths
@@ -1531,8 +1531,8 @@ Multiply multiply_for(int bits, const Walk& way) {
          : bits == 3 ? multiply_of<T, 3>(way) : multiply_of<T, 4>(way);
 }
 
-// A row's products less what its zero points take away, still in eight parts. What a row takes is
-// read up to a multiple of eight; the sums are zero there.
+// A row's products less what its zero points take away, still in eight parts. Of `taken` is read on
+// into the next row, up to a multiple of eight: the sums are zero there, and scales are finite.
 ALPHAQ_TARGET INLINE Floats without_zeros(Floats all, const float* taken, const float* sum,
                                           int64_t groups) {
     for (int64_t g = 0; g < groups; g += 8)
@@ -2238,7 +2238,8 @@ void tile_twice(const Matrix& m, const Shape& shape, int64_t tile, const Activat
     for (int64_t r = 0; r < std::min<int64_t>(TILE, shape.rows - tile * TILE); r++) y[r] += rest[r];
 }
 
-// Scales and zero points of the next tile, streams too short for a processor to foresee them.
+// Scales and zero points of a matrix's next tile: streams too short for a processor to foresee. What
+// lies behind the last tile is asked for in vain.
 void ask_for_grid(const Matrix& m, int64_t from, int64_t cells) {
     const char *scale = (const char*)(m.scale + from), *zero = (const char*)(m.zero + from);
     for (int64_t i = 0; i < 2 * cells; i += 64) __builtin_prefetch(scale + i, 0, 2);

@@ -9,15 +9,19 @@ from alphaq.runtime import AlphaqConfig, quantize_model
 
 @pytest.fixture
 def compiled():
-    "A packed model of one layer, its logits of two texts by the specification, and itself compiled."
+    "A packed model of one layer, compiled; its logits of two texts by the specification; what its graphs will call."
     digits = dict(gate_proj='1234', up_proj='4321', down_proj='2413')
     config = AlphaqConfig({'model.layers.0.mlp.experts': digits}, {f'model.layers.0.self_attn.{p}_proj': 4 for p in 'qkvo'})
     torch.manual_seed(0)
     model = quantize_model(tiny_model('olmoe', num_hidden_layers=1), config)
     with cpu.using('spec'): plainly = [logits(model, seed) for seed in (1, 2)]
     torch.compiler.reset(); counters.clear()
-    model.compile(backend='eager')
-    yield model, plainly
+    called = []
+    def as_it_is(graph, inputs):
+        called.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+    model.compile(backend=as_it_is)
+    yield model, plainly, called
     torch.compiler.reset()
 
 def logits(model, seed):
@@ -26,7 +30,7 @@ def logits(model, seed):
 
 def test_experts_are_the_border(compiled):
     "The same bits; a second text, routed otherwise, makes no new graph."
-    model, plainly = compiled
+    model, plainly, called = compiled
     with cpu.using('spec'):
         assert torch.equal(logits(model, 1), plainly[0])
         graphs = counters['stats']['unique_graphs']
@@ -36,5 +40,6 @@ def test_experts_are_the_border(compiled):
 
 def test_linears_are_one_operation_each(compiled):
     "By the kernel, or where there is none by the specification."
-    model, plainly = compiled
+    model, plainly, called = compiled
     with cpu.using('exact'): assert torch.allclose(logits(model, 1), plainly[0], atol=1e-5)
+    assert called.count('alphaq.packed_linear.default') == 4 * bool(cpu.kernel())

@@ -212,6 +212,7 @@ FAULTS = {
     'mask': ('0x0e07', '0x0e03'),
     'plane': ('field(w[1], 5, 0x0400)', 'field(w[0], 5, 0x0400)'),
     'zero': ('(float)m.zero[from + i];', '(float)m.zero[from];'),
+    'taken': ('mine.taken.data() + r * groups, of_groups', 'mine.taken.data(), of_groups'),
     'eights': ('x.sum[row * x.eights + g] = 0', 'x.sum[row * x.eights + g] = 9'),
     'group': ('b * (block / group) + f * V / group', 'b * (block / group)'),
     'tile': ('m.words + tile * at.tile_words, rows, at, way', 'm.words, rows, at, way'),
