@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GAMMAS', 'CONTROLLED', 'DRAWS', 'ALONE', 'FLOORED', 'CONFIRMED', 'READING', 'DEFAULTS', 'BOUNDED', 'SEARCHED',
-           'FED_BACK', 'OURS', 'CONTROL', 'BESIDE', 'variants', 'planned', 'at_gamma', 'damage_costs', 'oracle',
-           'tried', 'divergences', 'arguments', 'outcomes', 'main']
+           'FED_BACK', 'OURS', 'CONTROL', 'BESIDE', 'READINGS', 'PLAIN', 'variants', 'planned', 'at_gamma', 'reread',
+           'as_read', 'damage_costs', 'oracle', 'tried', 'divergences', 'arguments', 'outcomes', 'main']
 
 # %% ../../nbs/89_evidence.ipynb #69fd3b74
 import argparse
@@ -120,6 +120,42 @@ def at_gamma(scores, stored, gamma):
                 for s, w in zip(scores, weight)]
     return allocate(weighted, Settings(stored, 'measured', count='stored'))
 
+# %% ../../nbs/89_evidence.ipynb #72ceeee8
+# other readings of AlphaQ: tail rule, largest tile, exponent; `None` is the paper's default
+READINGS = {'alphaq, bins in λ': ('peak_linear', 256, None),
+            'alphaq, largest tenth': ('top_frac', 128, None),
+            'alphaq, released code': ('top_frac', 128, 1.)}
+# beside them
+PLAIN = (*(v for v in DEFAULTS if v.startswith('uniform')), 'alphaq', 'noise-only', 'measured',
+         'relative-alpha-outlier')
+
+def reread(
+    checkpoint,
+    scores,    # `[n]` `Score`
+)->dict:       # reading -> `[n]` `Score`
+    "Scores with alpha as other readings of the paper have it."
+    alphas = {tail: [s.alpha for s in score(checkpoint, *tail)]
+              for tail in {reading[:2] for reading in READINGS.values()}}
+    return {name: [replace(s, alpha=a) for s, a in zip(scores, alphas[reading[:2]])]
+            for name, reading in READINGS.items()}
+
+# %% ../../nbs/89_evidence.ipynb #f30cda22
+def as_read(
+    tables:dict,   # from `reread`
+    stored:float,  # budget: stored bits per weight
+)->dict:           # name -> `Allocation`
+    """What AlphaQ allocates by each reading; by that of its code also with alphas dealt at random,
+    and with the exponent's sign turned."""
+    def plan(table, gamma):
+        return allocate(table, Settings(stored, 'alphaq', gamma=gamma, count='stored'))
+    found = {name: plan(table, READINGS[name][2]) for name, table in tables.items()}
+    code = 'alphaq, released code'
+    for seed in DRAWS:
+        order = np.random.default_rng(seed).permutation(len(tables[code]))
+        dealt = [replace(s, alpha=tables[code][i].alpha) for s, i in zip(tables[code], order)]
+        found[f'{code}, permuted {seed}'] = plan(dealt, READINGS[code][2])
+    return found | {f'{code}, turned': plan(tables[code], -READINGS[code][2])}
+
 # %% ../../nbs/89_evidence.ipynb #f5a94409
 def damage_costs(
     scores,   # `[n]` `Score`
@@ -213,6 +249,8 @@ def arguments(
     add('--dense', action='store_true', help='a network without experts: its feed-forward matrices')
     add('--read', help='texts, joined by +, or balanced: rules that read text, beside a few others, '
         'on both halves')
+    add('--readings', action='store_true', help='AlphaQ as the paper and its code can be read, '
+        'beside a few others, on both halves')
     add('--oracle', action='store_true', help='the plan by damage as alphaq.lab.damage measured it, '
         'beside a few others, on both halves')
     add('--search', type=int, default=0, metavar='TRIES', help='plans found by trying on every '
@@ -227,6 +265,7 @@ def arguments(
 # %% ../../nbs/89_evidence.ipynb #d1b194cc
 def _chosen(args, half):
     if args.only: return ('uniform', *args.only)
+    if args.readings: return PLAIN
     if args.quantizer == 'gptq': return FED_BACK
     if args.oracle or args.search: return BOUNDED
     if args.read: return (*BESIDE, *READING)
@@ -248,6 +287,7 @@ def _header(args, checkpoint, described):
     command = f'python -m alphaq.lab.evidence FOLDER --name {args.name} --bits {bits}'
     command += f' --windows {args.windows} --seed {args.seed}' + ' --confirm' * args.confirm
     command += ' --default' * args.default + ' --dense' * args.dense + ' --oracle' * args.oracle
+    command += ' --readings' * args.readings
     if args.read: command += f' --read {args.read}'
     if args.search: command += f' --search {args.search}'
     if args.only: command += f' --only {" ".join(args.only)}'
@@ -284,6 +324,7 @@ def outcomes(
     windows=None,   # `[n, length]` tokens for error feedback; `None`: rounded without data
     unfed=None,     # `[n]` `Score`, what rounding to nearest changes, beside error feedback
     read=None,      # `[n, length]` tokens that a search reads
+    otherwise=None, # from `reread`
 )->list:            # rows
     "Every plan on both halves of the windows."
     model, tokenizer = load_model(args.folder)
@@ -300,6 +341,7 @@ def outcomes(
             stored = stored_bits(scores, bits)
             plans = planned(scores, stored, _chosen(args, half))
             if args.oracle: plans['oracle'] = oracle(scores, stored, _harm(args, scores))
+            if otherwise: plans |= as_read(otherwise, stored)
             if unfed: plans[CONTROL] = allocated(OURS, unfed, stored)
             more, curves = tried(worn, scores, plans, read, memory,
                                  args.search) if args.search else ({}, {})
@@ -330,11 +372,14 @@ def main(
     elif args.quantizer == 'gptq' or args.search:
         raise AlphaqError('error feedback and search read text; name some with --read')
     header = _header(args, checkpoint, described)
-    file = args.name + '-default' * args.default + '-oracle' * args.oracle
+    otherwise = reread(checkpoint, scores) if args.readings else None
+    file = args.name + '-default' * args.default + '-readings' * args.readings
+    file += '-oracle' * args.oracle
     file += f'-search{args.search}' * bool(args.search) + '-gptq' * (args.quantizer == 'gptq')
     file += f'-windows{args.seed}' * bool(args.seed)
     file += f'-{args.read}' * bool(args.read)
-    found = outcomes(args, checkpoint, scores, windows, unfed, rows[::4] if args.search else None)
+    found = outcomes(args, checkpoint, scores, windows, unfed, rows[::4] if args.search else None,
+                     otherwise)
     write_rows(results_dir()/'trained'/f'{file}.jsonl', header, found)
 
 # %% ../../nbs/89_evidence.ipynb #beddbaf3
