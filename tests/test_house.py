@@ -31,7 +31,7 @@ def test_what_the_package_carries():
 
 def test_readme_is_short_and_names_what_exists():
     text = (ROOT/'README.md').read_text()
-    assert len(text.split()) <= 500
+    assert sum(bool(re.search(r'\w', word)) for word in text.split()) <= 500
     targets = re.findall(r'^([a-z]+):', (ROOT/'Makefile').read_text(), re.M)
     missing = [t for t in re.findall(r'\bmake ([a-z]+)', text) if t not in targets]
     assert not missing, f'README.md names targets that do not exist: {missing}'

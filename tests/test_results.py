@@ -7,7 +7,7 @@ import pytest
 from alphaq.allocation import PRESETS
 from alphaq.checkpoint import open_checkpoint
 from alphaq.core import AlphaqError
-from alphaq.lab.claims import REQUIRED, faults
+from alphaq.lab.claims import REQUIRED, as_page, faults
 from conftest import ROOT
 
 FILES = sorted((ROOT/'results').rglob('*.jsonl'))
@@ -56,6 +56,16 @@ def test_the_landing_page_says_what_the_rows_say():
         found[words.split(',')[0] + ', GPTQ'] = [change(f'{network}-gptq-windows9-wikitext2+stdlib', name, bits) for network, bits in cells]
     assert said == found
 
+def test_the_landing_page_says_how_much_is_lost():
+    "What uniform widths diverge by, the mean of both halves."
+    readme = (ROOT/'README.md').read_text()
+    for words, file in (('uniform, nats a token', 'default-windows3'), ('uniform, GPTQ', 'gptq-windows9-wikitext2+stdlib')):
+        said = [float(x) for x in re.search(rf'^\| {words} \|((?: [\d.]+ \|){{4}})$', readme, re.M)[1].split('|')[:-1]]
+        for number, (network, bits) in zip(said, ((n, b) for n in ('smollm2-split4', 'pocket') for b in (2.5, 3.)), strict=True):
+            rows = map(json.loads, (ROOT/f'results/trained/{network}-{file}.jsonl').read_text().splitlines()[1:])
+            kl = [r['kl'] for r in rows if (r['name'], r['bits']) == ('uniform', bits)]
+            assert len(kl) == 2 and float(f'{sum(kl) / 2:.{1 if number > .1 else 2}f}') == number, (words, network, bits, kl)
+
 def test_the_landing_page_holds():
     fed = [r for r in map(json.loads, (ROOT/'results/allocators/gptq-pocket.jsonl').read_text().splitlines()[1:]) if r['name'] == 'alphaq']
     assert 'The paper\'s allocation loses, with error feedback (GPTQ) too' in ' '.join((ROOT/'README.md').read_text().split()) and len(fed) > 3 and all(r['over_uniform'] > 3 * r['stderr'] for r in fed)
@@ -71,6 +81,9 @@ def test_every_table_figure_and_claim_has_its_verdict():
     wrong = faults(index(), ROOT/'results')
     assert not wrong, '\n'.join(wrong)
     assert REQUIRED['table'] == 12 and REQUIRED['figure'] == 14 and REQUIRED['claim'] >= 13, 'the papers have not shrunk'
+
+def test_the_page_of_verdicts_is_that_of_the_map():
+    assert (ROOT/'results/findings.md').read_text() == as_page(index()), 'run `python -m alphaq.lab.claims`'
 
 def test_a_wrong_map_is_noticed():
     "A missing entry, a page and a file that are not there, a verdict that rows do not give."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GAMMAS', 'CONTROLLED', 'DRAWS', 'ALONE', 'FLOORED', 'CONFIRMED', 'READING', 'DEFAULTS', 'BOUNDED', 'SEARCHED',
-           'FED_BACK', 'OURS', 'CONTROL', 'BESIDE', 'READINGS', 'PLAIN', 'variants', 'planned', 'at_gamma', 'reread',
-           'as_read', 'damage_costs', 'oracle', 'tried', 'divergences', 'arguments', 'outcomes', 'main']
+           'FED_BACK', 'OURS', 'CONTROL', 'BESIDE', 'READINGS', 'BESIDE_READINGS', 'variants', 'planned', 'at_gamma',
+           'reread', 'as_read', 'damage_costs', 'oracle', 'tried', 'divergences', 'arguments', 'outcomes', 'main']
 
 # %% ../../nbs/89_evidence.ipynb #69fd3b74
 import argparse
@@ -126,8 +126,8 @@ READINGS = {'alphaq, bins in λ': ('peak_linear', 256, None),
             'alphaq, largest tenth': ('top_frac', 128, None),
             'alphaq, released code': ('top_frac', 128, 1.)}
 # beside them
-PLAIN = (*(v for v in DEFAULTS if v.startswith('uniform')), 'alphaq', 'noise-only', 'measured',
-         'relative-alpha-outlier')
+BESIDE_READINGS = (*(v for v in DEFAULTS if v.startswith('uniform')), 'alphaq', 'noise-only',
+                   'measured', 'relative-alpha-outlier')
 
 def reread(
     checkpoint,
@@ -265,7 +265,7 @@ def arguments(
 # %% ../../nbs/89_evidence.ipynb #d1b194cc
 def _chosen(args, half):
     if args.only: return ('uniform', *args.only)
-    if args.readings: return PLAIN
+    if args.readings: return BESIDE_READINGS
     if args.quantizer == 'gptq': return FED_BACK
     if args.oracle or args.search: return BOUNDED
     if args.read: return (*BESIDE, *READING)

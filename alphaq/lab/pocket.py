@@ -155,6 +155,7 @@ def balance_loss(
         return experts * (share * p.mean(0)).sum()
     return torch.stack([layer(z) for z in logits]).mean()
 
+# %% ../../nbs/72_pocket.ipynb #116c7b26
 # a processor without bfloat16 takes ten times as long for a product in it
 _CPU_HAS_IT = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
