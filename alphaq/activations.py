@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROUTINGS', 'SPILL', 'LOAD_CURE', 'LayerStatistics', 'experts_of', 'expert_weight', 'recording', 'one_expert',
-           'layer_calls', 'first_inputs', 'run_layer', 'States', 'lent', 'walk', 'check_device', 'auto_class',
-           'load_weights', 'load_for_calibration', 'built', 'skeleton', 'model_name', 'stored', 'put', 'held',
-           'streamed_logits']
+           'layer_calls', 'run_layer', 'States', 'lent', 'walk', 'check_device', 'auto_class', 'load_weights',
+           'load_for_calibration', 'built', 'skeleton', 'model_name', 'stored', 'put', 'held', 'streamed_logits']
 
 # %% ../nbs/40_activations.ipynb #6d1ba4d9
 import re
@@ -44,16 +43,9 @@ def _gram(x):
 def experts_of(
     layer:nn.Module, # a decoder layer
 ):                   # its module of experts, `None` where there is none
-    """The layer's experts, where they lie as `[experts, 2 width, hidden]`: gate above up, in plain
-    sight."""
+    "The layer's routed experts, of a form that `families.matrices` knows."
     experts = getattr(getattr(layer, 'mlp', None), 'experts', None)
-    if experts is None: return None
-    shapes = [tuple(getattr(experts, n).shape) if hasattr(experts, n) else ()
-              for n in ('gate_up_proj', 'down_proj')]
-    if len(shapes[0]) != 3 or len(shapes[1]) != 3 or shapes[0][1] != 2 * shapes[1][2] or shapes[0][
-        2] != shapes[1][1]:
-        raise AlphaqError(f'{type(experts).__name__}: experts are read here as [experts, 2 '
-                          f'width, hidden], got {shapes}; use a data-free quantizer')
+    if experts is not None: check_experts(experts)
     return experts
 
 # %% ../nbs/40_activations.ipynb #b753b595
@@ -82,9 +74,7 @@ def recording(
 ): # yields a `LayerStatistics` that is complete when the context closes
     "Record the layer's statistics while the context is open; the layer itself is left as it was."
     check_known(routing, ROUTINGS, 'routings')
-    experts = getattr(getattr(layer, 'mlp', None), 'experts', None)
-    device = next(layer.parameters()).device
-    if experts is not None: check_experts(experts)
+    experts, device = experts_of(layer), next(layer.parameters()).device
     count, hidden, width = matrices(experts)['down_proj'].shape if experts is not None else (0, 0,
                                                                                              0)
     def zeros(*shape): return torch.zeros(*shape, dtype=torch.float64, device=device)
@@ -180,14 +170,6 @@ def layer_calls(
         yield states[0], calls
 
 # %% ../nbs/40_activations.ipynb #21aa17c9
-def first_inputs(
-    model:nn.Module,   # a transformers causal language model with `model.model.layers`
-    windows:Tensor,    # `[n, length]` token ids
-    batch:int=16,      # windows at a time
-)->list:               # per batch `(hidden [batch, length, hidden], keyword arguments)`
-    "What the first decoder layer is called with."
-    return [(x, calls[0]) for x, calls in layer_calls(model, windows, batch)]
-
 def run_layer(
     layer:nn.Module, # a decoder layer
     x:Tensor,        # `[batch, length, hidden]`

@@ -16,6 +16,7 @@ import os
 import shlex
 import warnings
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Annotated, Optional
@@ -25,8 +26,9 @@ import typer
 import alphaq
 from . import __version__
 from .console import emit, facts, say, size, table
-from .core import (AlphaqError, Rehearsed, UsageError, check_free, check_known, in_rehearsal,
-                         provenance, rehearsal, tell, third_party, turn_back, who_watches)
+from .core import (AlphaqError, Rehearsed, UsageError, check_free, check_known, first_line,
+                         in_rehearsal, out_of_memory, provenance, rehearsal, tell, third_party,
+                         turn_back, who_watches)
 
 # %% ../nbs/61_cli.ipynb #0863b96f
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None,
@@ -99,6 +101,10 @@ def _carried_out(function, args, kwargs):
     try: function(*args, **kwargs)
     except Rehearsed: emit(dict(verb=function.__name__), kwargs.get('json_', False))
 
+def _resumes(name):
+    return ', and nothing is lost: the same command continues' if name in ('score',
+                                                                           'quantize') else ''
+
 def _failed(name, code, text):
     if who_watches() == 'machine': tell('error', text=text, exit_code=code)
     else: say(f'alphaq {name}: {text}')
@@ -116,10 +122,10 @@ def verb(function):
             try: return _carried_out(function, args, kwargs)
             except AlphaqError as e: code, text = e.exit_code, str(e)
             except OSError as e: code, text = 1, f'{e.filename or "file system"}: {e.strerror or e}'
-            except KeyboardInterrupt:
-                code = 130
-                text = 'stopped' + (', and nothing is lost: the same command continues'
-                                    if name in ('score', 'quantize') else '')
+            except KeyboardInterrupt: code, text = 130, 'stopped' + _resumes(name)
+            except (MemoryError, RuntimeError) as e:
+                if not out_of_memory(e): raise
+                code, text = 1, f'not enough memory ({first_line(e)})' + _resumes(name)
             _failed(name, code, text)
     example = EXAMPLES.get(name)
     epilog = example and f'Example: alphaq {name} {example}'
@@ -573,7 +579,6 @@ def allocate(
 ):
     """Choose a width for every projection under a budget. Says in how many it differs from uniform,
     and what a target costs."""
-    from dataclasses import replace
     from alphaq.gamma import voice
     from alphaq.judge import judge
     from alphaq.console import foretell
@@ -621,8 +626,9 @@ def allocate(
         foretell('measuring', out, lambda: measuring_takes(c, plan, measure, PRICE_TOKENS,
                                                            plain=False))
     if measure and not in_rehearsal():
-        data['measured'] = _priced(measured_price(c, table_, settings_for(preset, bits, **asked),
-                                                  target, measure), measure)
+        same = replace(settings_for(preset, bits, **asked), bits=plan.bits,
+                       group_size=plan.group_size)
+        data['measured'] = _priced(measured_price(c, table_, same, target, measure), measure)
     native = f'quantize {_q(c.path) if c and model != "pocket" else model or "MODEL"} {"--dense " * dense}--plan {_q(out)} --scores {_q(scores)} -o OUT'
     _show(data, json_, None if target else native)
     if verdict.untrained: say(f'alphaq allocate: warning: {verdict.text}')
@@ -1121,7 +1127,6 @@ def report(
 ):
     """What was decided, what it weighs and what it lost, on one page. Says what was not
     measured."""
-    from dataclasses import replace
     from alphaq.console import foretell
     from alphaq.core import write_text
     from alphaq.pipeline import GATE_TOKENS, experts_only, gated, here
@@ -1186,7 +1191,6 @@ def _asked_of(what, tasks):
 # %% ../nbs/61_cli.ipynb #86eb9290
 def _report_takes(e, checkpoint, against, device, texts, window, tokens, head, tasks, questions):
     "What the measurements of a report will take; each model is loaded to be tried."
-    from dataclasses import replace
     from alphaq.console import Takes
     from alphaq.evaluate import sample
     from alphaq.pipeline import measuring_takes
@@ -1263,8 +1267,8 @@ def generate(
     import torch
     from alphaq.ledger import chunk_of
     _still()
-    if prompt is None and Path(model).is_dir():
-        raise AlphaqError(f'{model} is a folder; give the prompt after it')
+    if prompt is None and (Path(model).exists() or model.lower().endswith('.gguf')):
+        raise AlphaqError(f'{model} is a model; give the prompt after it')
     model, prompt = ('pocket', model) if prompt is None else (model, prompt)
     if not prompt.strip(): raise AlphaqError('the prompt is empty; give a word to continue from')
     loaded, tokenizer = alphaq.load(model, device)

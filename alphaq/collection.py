@@ -296,7 +296,10 @@ def collected(
     found = collect(checkpoint, windows, rounds, texts, **more)
     columns = {k: torch.tensor([found[n][k] for n in names], dtype=torch.float64)
                for k in found[names[0]]}
-    with atomic(path) as temporary: save_file(columns, temporary, metadata={'identity': identity})
+    try:
+        with atomic(path) as temporary:
+            save_file(columns, temporary, metadata={'identity': identity})
+    except OSError as e: print(f'{path}: not kept ({e.strerror or e})', file=sys.stderr)
     return found
 
 # %% ../nbs/42_collection.ipynb #e6308694

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SUMS', 'ROLES', 'WIDTH_COLORS', 'OFTEN', 'AlphaqError', 'UsageError', 'UnreachableError', 'BusyError', 'BudgetError',
-           'GateError', 'VerificationError', 'check_known', 'entry', 'third_party', 'natural', 'by_number', 'one_line',
-           'Rehearsal', 'Rehearsed', 'rehearsal', 'in_rehearsal', 'rehearsed', 'turn_back', 'atomic', 'check_free',
-           'write_text', 'write_json', 'no_twins', 'parse_json', 'read_json', 'sha256', 'alone', 'files_in',
-           'write_sums', 'check_sums', 'provenance', 'write_rows', 'read_rows', 'data_dir', 'cache_dir', 'results_dir',
-           'split_name', 'layer_of', 'who_watches', 'tell', 'track']
+           'GateError', 'VerificationError', 'check_known', 'entry', 'out_of_memory', 'first_line', 'third_party',
+           'natural', 'by_number', 'one_line', 'Rehearsal', 'Rehearsed', 'rehearsal', 'in_rehearsal', 'rehearsed',
+           'turn_back', 'atomic', 'check_free', 'write_text', 'write_json', 'no_twins', 'parse_json', 'read_json',
+           'sha256', 'alone', 'files_in', 'write_sums', 'check_sums', 'provenance', 'write_rows', 'read_rows',
+           'data_dir', 'cache_dir', 'results_dir', 'split_name', 'layer_of', 'who_watches', 'tell', 'track']
 
 # %% ../nbs/02_core.ipynb #7bfeeb22
 import errno, hashlib, json, os, platform, re, secrets, socket, subprocess, sys, time
@@ -67,13 +67,21 @@ def entry(
         f'no {kind} {name!r}; did you mean {" or ".join(get_close_matches(name, table) or table)}?')
 
 # %% ../nbs/02_core.ipynb #63bab658
-def _out_of_memory(error):
+def out_of_memory(
+    error, # an exception
+)->bool:
     "Whether an allocator has failed; torch's raise no `MemoryError`, and torch is not needed here."
     if isinstance(error, MemoryError): return True
     if not isinstance(error, RuntimeError): return False
     if any(kind.__name__ == 'OutOfMemoryError' for kind in type(error).__mro__): return True
     return any(s in str(error) for s in ('not enough memory', 'DefaultCPUAllocator',
                                          'out of memory'))
+
+def first_line(
+    error, # an exception
+)->str:    # of at most 200 characters
+    "The first thing that an exception of another library says."
+    return next((l.strip() for l in str(error).splitlines() if l.strip()), '')[:200]
 
 # %% ../nbs/02_core.ipynb #58016c6f
 @contextmanager
@@ -86,10 +94,10 @@ def third_party(
     try: yield
     except (AlphaqError, MemoryError): raise
     except Exception as e:
-        why = next((line.strip() for line in str(e).splitlines() if line.strip()), '')
+        why = first_line(e)
         # the input is not at fault, and what was done so far is worth keeping
-        if _out_of_memory(e): raise MemoryError(f'{what}: {why[:200]}') from e
-        raise AlphaqError(f'{what} ({type(e).__name__}: {why[:200]}); {cure}') from e
+        if out_of_memory(e): raise MemoryError(f'{what}: {why}') from e
+        raise AlphaqError(f'{what} ({type(e).__name__}: {why}); {cure}') from e
 
 # %% ../nbs/02_core.ipynb #e19291fa
 def natural(
@@ -458,7 +466,11 @@ def cache_dir(
 )->Path: # not made yet
     "The user's folder for what can be computed again (XDG base directories)."
     base = os.environ.get('XDG_CACHE_HOME', '')
-    return (Path(base) if os.path.isabs(base) else Path.home()/'.cache')/'alphaq'
+    if os.path.isabs(base): return Path(base)/'alphaq'
+    try: return Path.home()/'.cache'/'alphaq'
+    except RuntimeError:  # a user whom the system does not know
+        raise AlphaqError('this user has no home folder; name a folder for what can be computed '
+                          'again in XDG_CACHE_HOME') from None
 
 # %% ../nbs/02_core.ipynb #6e44d9fa
 def results_dir(

@@ -6,7 +6,7 @@
 __all__ = ['HEADER', 'read_header', 'contained', 'Here', 'Folder', 'check_finite', 'open_place', 'open_folder']
 
 # %% ../nbs/21_folder.ipynb #0160a7b1
-import hashlib, json
+import hashlib, json, re
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -16,7 +16,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from .core import SUMS, AlphaqError, check_sums, no_twins, read_json, sha256, track
+from .core import (SUMS, AlphaqError, UnreachableError, check_sums, no_twins, read_json,
+                         sha256, track)
 from .dialects import is_gguf, open_gguf, parts_of
 from .formats import TensorInfo, check_name, fp8_blocks
 from .gguf import CODED
@@ -89,7 +90,11 @@ class Here:
     path:Path
 
     @property
-    def name(self)->str: return self.path.resolve().name
+    def name(self)->str:
+        "The folder's, or the model's in a cache of the hub, where folders are named by commits."
+        path = self.path.resolve()
+        hub = re.fullmatch(r'models--(.+?)--(.+)', path.parent.parent.name)
+        return '/'.join(hub.groups()) if hub and path.parent.name == 'snapshots' else path.name
 
     @property
     def home(self)->Path: return self.path # where configuration and tokenizer lie
@@ -211,7 +216,10 @@ class Folder:
         info = self.tensors[name]
         index = tuple(p if isinstance(p, int) else slice(*p[:2]) for p in part)
         try: value = self._reader(info.file)(info, index)
-        except (SafetensorError, OSError) as e:
+        except OSError as e:  # a disk or a network that is away for a moment
+            raise UnreachableError(f'{self.path/info.file} cannot be read now ({e.strerror or e}); '
+                                   'what was done is kept, the same command continues') from None
+        except SafetensorError as e:
             raise AlphaqError(
                 f'{self.path/info.file}: {e}; the file changed while it was read') from None
         # no reader knows steps

@@ -348,7 +348,7 @@ def remembered(
     "Where the cache keeps the table of a job; whether it is there is another question."
     key = json.dumps([job.manifest, _code()], sort_keys=True).encode()
     try: return cache_dir()/'scores'/f'{hashlib.sha256(key).hexdigest()[:32]}.csv'
-    except RuntimeError: return None
+    except AlphaqError: return None  # nowhere
 
 # %% ../nbs/27_jobs.ipynb #5c0a11f3
 def score_once(
@@ -370,8 +370,8 @@ def score_once(
 def _part(path):
     "What a part says of itself, and its lines: columns, then rows."
     if not path.is_file(): raise AlphaqError(f'{path}: no such file')
-    first, *lines = path.read_text(encoding='utf-8').splitlines(keepends=True) or ['']
     try:
+        first, *lines = path.read_text(encoding='utf-8').splitlines(keepends=True) or ['']
         said = json.loads(first.removeprefix(PART_LINE)) if first.startswith(PART_LINE) else {}
         (i, n), rows, job = said['part'], said['rows'], said['job']
     except (ValueError, KeyError, TypeError):

@@ -330,11 +330,12 @@ def sized(
     other_bits:int=4,
     modules=None,       # name -> width of other linear layers
     head_bits:int=16,
+    unopened:bool=False,# though transformers does not know the model
 )->Settings:
     "Settings whose budget fills the weight files to a size, or a memory."
     choices = checked_choices(settings.choices)
     widest = uniform_plan(model, choices[-1], settings.group_size, other_bits, modules or {})
-    job = QuantizeJob(model, widest, head_bits=head_bits)
+    job = QuantizeJob(model, widest, head_bits=head_bits, unopened=unopened)
     if isinstance(size, Memory): bits = budget_for_memory(job, size, choices[0])
     else: bits = budget_for_size(job, a_size(size), choices[0])
     return replace(settings, bits=bits, count='stored')
@@ -502,7 +503,7 @@ def plan(
                  bounds=tuple(map(a_bound, bounds or ())) or None)
     settings = settings_for(preset, None if bits is None else a_number(bits), **asked)
     modules = named_linears(c, list(also)) if also else {}
-    if size is not None: settings = sized(settings, as_scored(c, scores), size, other_bits, modules)
+    if size is not None: settings = sized(settings, as_scored(c, scores), size, other_bits, modules, unopened=True)
     called = label(preset, *asked.values(), target)
     return plan_for(scores, settings, c.name if c else name, called, other_bits, target, modules)
 
@@ -684,13 +685,15 @@ def _planned(c, budget, settings, modules, tokens, texts, work, device, collecti
 # %% ../nbs/60_pipeline.ipynb #a38b72cc
 def _foreseen(c, budget, settings, modules, out):
     "A plan of nearly the size that the plan will have, from headers; or that of a run begun."
-    left = left_job(out)
-    if isinstance(left.get('plan'), dict):
-        kept = from_json(left['plan'], out)
-        if (kept.bits, kept.method) == (settings.bits, settings.method): return kept
     count = 'stored' if settings.count == 'active' else settings.count
     free = replace(settings, method='noise-only', noise='analytic', gamma=None, count=count)
     made = plan_for(unscored(c), free, c.name, None, budget.other_bits, modules=modules)
+    left = left_job(out)
+    if isinstance(left.get('plan'), dict) and left.get('source') == c.fingerprint():
+        kept = from_json(left['plan'], out)
+        alike = replace(made, method=settings.method, count=settings.count)
+        if all(getattr(kept, k) == getattr(alike, k) for k in (
+            'method', 'count', 'bits', 'choices', 'group_size', 'other_bits')): return kept
     return replace(made, probes={})
 
 # %% ../nbs/60_pipeline.ipynb #53d89a0f
@@ -771,7 +774,8 @@ def quantize(
         modules = named_linears(c, list(budget.also)) if budget.also else {}
         check_head(c, head_bits, settings.group_size)
         if budget.size is not None:
-            settings = sized(settings, c, budget.size, budget.other_bits, modules, head_bits)
+            settings = sized(settings, c, budget.size, budget.other_bits, modules, head_bits,
+                             unopened)
         check_feasible(c, settings)
     check_source(c, unopened)
     companions(c.home)  # refuses a link that leads out of the folder

@@ -28,7 +28,7 @@ from .methods import choice_sizes, visits
 
 # %% ../nbs/32_plans.ipynb #51e646da
 # attention, shared experts and dense layers, by their names
-_linear = re.compile(r'(?!.*\.experts\.)(.+\.layers\.\d+\..+_proj\w*)')
+_linear = re.compile(r'(?!.*\.experts\.)((?:.+\.)?layers\.\d+\..+_proj\w*)')
 
 # %% ../nbs/32_plans.ipynb #b550478a
 @dataclass(frozen=True)

@@ -537,13 +537,15 @@ def _remarks(job, behind, said):
 
 # %% ../nbs/46_rounding.ipynb #e6afcf3b
 _WORD = r'[\w.-]+(?:/[\w.-]+)?'  # what may stand in a card's head without being quoted
+_LINK = r'https://[\w./%-]+'
 
 def _licence(card):
     "What the head of a model's card says of its licence, as far as it is plain words."
     text = card.read_text(encoding='utf-8', errors='replace')[:2**16] if card.is_file() else ''
     head = re.match(r'---\n(.*?)\n---\s', text, re.S)
-    return dict(re.findall(rf'^(license(?:_name|_link)?): *({_WORD}) *$', head[1] if head else '',
-                           re.M | re.A))
+    return {key: word for key, _, word in re.findall(
+        rf'^(license(?:_name|_link)?): *(["\']?)({_WORD}|{_LINK})\2 *$', head[1] if head else '',
+        re.M | re.A)}
 
 def _card_head(job, said):
     "What a hub reads of a model card: of which model this is a smaller one, licence and tags."

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from transformers.utils import logging
 
-from ..activations import expert_weight, experts_of, layer_calls, run_layer
+from ..activations import expert_weight, experts_of, layer_calls, one_expert, run_layer
 from ..checkpoint import open_checkpoint, open_dense
 from ..core import AlphaqError, one_line, provenance, results_dir, track, write_rows
 from ..evaluate import load_model, window_nll
-from ..families import gated, matrices
+from ..families import biases, matrices
 from ..grid import WIDTHS, to_grid
 from .corpus import EVIDENCE_TEXTS, evidence_texts, scattered
 from ..trial import rounding_code
@@ -125,9 +125,8 @@ def _tail_nll(model, l, states, rows):
     return torch.cat(out)
 
 def _expert(experts, e, x):
-    W = {role: all_[e] for role, all_ in matrices(experts).items()}
-    return F.linear(gated(experts, F.linear(x, W['gate_proj']), F.linear(x, W['up_proj'])),
-                    W['down_proj'])
+    def its(parts): return {role: every[e] for role, every in parts.items()}
+    return one_expert(experts, its(matrices(experts)), its(biases(experts)), x)[1]
 
 # %% ../../nbs/74_damage.ipynb #3521a945
 def _with_expert(experts, e, states, calls, plain):
