@@ -34,7 +34,6 @@ book: $(VENV)/test-stamp ## the book, in _build/html/index.html; a warning is an
 
 gpu: ## on a GPU machine: every benchmark whose rows are missing, with PYTHON=... as it is; installs nothing
 	PYTHONPATH=. $(PYTHON) -m alphaq.lab.gpu
-	PYTHONPATH=. $(PYTHON) -m alphaq.lab.demo gpu
 
 results: $(VENV)/demo-stamp ## everything in results/ that needs neither a GPU nor a training run; ALPHAQ_DATA names the texts
 	$(PIP) -e '.[eval]'

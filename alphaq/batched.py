@@ -140,8 +140,9 @@ def times_on_gpu(
     b, m = A.shape[:2]
     out = torch.empty_like(v, memory_format=torch.contiguous_format)
     v = v.contiguous()
-    _times_kernel[b, triton.cdiv(m, 32)](A, v, out, m, A.stride(0), A.stride(1), ROWS=32,
-                                         COLUMNS=64)
+    with torch.cuda.device_of(A):  # Triton launches on the current device
+        _times_kernel[b, triton.cdiv(m, 32)](A, v, out, m, A.stride(0), A.stride(1), ROWS=32,
+                                             COLUMNS=64)
     return out
 
 def bisected_on_gpu(
@@ -153,8 +154,9 @@ def bisected_on_gpu(
     out = torch.empty_like(d)
     low, high = interval(d, e)
     lanes = max(32, triton.next_power_of_2(n))
-    _count_kernel[b,](d.contiguous(), e.square(), low, high, out, n, HALVINGS, LANES=lanes,
-                      TINY=TINY, num_warps=max(1, min(8, lanes // 32)))
+    with torch.cuda.device_of(d):
+        _count_kernel[b,](d.contiguous(), e.square(), low, high, out, n, HALVINGS, LANES=lanes,
+                          TINY=TINY, num_warps=max(1, min(8, lanes // 32)))
     return out
 
 # %% ../nbs/05_batched.ipynb #5a1c07e2

@@ -18,6 +18,7 @@ from .core import ROLES, AlphaqError
 from .evaluate import load_model
 from .families import experts_modules
 from .kernel import bytes_per_token
+from .launch import no_kernels
 
 # %% ../nbs/59_bench.ipynb #fe1d6c00
 def read_roof(
@@ -76,14 +77,13 @@ def decode_seconds(
     tokens:int,           # to write
 )->list:                  # seconds of each
     "Time of every token after the prompt."
-    seconds = []
     steps = _write(model, prompt, tokens + 1)
-    next(steps)
-    for _ in range(tokens):
-        start = time.perf_counter()
+    def moment():
         next(steps)
-        seconds.append(time.perf_counter() - start)
-    return seconds
+        if model.device.type == 'cuda': torch.cuda.synchronize(model.device)
+        return time.perf_counter()
+    moments = [moment() for _ in range(tokens + 1)]
+    return [b - a for a, b in zip(moments, moments[1:])]
 
 # %% ../nbs/59_bench.ipynb #ea45ae3b
 def decode_bytes(
@@ -113,7 +113,7 @@ def decode_bytes(
 class Speed:
     "How fast a model writes, and what that means on this machine."
     model:str                 # as it was named
-    mode:str                  # of `cpu.MODES`; 'plain' for a model that is not packed
+    mode:str                  # of `cpu.MODES`; 'kernels' or 'spec' on a GPU; 'plain' if not packed
     dtype:str                 # of activations, and of the weights of a plain model
     batch:int                 # texts at once
     threads:int               # of torch
@@ -125,6 +125,11 @@ class Speed:
     share:float|None          # of the roof ({eq}`eq-share`)
 
 # %% ../nbs/59_bench.ipynb #46b99954
+def _mode(device):
+    "How packed weights are multiplied there."
+    if device == 'cpu': return cpu.mode()
+    return 'spec' if no_kernels(device) else 'kernels'
+
 def speed(
     model:nn.Module, # a causal language model
     name:str,        # for the row
@@ -141,7 +146,8 @@ def speed(
     read = decode_bytes(model, prompt, min(tokens, 8))
     roof = read_roof() if model.device.type == 'cpu' else None
     packed = any(hasattr(m, 'plain_silu') for m in experts_modules(model).values())
-    return Speed(name, cpu.mode() if packed else 'plain', str(model.dtype).removeprefix('torch.'),
+    mode = _mode(model.device.type) if packed else 'plain'
+    return Speed(name, mode, str(model.dtype).removeprefix('torch.'),
                  batch, torch.get_num_threads(), tokens, batch / seconds,
                  round(read), read / seconds, roof,
                  read / seconds / roof if roof else None)

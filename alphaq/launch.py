@@ -479,9 +479,10 @@ def moe(
     shapes = (inner, hidden), (inner, hidden), (hidden, inner)
     layer = FusedLayer(*map(Arena, words, scales, zeros, tables, shapes), lines, cost)
     pairs = weight.numel()
-    if pairs <= MOST_PAIRS: return decode_layer(x, top, weight, layer)
-    run = prefill_layer if unpacks(pairs, len(cost)) else grouped_layer
-    return run(x, top, weight, layer)
+    if pairs <= MOST_PAIRS: run = decode_layer
+    else: run = prefill_layer if unpacks(pairs, len(cost)) else grouped_layer
+    # Triton launches on the current device, and layers may lie on several
+    with torch.cuda.device_of(x): return run(x, top, weight, layer)
 
 @moe.register_fake
 def _(x, top, weight, words, scales, zeros, tables, lines, cost): return torch.empty_like(x)
@@ -501,9 +502,11 @@ def fused_linear(
 )->Tensor:
     "Product with one packed matrix; very many tokens are multiplied by its dequantized weights."
     arena = Arena(words, scale, zero, table, (scale.shape[1], x.shape[1]))
-    if len(x) <= MOST_PAIRS // 8: return decode_linear(x, arena)
-    if unpacks(len(x), 1): return prefill_linear(x, arena)
-    return x @ dense(arena, torch.zeros(1, dtype=torch.int32, device=x.device), x.dtype)[0].mT
+    with torch.cuda.device_of(x):
+        if len(x) <= MOST_PAIRS // 8: return decode_linear(x, arena)
+        if unpacks(len(x), 1): return prefill_linear(x, arena)
+        first = torch.zeros(1, dtype=torch.int32, device=x.device)
+        return x @ dense(arena, first, x.dtype)[0].mT
 
 @fused_linear.register_fake
 def _(x, words, scale, zero, table): return x.new_empty(len(x), scale.shape[1])

@@ -53,6 +53,10 @@ class AlphaqConfig(QuantizationConfigMixin):
                           group_size=group_size, layers=layers, modules=modules or {})
 
 # %% ../nbs/50_runtime.ipynb #0dd77552
+def _forget(module):
+    "Let go of what was made for the place that a module's tensors leave: it would keep them there."
+    for kept in ('_fused', '_table', '_tables'): vars(module).pop(kept, None)
+
 class PackedMatrices(nn.Module):
     "Matrices of one shape, each with its own width, in one arena of words."
     def __init__(self,
@@ -107,6 +111,7 @@ class PackedMatrices(nn.Module):
 
     def _apply(self, fn, recurse=True):
         # its type is the format's, whatever the layer is converted to; a bias follows the layer
+        _forget(self)
         scale = self.scale
         super()._apply(fn, recurse)
         self.scale = fn(scale.view(torch.int16)).view(torch.float16)
@@ -204,6 +209,10 @@ class AlphaqExperts(nn.Module):
             if key not in ('gate_up_proj', 'down_proj'): setattr(self, key, value)
         for role, (_, *shape) in shapes.items():
             setattr(self, role, PackedMatrices(shape, widths[role], group_size))
+
+    def _apply(self, fn, recurse=True):
+        _forget(self)
+        return super()._apply(fn, recurse)
 
     def _apply_gate(self, fused): return self.family._apply_gate(self, fused)
 

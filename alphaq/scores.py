@@ -108,7 +108,7 @@ def _nulls(): return cache_dir()/'null-2'
 def _recall(name):
     "Two numbers from the cache, `None` when there are none that make sense."
     try: centre, spread = read_json(_nulls()/name, limit=1000)
-    except (AlphaqError, OSError, RuntimeError, TypeError, ValueError): return None
+    except (AlphaqError, OSError, TypeError, ValueError): return None
     sound = type(centre) is type(spread) is float and 1 < centre < inf and 0 < spread < inf
     return (centre, spread) if sound else None
 
@@ -139,7 +139,7 @@ def gaussian_null(
                           for lam in _null_spectra(shape, tile, stride, draws)])
     try: write_json(_nulls()/name, null, kept=True)
     # no home, no room, no right to write: the next process computes it again
-    except (OSError, RuntimeError): pass
+    except (AlphaqError, OSError): pass
     return null
 
 # %% ../nbs/25_scores.ipynb #4c979ba2

@@ -23,7 +23,7 @@ from ..gptq import column_order, factor, gptq, shrunk
 from ..grid import (GRIDS, WIDTHS, QuantizedWeight, dequantize_codes, group_of, round_to_grid,
                          stored_bytes, to_grid)
 from .corpus import corpus
-from .demo import spread
+from .gpu import spread
 from ..samples import drawn_windows
 from ..texts import BUILTIN, load_text
 

@@ -32,7 +32,7 @@ from ..grid import WIDTHS
 from ..hill import hill
 from ..jobs import (ScoreJob, cores, on_ray, on_threads, one_thread_each, score_all, score_to,
                          whole_lines)
-from .demo import spread
+from .gpu import spread
 from .endurance import (in_child, killed_runs, mixed_plan, same_files, synthetic_bytes,
                                   synthetic_checkpoint, warm)
 from ..noise import measured_noise
