@@ -145,6 +145,7 @@ def times_on_gpu(
                                              COLUMNS=64)
     return out
 
+# %% ../nbs/05_batched.ipynb #61d722e0
 def bisected_on_gpu(
     d:Tensor, # as in `bisected`
     e:Tensor,

@@ -130,6 +130,7 @@ def _mode(device):
     if device == 'cpu': return cpu.mode()
     return 'spec' if no_kernels(device) else 'kernels'
 
+# %% ../nbs/59_bench.ipynb #50cf3912
 def speed(
     model:nn.Module, # a causal language model
     name:str,        # for the row

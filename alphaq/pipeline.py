@@ -503,7 +503,8 @@ def plan(
                  bounds=tuple(map(a_bound, bounds or ())) or None)
     settings = settings_for(preset, None if bits is None else a_number(bits), **asked)
     modules = named_linears(c, list(also)) if also else {}
-    if size is not None: settings = sized(settings, as_scored(c, scores), size, other_bits, modules, unopened=True)
+    if size is not None: settings = sized(
+        settings, as_scored(c, scores), size, other_bits, modules, unopened=True)
     called = label(preset, *asked.values(), target)
     return plan_for(scores, settings, c.name if c else name, called, other_bits, target, modules)
 

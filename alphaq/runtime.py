@@ -57,6 +57,7 @@ def _forget(module):
     "Let go of what was made for the place that a module's tensors leave: it would keep them there."
     for kept in ('_fused', '_table', '_tables'): vars(module).pop(kept, None)
 
+# %% ../nbs/50_runtime.ipynb #9390f6b9
 class PackedMatrices(nn.Module):
     "Matrices of one shape, each with its own width, in one arena of words."
     def __init__(self,
