@@ -13,8 +13,10 @@ import argparse
 import sys
 import time
 import traceback
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
@@ -150,15 +152,24 @@ def relative_error(layer, x, top, weight):
     return worst, all(torch.equal(*found) for found in twice)
 
 # %% ../../nbs/63_gpu.ipynb #17670720
-def correctness(shapes, device, batches=(1, 3, 8, 17, 64)):
-    "Rows of errors; a layer that is wrong is an error, and nothing else is timed."
+def _errors(name, shape, device, batches):
     rows = []
-    for name, shape in shapes.items():
-        for bits in (*WIDTHS, 2.5):
-            layer = random_layer(shape, bits, device)
-            for batch in batches:
-                error, same = relative_error(layer, *routed(shape, batch, 'uniform', device))
-                rows.append(dict(layer=name, bits=bits, batch=batch, error=error, repeats=same))
+    for bits in (*WIDTHS, 2.5):
+        layer = random_layer(shape, bits, device)
+        for batch in batches:
+            error, same = relative_error(layer, *routed(shape, batch, 'uniform', device))
+            rows.append(dict(layer=name, bits=bits, batch=batch, error=error, repeats=same))
+    return rows
+
+def correctness(shapes, device, batches=(1, 3, 8, 17, 64)):
+    """Rows of errors; a layer that is wrong is an error, and nothing else is timed. Compiling takes
+    most of it and one core, so each shape has a process of its own on a GPU."""
+    tasks = [(name, shape, device, batches) for name, shape in shapes.items()]
+    if device == 'cpu': found = [_errors(*task) for task in tasks]
+    else:
+        with ProcessPoolExecutor(len(tasks), get_context('spawn')) as pool:
+            found = list(pool.map(_errors, *zip(*tasks)))
+    rows = sum(found, [])
     wrong = [r for r in rows if r['error'] > 1e-2 or not r['repeats']]
     if wrong: raise AlphaqError(f'the kernels are wrong on this device: {wrong[0]}')
     return rows
