@@ -462,6 +462,7 @@ def doctor(
     if scores:
         verdict = judge(scores)
         findings.append(('ok' if verdict.untrained is False else 'warning', verdict.text))
+        if verdict.alike: findings.append(('warning', verdict.alike))
     emit(dict(what=what, findings=[dict(level=l, text=t) for l, t in findings]), json_,
          table(['', 'finding'], findings))
     if any(level == 'wrong' for level, _ in findings): raise typer.Exit(1)
@@ -631,7 +632,7 @@ def allocate(
         data['measured'] = _priced(measured_price(c, table_, same, target, measure), measure)
     native = f'quantize {_q(c.path) if c and model != "pocket" else model or "MODEL"} {"--dense " * dense}--plan {_q(out)} --scores {_q(scores)} -o OUT'
     _show(data, json_, None if target else native)
-    if verdict.untrained: say(f'alphaq allocate: warning: {verdict.text}')
+    if verdict.warning: say(f'alphaq allocate: warning: {verdict.warning}')
 
 # %% ../nbs/61_cli.ipynb #93020dac
 def _planned_ledger(c, plan, use):

@@ -677,8 +677,8 @@ def _scoring(c, budget, settings, device):
 def _planned(c, budget, settings, modules, tokens, texts, work, device, collecting):
     "From weights, and text where a method reads it, to a plan and its scores."
     scores = score_once(_scoring(c, budget, settings, device), work)
-    if settings.method in BY_ALPHA and (verdict := judge(scores)).untrained:
-        say(f'alphaq quantize: warning: {verdict.text}')
+    if settings.method in BY_ALPHA and (warning := judge(scores).warning):
+        say(f'alphaq quantize: warning: {warning}')
     if collecting: scores = informed(c, scores, tokens, texts, *collecting)
     name = None if budget.changed else budget.preset
     return plan_for(scores, settings, c.name, name, budget.other_bits, modules=modules), scores
