@@ -125,7 +125,7 @@ def verb(function):
             except KeyboardInterrupt: code, text = 130, 'stopped' + _resumes(name)
             except (MemoryError, RuntimeError) as e:
                 if not out_of_memory(e): raise
-                code, text = 1, f'not enough memory ({first_line(e)})' + _resumes(name)
+                code, text = 1, f'not enough memory ({first_line(e) or "Python"})' + _resumes(name)
             _failed(name, code, text)
     example = EXAMPLES.get(name)
     epilog = example and f'Example: alphaq {name} {example}'
@@ -1268,7 +1268,7 @@ def generate(
     import torch
     from alphaq.ledger import chunk_of
     _still()
-    if prompt is None and (Path(model).exists() or model.lower().endswith('.gguf')):
+    if prompt is None and (os.path.exists(model) or model.lower().endswith('.gguf')):
         raise AlphaqError(f'{model} is a model; give the prompt after it')
     model, prompt = ('pocket', model) if prompt is None else (model, prompt)
     if not prompt.strip(): raise AlphaqError('the prompt is empty; give a word to continue from')

@@ -299,7 +299,8 @@ def collected(
     try:
         with atomic(path) as temporary:
             save_file(columns, temporary, metadata={'identity': identity})
-    except OSError as e: print(f'{path}: not kept ({e.strerror or e})', file=sys.stderr)
+    except (OSError, SafetensorError) as e:  # of a full disk the latter
+        print(f'{path}: not kept ({getattr(e, "strerror", None) or e})', file=sys.stderr)
     return found
 
 # %% ../nbs/42_collection.ipynb #e6308694

@@ -6,7 +6,7 @@
 __all__ = ['HEADER', 'read_header', 'contained', 'Here', 'Folder', 'check_finite', 'open_place', 'open_folder']
 
 # %% ../nbs/21_folder.ipynb #0160a7b1
-import hashlib, json, re
+import hashlib, json
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -93,8 +93,9 @@ class Here:
     def name(self)->str:
         "The folder's, or the model's in a cache of the hub, where folders are named by commits."
         path = self.path.resolve()
-        hub = re.fullmatch(r'models--(.+?)--(.+)', path.parent.parent.name)
-        return '/'.join(hub.groups()) if hub and path.parent.name == 'snapshots' else path.name
+        hub = path.parent.parent.name.removeprefix('models--')
+        cached = path.parent.name == 'snapshots' and hub != path.parent.parent.name
+        return hub.replace('--', '/', 1) if cached else path.name
 
     @property
     def home(self)->Path: return self.path # where configuration and tokenizer lie

@@ -96,8 +96,8 @@ def too_alike(
     spread, error = known[:, 0].std(), np.sqrt((known[:, 1]**2).mean())
     if spread >= FEWEST_ERRORS * error: return ''
     return (f'alphas of {len(known)} matrices scatter by {spread:.2f}, {spread / error:.1f} of '
-            'their standard errors; they are too alike to choose by, as where training has hardly '
-            'begun: hold the plan against uniform widths with --gate TEXT')
+            'their standard errors, as where training has hardly begun; on two such networks no rule '
+            'from weights alone beat uniform widths: hold the plan against them with --gate TEXT')
 
 # %% ../nbs/28_judge.ipynb #d1c10fb0
 def judge(

@@ -421,11 +421,11 @@ def as_page(
 )->str:         # Markdown
     "Every verdict on one page, for those who see no rendered book."
     found = ['# What the rows say', '', 'Written by `python -m alphaq.lab.claims`. What bounds a '
-             'verdict stands in [index.json](index.json), what a case is in '
+             'verdict is in [index.json](index.json), what a case is in '
              '[chapter 68](../nbs/68_claims.ipynb).']
     for title, begin in PAGE_PARTS.items():
         found += ['', f'## {title}', '', '| | in our words | verdict | chapter |', '|---' * 4 + '|']
-        found += [f'| {n} | {one["says"]} | {standing(one)} | [{Path(one["page"]).name[:2]}]'
+        found += [f'| {n} | {one["says"]} | {standing(one)} | [{Path(one["page"]).stem.split("_")[0]}]'
                   f'(../{one["page"]}) |' for n, one in index.items() if n.startswith(begin)]
     return '\n'.join(found) + '\n'
 
