@@ -462,7 +462,6 @@ def doctor(
     if scores:
         verdict = judge(scores)
         findings.append(('ok' if verdict.untrained is False else 'warning', verdict.text))
-        if verdict.alike: findings.append(('warning', verdict.alike))
     emit(dict(what=what, findings=[dict(level=l, text=t) for l, t in findings]), json_,
          table(['', 'finding'], findings))
     if any(level == 'wrong' for level, _ in findings): raise typer.Exit(1)
