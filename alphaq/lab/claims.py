@@ -414,7 +414,7 @@ def standing(
 
 # %% ../../nbs/68_claims.ipynb #ed3e7311
 PAGE_PARTS = {'AlphaQ': ('claim',), 'The router\'s norm': ('second paper',),
-          'Table by table': ('table', 'figure'), 'Rules of our own, and of others': ('ours',)}
+              'Table by table': ('table', 'figure'), 'Rules of our own, and of others': ('ours',)}
 
 def as_page(
     index:dict, # filled: name -> entry
