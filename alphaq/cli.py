@@ -579,6 +579,7 @@ def allocate(
 ):
     """Choose a width for every projection under a budget. Says in how many it differs from uniform,
     and what a target costs."""
+    from alphaq.allocation import too_alike
     from alphaq.gamma import voice
     from alphaq.judge import judge
     from alphaq.console import foretell
@@ -625,13 +626,13 @@ def allocate(
         _still()
         foretell('measuring', out, lambda: measuring_takes(c, plan, measure, PRICE_TOKENS,
                                                            plain=False))
+    used = replace(settings_for(preset, bits, **asked), bits=plan.bits, group_size=plan.group_size)
     if measure and not in_rehearsal():
-        same = replace(settings_for(preset, bits, **asked), bits=plan.bits,
-                       group_size=plan.group_size)
-        data['measured'] = _priced(measured_price(c, table_, same, target, measure), measure)
+        data['measured'] = _priced(measured_price(c, table_, used, target, measure), measure)
     native = f'quantize {_q(c.path) if c and model != "pocket" else model or "MODEL"} {"--dense " * dense}--plan {_q(out)} --scores {_q(scores)} -o OUT'
     _show(data, json_, None if target else native)
-    if verdict.warning: say(f'alphaq allocate: warning: {verdict.warning}')
+    if verdict.untrained: say(f'alphaq allocate: warning: {verdict.text}')
+    if said := too_alike(table_, used): say(f'alphaq allocate: {said}')
 
 # %% ../nbs/61_cli.ipynb #93020dac
 def _planned_ledger(c, plan, use):
@@ -665,7 +666,7 @@ def frontier(
     """Every budget at once: what it costs, and what moves next. A row for each projection that
     moves."""
     import csv, io
-    from alphaq.allocation import plan_frontier as every
+    from alphaq.allocation import plan_frontier as every, too_alike
     from alphaq.core import write_text
     from alphaq.dial import at_round_budgets, dial_page
     from alphaq.pipeline import experts_only, group_measured, settings_for
@@ -678,17 +679,20 @@ def frontier(
                    scope, granularity, bound)
     settings = settings_for(preset, **asked)
     rows = every(experts, settings)
+    said = too_alike(experts, settings)
+    by = 'uniform' if said else settings.method
     table_ = csv.DictWriter(text, rows[0], lineterminator='\n')
     table_.writeheader(); table_.writerows(rows)
-    write_text(out, dial_page(experts, settings, f'{scores.stem}: {settings.method}') if out.suffix
+    write_text(out, dial_page(experts, settings, f'{scores.stem}: {by}') if out.suffix
                == '.html' else text.getvalue())
     shown = at_round_budgets(rows)
-    data = dict(method=settings.method, count=settings.count, moves=len(rows) - 1,
+    data = dict(method=by, count=settings.count, moves=len(rows) - 1,
                 reach=[rows[0]['bits'], rows[-1]['bits']], out=str(out), left_out=skipped, at=shown)
     emit(data, json_, table(
         [f'>bits by {settings.count}', '>objective', '>lower bound', '>gap at most'],
         [[f'{r["bits"]:g}', f'{r["objective"]:.6g}', f'{r["lower_bound"]:.6g}', f'{r["gap"]:.1e}']
-         for r in shown], f'{settings.method}, {len(rows) - 1} moves in {out}'))
+         for r in shown], f'{by}, {len(rows) - 1} moves in {out}'))
+    if said: say(f'alphaq frontier: {said}')
 
 # %% ../nbs/61_cli.ipynb #9ab23174
 @verb

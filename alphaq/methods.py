@@ -48,6 +48,8 @@ class Settings:
     granularity:str|None=None
     bounds:tuple=()             # `(pattern of names, least width, most)`; equal numbers fix a width
     seed:int=0                  # of methods that draw
+    # spread of log costs below which all matrices cost the same; 0 never
+    least_spread:float=0.
     # bits per weight that each width takes where the plan will be used; `None` is this package's
     # own packing
     stored:tuple|None=None

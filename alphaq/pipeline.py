@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from .activations import check_device
-from .allocation import allocate, check_settings, checked_choices, preset_named
+from .allocation import (allocate, check_settings, checked_choices, preset_named, too_alike)
 from .checkpoint import Checkpoint, including, open_checkpoint, open_dense
 from .checks import Report, verify as check_folder
 from .collection import collected, collection_takes, layer_feedback
@@ -203,6 +203,8 @@ def settings_for(
 )->Settings:
     "Settings of a preset with what was asked for put in its place."
     base = preset_named(preset).settings_by(quantizer)
+    # a method that was asked for is used, whatever its costs
+    if asked.get('method'): base = replace(base, least_spread=0.)
     for name in asked: check_known(name, vars(base), 'options of an allocation')
     asked = {k: v for k, v in (asked | dict(bits=bits)).items() if v is not None}
     used = asked.get('method') or base.method
@@ -677,8 +679,9 @@ def _scoring(c, budget, settings, device):
 def _planned(c, budget, settings, modules, tokens, texts, work, device, collecting):
     "From weights, and text where a method reads it, to a plan and its scores."
     scores = score_once(_scoring(c, budget, settings, device), work)
-    if settings.method in BY_ALPHA and (warning := judge(scores).warning):
-        say(f'alphaq quantize: warning: {warning}')
+    if settings.method in BY_ALPHA and (verdict := judge(scores)).untrained:
+        say(f'alphaq quantize: warning: {verdict.text}')
+    if said := too_alike(scores, settings): say(f'alphaq quantize: {said}')
     if collecting: scores = informed(c, scores, tokens, texts, *collecting)
     name = None if budget.changed else budget.preset
     return plan_for(scores, settings, c.name, name, budget.other_bits, modules=modules), scores
@@ -687,14 +690,16 @@ def _planned(c, budget, settings, modules, tokens, texts, work, device, collecti
 def _foreseen(c, budget, settings, modules, out):
     "A plan of nearly the size that the plan will have, from headers; or that of a run begun."
     count = 'stored' if settings.count == 'active' else settings.count
-    free = replace(settings, method='noise-only', noise='analytic', gamma=None, count=count)
+    free = replace(settings, method='noise-only', noise='analytic', gamma=None, count=count,
+                   least_spread=0.)
     made = plan_for(unscored(c), free, c.name, None, budget.other_bits, modules=modules)
     left = left_job(out)
     if isinstance(left.get('plan'), dict) and left.get('source') == c.fingerprint():
         kept = from_json(left['plan'], out)
-        alike = replace(made, method=settings.method, count=settings.count)
-        if all(getattr(kept, k) == getattr(alike, k) for k in (
-            'method', 'count', 'bits', 'choices', 'group_size', 'other_bits')): return kept
+        methods = {settings.method} | ({'uniform'} if settings.least_spread else set())
+        same = replace(made, count=settings.count)
+        if kept.method in methods and all(getattr(kept, k) == getattr(same, k) for k in (
+            'count', 'bits', 'choices', 'group_size', 'other_bits')): return kept
     return replace(made, probes={})
 
 # %% ../nbs/60_pipeline.ipynb #53d89a0f
