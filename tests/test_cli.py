@@ -4,7 +4,8 @@ from functools import partial
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from alphaq import cpu, tasks, texts
@@ -278,7 +279,7 @@ def test_doctor(home, run, ok, scores):
     assert 'warning' in {f['level'] for f in ok('doctor', home/'toy')['findings']}
     # a machine without a compiler has no kernel
     assert {f['level'] for f in ok('doctor', 'pocket')['findings'] if 'kernel' not in f['text']} == {'ok'}
-    plain = {f'model.layers.{i}.mlp.up_proj.weight': np.random.default_rng(i).standard_normal((96, 64), 'float32') for i in range(4)}
+    plain = {f'model.layers.{i}.mlp.up_proj.weight': torch.randn(96, 64, generator=torch.Generator().manual_seed(i)) for i in range(4)}
     (home/'gaussian').mkdir()
     save_file(plain, home/'gaussian'/'model.safetensors')
     (home/'gaussian'/'config.json').write_text('{"model_type": "llama"}')
@@ -288,6 +289,25 @@ def test_doctor(home, run, ok, scores):
     said = ok('doctor', gaussians_as_the_authors_score_them(home/'theirs.csv'))['findings']
     assert '200 of 200 rows are what Gaussian matrices give' in said[-1]['text'] and said[-1]['level'] == 'warning'
     assert 'without a value: 1' in said[-2]['text']
+
+def test_matrices_that_are_alike_get_uniform_widths(home, run, ok):
+    "Every way to a plan says so; a method that is named is used all the same."
+    toy_checkpoint(home/'alike', num_experts=6)
+    weights = load_file(home/'alike'/'model.safetensors')
+    same = next(w for name, w in weights.items() if name.endswith('experts.0.up_proj.weight'))
+    save_file({name: same.clone() if '.experts.' in name else w for name, w in weights.items()}, home/'alike'/'model.safetensors', {'format': 'pt'})
+    ok('score', home/'alike', '-o', home/'alike.csv')
+    said = 'costs of 36 matrices differ by 0.0 %'
+    for bits in (2.5, 3):
+        told = run('allocate', home/'alike.csv', '--bits', bits, '-o', home/f'alike{bits}.json')
+        assert said in told.stderr and '--method relative-alpha-outlier insists' in told.stderr
+        plan = read_plan(home/f'alike{bits}.json')
+        assert (plan.preset, plan.method, plan.differs_from_uniform, plan.gap) == ('best', 'uniform', 0, 0)
+    insisted = 'allocate', home/'alike.csv', '--bits', 2.5, '--method', 'relative-alpha-outlier', '-o', home/'insisted.json'
+    assert said not in run(*insisted).stderr and read_plan(home/'insisted.json').method == 'relative-alpha-outlier'
+    assert said in run('frontier', home/'alike.csv', '-o', home/'alike-every.csv').stderr
+    assert said in run('quantize', home/'alike', '--bits', 2.5, '-o', home/'alike.q').stderr
+    assert read_plan(home/'alike.q'/'plan.json').layers == read_plan(home/'alike2.5.json').layers
 
 def test_help_knows_what_reads_text(run):
     helped = run('allocate', '--help').stdout
