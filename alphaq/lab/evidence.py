@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from ..allocation import PRESETS, allocate, spread_of
+from ..allocation import PRESETS, allocate, cost_spread
 from ..checkpoint import open_checkpoint, open_dense
 from ..core import (AlphaqError, one_line, provenance, read_rows, results_dir, sha256, track,
                          write_rows)
@@ -296,7 +296,7 @@ def _header(args, checkpoint, scores, described):
     if args.only: command += f' --only {" ".join(args.only)}'
     fed = args.quantizer == 'gptq'
     known = dict(damage=sha256(_damage_of(args.name))) if args.oracle else {}
-    if args.default: known |= dict(spread=round(spread_of(scores, BEST), 4))
+    if args.default: known |= dict(spread=round(cost_spread(scores, BEST), 4))
     rounding = 'error feedback on half of these windows, ' * fed + 'mse, group 128'
     return provenance(command + ' --quantizer gptq' * fed, seed=args.seed, network=args.name,
                       sha256=checkpoint.fingerprint(), window=256,
