@@ -184,7 +184,11 @@ def foretell(
     "Say what work will take, in one line before it begins."
     run, who = in_rehearsal(), who_watches()
     if not run and not who: return
-    takes, free = estimate(), free_bytes(out)
+    try: takes = estimate()
+    except Exception as e:
+        if run: raise
+        takes = Takes(why=f'{e}' or type(e).__name__)  # what is only said must not cost the work
+    free = free_bytes(out)
     data = {k: v for k, v in asdict(takes).items() if k != 'why' or v} | dict(free=free)
     if run: run.takes |= data
     if who == 'machine': tell('estimate', what=what, out=str(out), **data)
