@@ -666,7 +666,7 @@ def frontier(
     """Every budget at once: what it costs, and what moves next. A row for each projection that
     moves."""
     import csv, io
-    from alphaq.allocation import plan_frontier as every, too_alike
+    from alphaq.allocation import plan_frontier as every, settled, too_alike
     from alphaq.core import write_text
     from alphaq.dial import at_round_budgets, dial_page
     from alphaq.pipeline import experts_only, group_measured, settings_for
@@ -677,21 +677,20 @@ def frontier(
     text = io.StringIO()
     asked = _asked(method, gamma, cap, noise, choices, count, group_measured(experts, group_size),
                    scope, granularity, bound)
-    settings = settings_for(preset, **asked)
+    asked = settings_for(preset, **asked)
+    said, settings = too_alike(experts, asked), settled(experts, asked)
     rows = every(experts, settings)
-    said = too_alike(experts, settings)
-    by = 'uniform' if said else settings.method
     table_ = csv.DictWriter(text, rows[0], lineterminator='\n')
     table_.writeheader(); table_.writerows(rows)
-    write_text(out, dial_page(experts, settings, f'{scores.stem}: {by}') if out.suffix
+    write_text(out, dial_page(experts, settings, f'{scores.stem}: {settings.method}') if out.suffix
                == '.html' else text.getvalue())
     shown = at_round_budgets(rows)
-    data = dict(method=by, count=settings.count, moves=len(rows) - 1,
+    data = dict(method=settings.method, count=settings.count, moves=len(rows) - 1,
                 reach=[rows[0]['bits'], rows[-1]['bits']], out=str(out), left_out=skipped, at=shown)
     emit(data, json_, table(
         [f'>bits by {settings.count}', '>objective', '>lower bound', '>gap at most'],
         [[f'{r["bits"]:g}', f'{r["objective"]:.6g}', f'{r["lower_bound"]:.6g}', f'{r["gap"]:.1e}']
-         for r in shown], f'{by}, {len(rows) - 1} moves in {out}'))
+         for r in shown], f'{settings.method}, {len(rows) - 1} moves in {out}'))
     if said: say(f'alphaq frontier: {said}')
 
 # %% ../nbs/61_cli.ipynb #9ab23174

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['COUNTS', 'NOISES', 'SCOPES', 'GRANULARITIES', 'DATA', 'PER_CHANNEL', 'METHODS', 'WITH_ALPHA', 'BY_ALPHA', 'Settings',
-           'visits', 'choice_sizes', 'noise_table', 'noise_only', 'alphaq', 'alpha_only', 'direct', 'relative',
-           'relative_alpha', 'random', 'kurtosis', 'relative_kurtosis', 'relative_outlier', 'relative_alpha_outlier',
-           'units', 'mopeq', 'uniform', 'outlier', 'ratio', 'router_variance', 'frequency', 'dynamo', 'dynaexq', 'bsp',
-           'hessian', 'afg', 'autoscheme', 'mxmoe', 'noise_to_signal', 'pmq', 'gemq', 'Method', 'method_named']
+           'visits', 'counted', 'choice_sizes', 'noise_table', 'noise_only', 'alphaq', 'alpha_only', 'direct',
+           'relative', 'relative_alpha', 'random', 'kurtosis', 'relative_kurtosis', 'relative_outlier',
+           'relative_alpha_outlier', 'units', 'mopeq', 'even', 'uniform', 'outlier', 'ratio', 'router_variance',
+           'frequency', 'dynamo', 'dynaexq', 'bsp', 'hessian', 'afg', 'autoscheme', 'mxmoe', 'noise_to_signal', 'pmq',
+           'gemq', 'Method', 'method_named']
 
 # %% ../nbs/30_methods.ipynb #85bc0920
 from collections.abc import Callable
@@ -48,7 +49,7 @@ class Settings:
     granularity:str|None=None
     bounds:tuple=()             # `(pattern of names, least width, most)`; equal numbers fix a width
     seed:int=0                  # of methods that draw
-    # spread of log costs below which all matrices cost the same; 0 never
+    # spread of costs below which all weights count the same instead; 0 for never
     least_spread:float=0.
     # bits per weight that each width takes where the plan will be used; `None` is this package's
     # own packing
@@ -66,6 +67,14 @@ def visits(
     return np.maximum(1, np.rint(2**14 * np.array(shares))).astype(np.int64)
 
 # %% ../nbs/30_methods.ipynb #1301facf
+def counted(
+    scores,            # `[n]` `Score`
+    settings:Settings, # names the count
+)->np.ndarray:         # `[n]` integers
+    "What each matrix counts in the average: its weights, one, or weights times visits."
+    numel = np.array([1 if settings.count == 'modules' else s.numel for s in scores], np.int64)
+    return numel * visits(scores) if settings.count == 'active' else numel
+
 def choice_sizes(
     scores,            # `[n]` `Score`
     settings:Settings, # names count, choices and group size
@@ -226,6 +235,20 @@ def mopeq(scores, settings): # `[n, choices]` costs
         np.ones(len(scores)), settings.choices)
 
 # %% ../nbs/30_methods.ipynb #8146160c
+def _in_order(scores):
+    "Indices by layer, expert and name."
+    return sorted(range(len(scores)),
+                  key=lambda i: (scores[i].layer, scores[i].expert, scores[i].name))
+
+def even(scores, settings): # `[n, choices]` costs
+    """Every weight alike: uniform widths, the first ones wider, as far as bounds, and what shares a
+    width, allow."""
+    first = np.empty(len(scores))
+    first[_in_order(scores)] = np.arange(len(scores), 0, -1)
+    # enough to order what is equal, too little to change anything else
+    weight = counted(scores, settings) * (1 + 1e-6 * first / len(scores))
+    return np.outer(weight, 4. ** -np.array(settings.choices))
+
 def uniform(scores, settings, sizes, budget, end='first'): # `[n]` widths
     """One width for all, the next one up for some as far as the budget reaches.
 
@@ -233,8 +256,7 @@ def uniform(scores, settings, sizes, budget, end='first'): # `[n]` widths
     total = sizes.sum(0)
     low = int(np.flatnonzero(total <= budget)[-1])
     if low == len(total) - 1: return np.full(len(scores), settings.choices[-1])
-    order = sorted(range(len(scores)),
-                   key=lambda i: (scores[i].layer, scores[i].expert, scores[i].name))
+    order = _in_order(scores)
     if end == 'last': order = order[::-1]
     if end == 'random': order = np.random.default_rng(settings.seed).permutation(order)
     return _promoted(np.array(order), low, low + 1, settings, sizes, budget)
@@ -556,6 +578,7 @@ METHODS = {
                            widths=partial(uniform, end='last')),
     'uniform-random': Method('the same, wider where a draw falls', 'ours',
                              widths=partial(uniform, end='random')),
+    'even': Method('uniform widths as costs: every weight counts the same', 'ours', costs=even),
     'random': Method('control: weights that mean nothing', 'ours', costs=random),
     'noise-only': Method('AlphaQ, table 3', 'exact', costs=noise_only),
     'alpha-only': Method('AlphaQ, table 3', 'faithful', costs=alpha_only),

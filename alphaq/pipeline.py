@@ -460,7 +460,8 @@ def plan(
     scores:      `[n]` `Score` from `score` or `read_scores`, or `str | Path` of a table
     bits:        budget: average bits per expert weight, 1 to 4; `None` takes the preset's
     size:        instead: what the weight files may weigh, bytes or '12GiB'; needs `model`
-    preset:      best, text, paper, released-code, noise-only or uniform
+    preset:      best, text, paper, released-code, noise-only or uniform; best gives uniform widths
+                 where its costs are too alike to tell matrices apart
     method:      allocator, key of `METHODS`
     gamma:       exponent of alpha in the cost, or 'auto' for the paper's formula
     cap:         nats that alpha may move a cost at most
@@ -696,10 +697,10 @@ def _foreseen(c, budget, settings, modules, out):
     left = left_job(out)
     if isinstance(left.get('plan'), dict) and left.get('source') == c.fingerprint():
         kept = from_json(left['plan'], out)
-        methods = {settings.method} | ({'uniform'} if settings.least_spread else set())
-        same = replace(made, count=settings.count)
+        same = replace(made, count=settings.count, preset=None if budget.changed else budget.preset)
+        methods = (settings.method, *('even',) * bool(settings.least_spread))
         if kept.method in methods and all(getattr(kept, k) == getattr(same, k) for k in (
-            'count', 'bits', 'choices', 'group_size', 'other_bits')): return kept
+            'preset', 'count', 'bits', 'choices', 'group_size', 'other_bits')): return kept
     return replace(made, probes={})
 
 # %% ../nbs/60_pipeline.ipynb #53d89a0f
@@ -820,7 +821,9 @@ def quantize(
         plan, scores = _planned(c, budget, settings, modules, tokens, texts, work, device,
                                 collecting)
         made = job(plan)
-    if gate:
+    if gate and made.plan.differs_from_uniform == 0:
+        say(f'alphaq quantize: widths are uniform: on {gate} there is nothing to compare')
+    elif gate:
         check_plan(made.plan, c)
         found = gated(c, made.plan, gate)
         try: check_gate(found, gate)

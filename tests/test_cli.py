@@ -297,17 +297,22 @@ def test_matrices_that_are_alike_get_uniform_widths(home, run, ok):
     same = next(w for name, w in weights.items() if name.endswith('experts.0.up_proj.weight'))
     save_file({name: same.clone() if '.experts.' in name else w for name, w in weights.items()}, home/'alike'/'model.safetensors', {'format': 'pt'})
     ok('score', home/'alike', '-o', home/'alike.csv')
-    said = 'costs of 36 matrices differ by 0.0 %'
+    said = 'costs by relative-alpha-outlier differ by only 0.0 % among 36 matrices'
     for bits in (2.5, 3):
         told = run('allocate', home/'alike.csv', '--bits', bits, '-o', home/f'alike{bits}.json')
-        assert said in told.stderr and '--method relative-alpha-outlier insists' in told.stderr
+        assert said in told.stderr and '--method relative-alpha-outlier uses them all the same' in told.stderr
         plan = read_plan(home/f'alike{bits}.json')
-        assert (plan.preset, plan.method, plan.differs_from_uniform, plan.gap) == ('best', 'uniform', 0, 0)
+        assert (plan.preset, plan.method, plan.differs_from_uniform) == ('best', 'even', 0) and plan.gap < 1e-9
     insisted = 'allocate', home/'alike.csv', '--bits', 2.5, '--method', 'relative-alpha-outlier', '-o', home/'insisted.json'
     assert said not in run(*insisted).stderr and read_plan(home/'insisted.json').method == 'relative-alpha-outlier'
+    assert said in run('allocate', home/'alike.csv', '--bits', 2.5, '--target', 'vllm', '-o', home/'alike-vllm.json').stderr
+    assert read_plan(home/'alike-vllm.json').method == 'even' and read_plan(home/'alike-vllm.json').price < 1.2
     assert said in run('frontier', home/'alike.csv', '-o', home/'alike-every.csv').stderr
-    assert said in run('quantize', home/'alike', '--bits', 2.5, '-o', home/'alike.q').stderr
+    # nothing to measure where nothing differs
+    made = run('quantize', home/'alike', '--bits', 2.5, '--gate', 'arithmetic', '-o', home/'alike.q')
+    assert made.exit_code == 0 and said in made.stderr and 'nothing to compare' in made.stderr
     assert read_plan(home/'alike.q'/'plan.json').layers == read_plan(home/'alike2.5.json').layers
+    assert 'tell its matrices too little apart: they are uniform' in (home/'alike.q'/'README.md').read_text()
 
 def test_help_knows_what_reads_text(run):
     helped = run('allocate', '--help').stdout

@@ -296,7 +296,8 @@ def _header(args, checkpoint, scores, described):
     if args.only: command += f' --only {" ".join(args.only)}'
     fed = args.quantizer == 'gptq'
     known = dict(damage=sha256(_damage_of(args.name))) if args.oracle else {}
-    if args.default: known |= dict(spread=round(cost_spread(scores, BEST), 4))
+    if args.default and (spread := cost_spread(scores, BEST)) < np.inf:
+        known |= dict(spread=round(spread, 4))
     rounding = 'error feedback on half of these windows, ' * fed + 'mse, group 128'
     return provenance(command + ' --quantizer gptq' * fed, seed=args.seed, network=args.name,
                       sha256=checkpoint.fingerprint(), window=256,

@@ -118,7 +118,9 @@ def same_as_theirs(
                                                   dtype=torch.float32,
                                                   trust_remote_code=False).state_dict()
     ours = open_folder(file)
-    named = (theirs.keys() | ours.tensors.keys()) - {'lm_head.weight'}  # tied, in one of the two
+    named = theirs.keys() | ours.tensors.keys()
+    if 'lm_head.weight' not in theirs.keys() & ours.tensors.keys():
+        named -= {'lm_head.weight'}  # tied, and told by one of the two
     other = [n for n in sorted(named) if n not in theirs or n not in ours.tensors
              or not torch.equal(ours.tensor(n).float(), theirs[n])]
     if other: raise AlphaqError(f'{file}: {other[0]} is read otherwise by transformers')
