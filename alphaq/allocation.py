@@ -18,7 +18,7 @@ from .gamma import capped_gamma, default_gamma
 from .grid import WIDTHS
 from .mckp import Solution, frontier as hulls, solve
 from .methods import (GRANULARITIES, NOISES, SCOPES, WITH_ALPHA, Settings, choice_sizes,
-                            counted, method_named, units)
+                            in_average, method_named, units)
 
 # %% ../nbs/31_allocation.ipynb #b80414f0
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _prepared(scores, settings):
         raise AlphaqError(f'{settings.method} hands out levels by count; bounds, scope and '
                           'granularity go with methods that have costs')
     return method, settings, stand_in, np.take_along_axis(
-        choice_sizes(scores, settings), stand_in, 1), counted(scores, settings)
+        choice_sizes(scores, settings), stand_in, 1), in_average(scores, settings)
 
 def _reach(scores, settings, sizes, parts):
     """Least and greatest average: of the whole, or of the block that has the most at its smallest

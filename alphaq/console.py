@@ -176,6 +176,7 @@ def takes_line(
             takes.disk and f'{size(takes.disk)} of disk' + (f', {size(free)} free' if free else '')]
     return '; '.join(filter(None, said)) or 'nobody knows before the work'
 
+# %% ../nbs/04_console.ipynb #9ba732eb
 def foretell(
     what:str,   # the work
     out,        # `str | Path` that it makes

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COUNTS', 'NOISES', 'SCOPES', 'GRANULARITIES', 'DATA', 'PER_CHANNEL', 'METHODS', 'WITH_ALPHA', 'BY_ALPHA', 'Settings',
-           'visits', 'counted', 'choice_sizes', 'noise_table', 'noise_only', 'alphaq', 'alpha_only', 'direct',
+           'visits', 'in_average', 'choice_sizes', 'noise_table', 'noise_only', 'alphaq', 'alpha_only', 'direct',
            'relative', 'relative_alpha', 'random', 'kurtosis', 'relative_kurtosis', 'relative_outlier',
            'relative_alpha_outlier', 'units', 'mopeq', 'even', 'uniform', 'outlier', 'ratio', 'router_variance',
            'frequency', 'dynamo', 'dynaexq', 'bsp', 'hessian', 'afg', 'autoscheme', 'mxmoe', 'noise_to_signal', 'pmq',
@@ -67,7 +67,7 @@ def visits(
     return np.maximum(1, np.rint(2**14 * np.array(shares))).astype(np.int64)
 
 # %% ../nbs/30_methods.ipynb #1301facf
-def counted(
+def in_average(
     scores,            # `[n]` `Score`
     settings:Settings, # names the count
 )->np.ndarray:         # `[n]` integers
@@ -75,6 +75,7 @@ def counted(
     numel = np.array([1 if settings.count == 'modules' else s.numel for s in scores], np.int64)
     return numel * visits(scores) if settings.count == 'active' else numel
 
+# %% ../nbs/30_methods.ipynb #0d65021a
 def choice_sizes(
     scores,            # `[n]` `Score`
     settings:Settings, # names count, choices and group size
@@ -246,9 +247,10 @@ def even(scores, settings): # `[n, choices]` costs
     first = np.empty(len(scores))
     first[_in_order(scores)] = np.arange(len(scores), 0, -1)
     # enough to order what is equal, too little to change anything else
-    weight = counted(scores, settings) * (1 + 1e-6 * first / len(scores))
+    weight = in_average(scores, settings) * (1 + 1e-6 * first / len(scores))
     return np.outer(weight, 4. ** -np.array(settings.choices))
 
+# %% ../nbs/30_methods.ipynb #cce75ad6
 def uniform(scores, settings, sizes, budget, end='first'): # `[n]` widths
     """One width for all, the next one up for some as far as the budget reaches.
 

@@ -46,7 +46,8 @@ class Variant:
     text:str|None=None
 
 SEEDS = range(3)
-FREE = [m for m, method in METHODS.items() if not method.data and m not in ('uniform', 'even', 'random')]
+FREE = [m for m, method in METHODS.items()
+        if not method.data and m not in ('uniform', 'even', 'random')]
 INFORMED = [m for m, method in METHODS.items() if method.data]
 VARIANTS = (Variant('uniform', 'uniform'), *(Variant(m, m) for m in FREE),
             *(Variant(f'random, seed {s}', 'random', seed=s) for s in SEEDS),
