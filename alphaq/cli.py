@@ -882,7 +882,7 @@ def quantize(
              'format can then open the folder')]=False,
     gate:Annotated[Optional[str], typer.Option(
         help='a text: measure the plan there beside uniform widths of its size, in memory; '
-             'exit 3 if it is not better')]=None,
+             'exit 3 if it differs and is not better')]=None,
     anyway:Annotated[bool, typer.Option('--anyway', help='with --gate: say so, and go on')]=False,
     dense:Dense=False,
     device:Device='auto', engine:Engine='local', overwrite:Overwrite=False, json_:Json=False,

@@ -744,7 +744,8 @@ def quantize(
     device:      cpu, cuda or auto
     engine:      local (all cores) or ray (a cluster)
     overwrite:   replace a finished folder, once its successor is complete
-    gate:        a text: measure the plan there beside uniform widths, in memory, and refuse it if not better
+    gate:        a text: measure the plan there beside uniform widths, in memory, and refuse one
+                 that differs and is not better
     anyway:      with a gate: say what it found, and go on
     dense:       a network without experts: the plan is of its feed-forward matrices
     fits:        instead of a plan: the memory that it must run in, '24GiB'; needs `context`
