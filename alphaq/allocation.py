@@ -18,14 +18,14 @@ from .gamma import capped_gamma, default_gamma
 from .grid import WIDTHS
 from .mckp import Solution, frontier as hulls, solve
 from .methods import (GRANULARITIES, NOISES, SCOPES, WITH_ALPHA, Settings, choice_sizes,
-                            in_average, method_named, units)
+                            method_named, units, visits)
 
 # %% ../nbs/31_allocation.ipynb #b80414f0
 @dataclass(frozen=True)
 class Allocation:
     "A width for every projection, in the order of the scores."
     bits:np.ndarray          # `[n]` chosen widths
-    # as asked, with the method and the gamma that were used
+    # those that were used: complete, every weight alike where a preset's costs were
     settings:Settings
     # certificate of the knapsack, summed over blocks; `None` for methods that solve none
     solution:Solution|None
@@ -113,13 +113,15 @@ def _prepared(scores, settings):
     if not scores: raise AlphaqError('no scores to allocate; score a checkpoint first')
     settings = _completed(scores, settings)
     stand_in = _bounded(scores, settings)
+    parts = np.array([1 if settings.count == 'modules' else s.numel for s in scores], np.int64)
+    if settings.count == 'active': parts *= visits(scores)
     method = method_named(settings.method)
     own = (settings.scope, settings.granularity) == (method.scope, method.granularity)
     if method.widths and (settings.bounds or not own):
         raise AlphaqError(f'{settings.method} hands out levels by count; bounds, scope and '
                           'granularity go with methods that have costs')
     return method, settings, stand_in, np.take_along_axis(
-        choice_sizes(scores, settings), stand_in, 1), in_average(scores, settings)
+        choice_sizes(scores, settings), stand_in, 1), parts
 
 def _reach(scores, settings, sizes, parts):
     """Least and greatest average: of the whole, or of the block that has the most at its smallest
@@ -149,14 +151,18 @@ _LEAST = 30  # matrices that a spread needs
 
 def _deviations(scores, settings):
     """`[n, widths]` log costs less the median of their width, of matrices that bounds leave a
-    choice; none where they cannot be told apart."""
-    settings = _completed(scores, settings)
-    allowed = _bounded(scores, settings)
-    costs = method_named(settings.method).costs(scores, replace(settings, choices=WIDTHS))
+    choice; empty for fewer than thirty, and where there are no finite costs."""
+    nothing = np.empty((0, 0))
+    if len(scores) < _LEAST: return nothing
+    try:
+        settings = _completed(scores, settings)
+        allowed = _bounded(scores, settings)
+        costs = method_named(settings.method).costs(scores, replace(settings, choices=WIDTHS))
+    except AlphaqError: return nothing  # whoever allocates is told, in the order of the checks
     costs = costs[allowed[:, 0] < allowed[:, -1]]
-    if not np.isfinite(costs).all(): return np.empty((0, 0))
+    if not np.isfinite(costs).all(): return nothing
     costs = costs[(costs > 0).any(1)]
-    if len(costs) < _LEAST: return np.empty((0, 0))
+    if len(costs) < _LEAST: return nothing
     logs = np.log(costs[:, (costs > 0).all(0)])  # an error of zero is no cost
     return logs - np.median(logs, 0)
 
@@ -172,15 +178,15 @@ def cost_spread(
 def too_alike(
     scores,            # `[n]` `Score`
     settings:Settings,
-)->str:                # one line; '' where a method's costs are used
-    "Why every weight counts the same although a method would tell matrices apart."
+)->str:                # one line; '' where it does not
+    "Why every weight counts the same although a method has costs."
     if not (settings.least_spread and method_named(settings.method).costs): return ''
     found = _deviations(scores, settings)
     if not found.size or found.std(0).mean() >= settings.least_spread: return ''
     if np.abs(found).max() >= np.log(2): return ''  # some stand out: it is they that matter
-    return (f'widths are uniform: costs by {settings.method} differ by only '
+    return (f'every weight counts the same: costs by {settings.method} differ by only '
             f'{100 * found.std(0).mean():.1f} % among {len(found)} matrices, as where training has '
-            'hardly begun, and there it chose worse than uniform widths; '
+            'hardly begun, and there they chose worse than uniform widths; '
             f'--method {settings.method} uses them all the same')
 
 # %% ../nbs/31_allocation.ipynb #e3051828

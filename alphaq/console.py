@@ -188,7 +188,8 @@ def foretell(
     try: takes = estimate()
     except Exception as e:
         if run: raise
-        takes = Takes(why=f'{e}' or type(e).__name__)  # what is only said must not cost the work
+        # what is only said must not cost the work
+        takes = Takes(why=' '.join(f'{e}'.split()) or type(e).__name__)
     free = free_bytes(out)
     data = {k: v for k, v in asdict(takes).items() if k != 'why' or v} | dict(free=free)
     if run: run.takes |= data

@@ -16,7 +16,7 @@ from math import gcd, nan
 
 import numpy as np
 
-from .allocation import allocate, checked_choices
+from .allocation import allocate, checked_choices, settled
 from .core import AlphaqError, BudgetError, check_known, entry, split_name
 from .grid import WIDTHS
 from .methods import Settings, method_named, units
@@ -105,6 +105,7 @@ def priced(
     target:str,        # key of `TARGETS`
 )->tuple: # `(Allocation, price)`: predicted cost over the free plan's, `None` where there is none
     "The best plan that a target can load, and what it costs beside the best plan."
+    settings = settled(scores, settings)  # once, so that both plans count in one unit
     within = restricted(settings, target, scores)
     if method_named(settings.method).widths and within.granularity != 'projection':
         raise AlphaqError(f'{settings.method} hands out levels by count and cannot give one '

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['COUNTS', 'NOISES', 'SCOPES', 'GRANULARITIES', 'DATA', 'PER_CHANNEL', 'METHODS', 'WITH_ALPHA', 'BY_ALPHA', 'Settings',
-           'visits', 'in_average', 'choice_sizes', 'noise_table', 'noise_only', 'alphaq', 'alpha_only', 'direct',
-           'relative', 'relative_alpha', 'random', 'kurtosis', 'relative_kurtosis', 'relative_outlier',
-           'relative_alpha_outlier', 'units', 'mopeq', 'even', 'uniform', 'outlier', 'ratio', 'router_variance',
-           'frequency', 'dynamo', 'dynaexq', 'bsp', 'hessian', 'afg', 'autoscheme', 'mxmoe', 'noise_to_signal', 'pmq',
-           'gemq', 'Method', 'method_named']
+           'visits', 'choice_sizes', 'noise_table', 'noise_only', 'alphaq', 'alpha_only', 'direct', 'relative',
+           'relative_alpha', 'random', 'kurtosis', 'relative_kurtosis', 'relative_outlier', 'relative_alpha_outlier',
+           'units', 'mopeq', 'even', 'uniform', 'outlier', 'ratio', 'router_variance', 'frequency', 'dynamo', 'dynaexq',
+           'bsp', 'hessian', 'afg', 'autoscheme', 'mxmoe', 'noise_to_signal', 'pmq', 'gemq', 'Method', 'method_named']
 
 # %% ../nbs/30_methods.ipynb #85bc0920
 from collections.abc import Callable
@@ -65,15 +64,6 @@ def visits(
         raise AlphaqError('what is active is counted in tokens, and these scores have read no text; '
                           'read some with `alphaq collect`, or use --count stored')
     return np.maximum(1, np.rint(2**14 * np.array(shares))).astype(np.int64)
-
-# %% ../nbs/30_methods.ipynb #1301facf
-def in_average(
-    scores,            # `[n]` `Score`
-    settings:Settings, # names the count
-)->np.ndarray:         # `[n]` integers
-    "What each matrix counts in the average: its weights, one, or weights times visits."
-    numel = np.array([1 if settings.count == 'modules' else s.numel for s in scores], np.int64)
-    return numel * visits(scores) if settings.count == 'active' else numel
 
 # %% ../nbs/30_methods.ipynb #0d65021a
 def choice_sizes(
@@ -242,12 +232,14 @@ def _in_order(scores):
                   key=lambda i: (scores[i].layer, scores[i].expert, scores[i].name))
 
 def even(scores, settings): # `[n, choices]` costs
-    """Every weight alike: uniform widths, the first ones wider, as far as bounds, and what shares a
-    width, allow."""
+    """Every unit of the budget alike: uniform widths, the first ones wider, as nearly as bounds, what
+    shares a width, and sides that differ allow."""
     first = np.empty(len(scores))
     first[_in_order(scores)] = np.arange(len(scores), 0, -1)
+    # of all widths, so that a plan and its twin for another tool cost in one unit
+    sizes = choice_sizes(scores, replace(settings, choices=WIDTHS, stored=None))
     # enough to order what is equal, too little to change anything else
-    weight = in_average(scores, settings) * (1 + 1e-6 * first / len(scores))
+    weight = (sizes[:, -1] - sizes[:, 0]) * (1 + 1e-6 * first / len(scores))
     return np.outer(weight, 4. ** -np.array(settings.choices))
 
 # %% ../nbs/30_methods.ipynb #cce75ad6

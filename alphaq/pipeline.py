@@ -7,8 +7,8 @@ __all__ = ['FLOATS', 'UNNAMED', 'PRICE_TOKENS', 'GATE_TOKENS', 'told', 'open', '
            'score_job', 'score', 'a_number', 'a_bound', 'settings_for', 'label', 'Memory', 'a_memory', 'plain_weights',
            'planned_weights', 'folder_weights', 'budget_for_memory', 'ledgers', 'sized', 'check_budget', 'of_dense',
            'check_kind', 'experts_only', 'as_scored', 'group_measured', 'plan_for', 'plan', 'measured_price',
-           'informed_takes', 'informed', 'check_feasible', 'gated', 'measuring_takes', 'check_gate', 'Budget',
-           'quantize', 'verify', 'load']
+           'informed_takes', 'informed', 'check_feasible', 'is_uniform', 'gated', 'measuring_takes', 'check_gate',
+           'Budget', 'quantize', 'verify', 'load']
 
 # %% ../nbs/60_pipeline.ipynb #e86544a9
 from dataclasses import dataclass, replace
@@ -586,6 +586,25 @@ def check_feasible(
 # %% ../nbs/60_pipeline.ipynb #aa696bbe
 GATE_TOKENS = 6144  # of the text of a gate, in windows of 256
 
+# %% ../nbs/60_pipeline.ipynb #f702f777
+def _beside_uniform(scores, plan):
+    "`(widths, uniform widths of the same stored size, settings of these)`."
+    held = widths(plan)
+    bits = [held[s.name] for s in scores]
+    at = Settings(1., 'uniform', count='stored', group_size=plan.group_size)
+    sizes = choice_sizes(scores, at)
+    stored = sum(int(sizes[i, b - 1]) for i, b in enumerate(bits)) / sum(s.numel for s in scores)
+    at = replace(at, bits=stored)
+    return bits, allocate(scores, at).bits, at
+
+def is_uniform(
+    model:Checkpoint,
+    plan:Plan,
+)->bool:
+    "Whether a plan is what a gate would hold it against."
+    bits, uniform, _ = _beside_uniform(unscored(model), plan)
+    return bits == uniform.tolist()
+
 # %% ../nbs/60_pipeline.ipynb #48822f9a
 def gated(
     model:Checkpoint,
@@ -600,11 +619,7 @@ def gated(
     uniform_kl, nats per token; difference and stderr, paired; verdict. With draws, `controls`: the
     same beside the plan's own widths dealt at random, and beside widths that a draw chose."""
     scores = unscored(model)
-    bits = [widths(plan)[p.name] for p in model.projections]
-    at = Settings(1., 'uniform', count='stored', group_size=plan.group_size)
-    sizes = choice_sizes(scores, at)
-    stored = sum(int(sizes[i, b - 1]) for i, b in enumerate(bits)) / sum(s.numel for s in scores)
-    uniform = allocate(scores, replace(at, bits=stored)).bits
+    bits, uniform, at = _beside_uniform(scores, plan)
     llm, tokenizer = load_model(model.path)
     rows = sample(tokenizer, load_text(text), 256, head).rows
     if len(rows) < 2:
@@ -621,7 +636,7 @@ def gated(
                  **beside(plain))
     if not draws: return found
     dealt = torch.stack([kl(b) for b in dealt_anew(scores, np.array(bits), draws)]).mean(0)
-    at = replace(at, method='random', bits=stored)
+    at = replace(at, method='random')
     drawn = torch.stack([kl(allocate(scores, replace(at, seed=i)).bits)
                          for i in range(draws)]).mean(0)
     return found | dict(draws=draws, controls={
@@ -822,10 +837,10 @@ def quantize(
         plan, scores = _planned(c, budget, settings, modules, tokens, texts, work, device,
                                 collecting)
         made = job(plan)
-    if gate and made.plan.differs_from_uniform == 0:
+    if gate: check_plan(made.plan, c)
+    if gate and is_uniform(c, made.plan):
         say(f'alphaq quantize: widths are uniform: on {gate} there is nothing to compare')
     elif gate:
-        check_plan(made.plan, c)
         found = gated(c, made.plan, gate)
         try: check_gate(found, gate)
         except GateError as e:

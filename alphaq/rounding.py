@@ -569,7 +569,7 @@ def _card(job, weighs, behind=(), card=Path()):
     data = f'rounded {fed + (head and ", the output head without data") if job.quantizer == "gptq" else free}'
     read = METHODS[plan.method].data if plan.method in METHODS else ()
     source = f'what {job.calibration or "calibration text, which the plan does not name,"} says' if read else 'the weights alone'
-    if plan.method == 'even': source += ', which tell its matrices too little apart: they are uniform'
+    if plan.method == 'even' and plan.preset: source += ', which tell its matrices too little apart, so that every weight counts the same'
     return _card_head(job, said) + f"""# {escape(name, False)}, {average['params'] or average['modules']:.2f} bits
 
 {what.capitalize()} of `{name}` quantized by alphaq {alphaq.__version__}.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from . import gptq, grid
 from .activations import expert_weight, model_name
-from .allocation import allocate
+from .allocation import allocate, settled
 from .checkpoint import Checkpoint
 from .core import AlphaqError, sha256
 from .evaluate import paired, window_nll
@@ -145,6 +145,7 @@ def fused(
 )->dict:               # a row; raises `BudgetError` where the target cannot meet the budget
     """What a target's plan loses beside the free plan of the same stored size: predicted, as a
     ratio of costs, and measured."""
+    settings = settled(scores, settings)
     held = priced(scores, settings, target)[0]
     rows = np.arange(len(scores))
     numel = sum(s.numel for s in scores)

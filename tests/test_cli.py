@@ -306,13 +306,13 @@ def test_matrices_that_are_alike_get_uniform_widths(home, run, ok):
     insisted = 'allocate', home/'alike.csv', '--bits', 2.5, '--method', 'relative-alpha-outlier', '-o', home/'insisted.json'
     assert said not in run(*insisted).stderr and read_plan(home/'insisted.json').method == 'relative-alpha-outlier'
     assert said in run('allocate', home/'alike.csv', '--bits', 2.5, '--target', 'vllm', '-o', home/'alike-vllm.json').stderr
-    assert read_plan(home/'alike-vllm.json').method == 'even' and read_plan(home/'alike-vllm.json').price < 1.2
+    assert read_plan(home/'alike-vllm.json').method == 'even' and read_plan(home/'alike-vllm.json').price < 1.2  # of one unit
     assert said in run('frontier', home/'alike.csv', '-o', home/'alike-every.csv').stderr
     # nothing to measure where nothing differs
     made = run('quantize', home/'alike', '--bits', 2.5, '--gate', 'arithmetic', '-o', home/'alike.q')
     assert made.exit_code == 0 and said in made.stderr and 'nothing to compare' in made.stderr
     assert read_plan(home/'alike.q'/'plan.json').layers == read_plan(home/'alike2.5.json').layers
-    assert 'tell its matrices too little apart: they are uniform' in (home/'alike.q'/'README.md').read_text()
+    assert 'tell its matrices too little apart, so that every weight counts the same' in (home/'alike.q'/'README.md').read_text()
 
 def test_help_knows_what_reads_text(run):
     helped = run('allocate', '--help').stdout

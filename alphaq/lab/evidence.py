@@ -10,6 +10,7 @@ __all__ = ['GAMMAS', 'CONTROLLED', 'DRAWS', 'ALONE', 'FLOORED', 'CONFIRMED', 'RE
 # %% ../../nbs/89_evidence.ipynb #69fd3b74
 import argparse
 import hashlib
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,8 +98,9 @@ def planned(
         if chosen and v.name not in chosen: continue
         try: found[v.name] = allocated(v, scores, stored)
         except AlphaqError: continue  # out of this method's reach, or of these scores
-    if chosen and 'preset best' in chosen: found['preset best'] = allocate(
-        scores, replace(BEST, bits=stored, count='stored'))
+    if chosen and 'preset best' in chosen:
+        with suppress(AlphaqError):
+            found['preset best'] = allocate(scores, replace(BEST, bits=stored, count='stored'))
     mixed = np.random.default_rng(0).permutation(len(scores))
     dealt = [replace(s, alpha=scores[i].alpha) for s, i in zip(scores, mixed)]
     floored = [(f'{m}, from 2 bits', m, scores) for m in FLOORED]
