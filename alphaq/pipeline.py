@@ -23,7 +23,8 @@ import numpy as np
 import torch
 
 from .activations import check_device
-from .allocation import (allocate, check_settings, checked_choices, preset_named, too_alike)
+from .allocation import (allocate, check_settings, checked_choices, preset_named,
+                               too_alike)
 from .checkpoint import Checkpoint, including, open_checkpoint, open_dense
 from .checks import Report, verify as check_folder
 from .collection import collected, collection_takes, layer_feedback
