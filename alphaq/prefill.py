@@ -230,7 +230,7 @@ if triton:
         if block < tl.load(blocks):
             e, slot, seen = _pairs(blocks, slots, block, BM)
             g = tl.full([BN, BM], 0., tl.float32)
-            y = g
+            y = tl.full([BN, BM], 0., tl.float32)  # of its own: one value is not carried as two
             if e < E:
                 for part in tl.range(0, 2, num_stages=1):
                     first = part == 0
