@@ -6,9 +6,9 @@
 __all__ = ['NUMPY_TYPES', 'BASE', 'GAP', 'NOBODY', 'SEVERAL', 'STORED', 'COPIED', 'ADDED', 'FUNCTIONS', 'WIDER', 'COMPARE', 'ROW',
            'COLUMN', 'PITCH', 'DO', 'POINTERS_OF', 'PtxFault', 'Line', 'Program', 'parsed', 'GlobalMemory',
            'SharedMemory', 'Block', 'run_block', 'to_bfloat', 'of_bfloat', 'run_ptx', 'executed', 'every_width',
-           'exact_layer', 'executed_rows', 'main']
+           'executed_rows', 'main']
 
-# %% ../../nbs/96_ptx.ipynb #01e5f6cf
+# %% ../../nbs/96_ptx.ipynb #ff179efe
 import argparse
 import json
 import re
@@ -24,17 +24,18 @@ import torch
 
 from ..core import AlphaqError, one_line, provenance, read_rows, results_dir, write_rows
 from ..kernel import triton
-from .gpu import REAL, LayerShape, random_arena, routed
+from .gpu import REAL, LayerShape, exact_layer, random_arena, routed
 from .offline import no_compiler
-from ..launch import decode_layer, fused_layer, prefill_layer, spec_dense
+from ..launch import decode_layer, fused_layer, prefill_layer
 
 class PtxFault(AlphaqError): "What a program must not do, or what this machine does not know."
 
-# %% ../../nbs/96_ptx.ipynb #8015c59a
-NUMPY_TYPES = {'b8': 'u1', 'u8': 'u1', 's8': 'i1', 'b16': 'u2', 'u16': 'u2', 's16': 'i2', 'bf16': 'u2',
-         'f16': 'f2', 'b32': 'u4', 'u32': 'u4', 's32': 'i4', 'f32': 'f4', 'bf16x2': 'u4',
-         's16x2': 'u4', 'u16x2': 'u4', 'b64': 'u8', 'u64': 'u8', 's64': 'i8', 'f64': 'f8',
-         'pred': '?'}
+# %% ../../nbs/96_ptx.ipynb #7b5c7f14
+NUMPY_TYPES = {
+    'b8': 'u1', 'u8': 'u1', 's8': 'i1', 'b16': 'u2', 'u16': 'u2', 's16': 'i2', 'bf16': 'u2',
+    'f16': 'f2', 'b32': 'u4', 'u32': 'u4', 's32': 'i4', 'f32': 'f4', 'bf16x2': 'u4',
+    's16x2': 'u4', 'u16x2': 'u4', 'b64': 'u8', 'u64': 'u8', 's64': 'i8', 'f64': 'f8',
+    'pred': '?'}
 
 @dataclass(frozen=True)
 class Line:
@@ -666,7 +667,7 @@ def executed(
     try: yield launches
     finally: JITFunction.run, torch.cuda.get_device_capability = kept
 
-# %% ../../nbs/96_ptx.ipynb #4c26ab56
+# %% ../../nbs/96_ptx.ipynb #e69a02d0
 def every_width(
     shape:LayerShape, # its experts get 1, 2, 3, 4, 1, ... bits
     seed:int=0,
@@ -676,18 +677,6 @@ def every_width(
     sides = (shape.inner, shape.hidden), (shape.inner, shape.hidden), (shape.hidden, shape.inner)
     return fused_layer(*(random_arena(s, [1 + (e + role) % 4 for e in range(shape.experts)],
                                       'cpu', g) for role, s in enumerate(sides)))
-
-def exact_layer(layer, x, top, weight):
-    "What a layer computes, in float64."
-    y = torch.zeros(x.shape, dtype=torch.float64)
-    for e in top.unique().tolist():
-        gate, up, down = (spec_dense(a, torch.tensor([e]), torch.float64)[0]
-                          for a in (layer.gate, layer.up, layer.down))
-        token, slot = (top == e).nonzero(as_tuple=True)
-        mine = x[token].double()
-        h = torch.nn.functional.silu(mine @ gate.T) * (mine @ up.T)
-        y.index_add_(0, token, h @ down.T * weight[token, slot, None].double())
-    return y
 
 # %% ../../nbs/96_ptx.ipynb #bf1fb5cc
 def executed_rows(
