@@ -239,30 +239,31 @@ if triton:
 # %% ../nbs/18_kernel.ipynb #aee7cbf7
 if triton:
     @triton.jit
-    def _times(q, x, p, PLAIN: tl.constexpr):
+    def _times(q, x, seen, p, PLAIN: tl.constexpr):
         "Adds the product of numbers and inputs."
         a = q.to(tl.bfloat16, bitcast=True)
-        b = tl.load(x)
+        b = tl.load(x, seen, 0.)
         if PLAIN:  # the interpreter's bfloat16 is an integer
             p = tl.dot(a.to(tl.float32), b.to(tl.float32), p, input_precision='ieee')
         else: p = tl.dot(a, b, p)
         return p
 
     @triton.jit
-    def _field(w0, w1, w2, lane, x, p, top, K: tl.constexpr, BITS: tl.constexpr,
+    def _field(w0, w1, w2, lane, x, seen, p, top, K: tl.constexpr, BITS: tl.constexpr,
                KW: tl.constexpr, J: tl.constexpr, PLAIN: tl.constexpr):
         "Adds field J to p; the sixteenth of three words is added up in `top` on the way."
         PLACE: tl.constexpr = _place(BITS, J, KW)
         if BITS == 3 and KW < 16:
-            p = _times(_short(w0, w1, w2, lane, J, KW, PLAIN), x + J * KW, p, PLAIN)
+            p = _times(_short(w0, w1, w2, lane, J, KW, PLAIN), x + J * KW, seen, p, PLAIN)
         elif BITS == 3 and J == 15: p += top
         else:
             q = _numbers(w0, w1, w2, BITS, J, KW, PLAIN)
-            p = _times(q, x + (PLACE[2] * K + J * KW), p, PLAIN)
+            p = _times(q, x + (PLACE[2] * K + J * KW), seen, p, PLAIN)
         if BITS == 3 and KW >= 16:
-            if J == 4: top = _times(_top(w0, 0, PLAIN), x + 15 * KW, top, PLAIN)
-            if J == 9: top = _times(_top(w1, 1, PLAIN), x + (1 * K + 15 * KW), top, PLAIN)
-            if J == 14: top = _times(_top(w2, 2, PLAIN), x + (2 * K + 15 * KW), top, PLAIN)
+            last = x + 15 * KW
+            if J == 4: top = _times(_top(w0, 0, PLAIN), last, seen, top, PLAIN)
+            if J == 9: top = _times(_top(w1, 1, PLAIN), last + K, seen, top, PLAIN)
+            if J == 14: top = _times(_top(w2, 2, PLAIN), last + 2 * K, seen, top, PLAIN)
         return p, top
 
 # %% ../nbs/18_kernel.ipynb #d691c433
@@ -305,7 +306,7 @@ if triton:
 # %% ../nbs/18_kernel.ipynb #652416a2
 if triton:
     @triton.jit
-    def _block(words, x, sums, scale, zero, lane, y, K: tl.constexpr, G: tl.constexpr,
+    def _block(words, x, seen, sums, scale, zero, lane, y, K: tl.constexpr, G: tl.constexpr,
                S: tl.constexpr, M: tl.constexpr, BITS: tl.constexpr, KW: tl.constexpr,
                BN: tl.constexpr, BM: tl.constexpr, PLAIN: tl.constexpr):
         "Adds a block of words times its inputs."
@@ -324,8 +325,8 @@ if triton:
             else: t = _sum(sums, g * (G // S), G // S, M)
             p = tl.broadcast_to(c[None, :], [BN, BM])
             for d in tl.static_range(G // W):
-                p, top = _field(w0, w1, w2, lane, x, p, top, K, BITS, KW, (g * G + d * W) // KW,
-                                PLAIN)
+                p, top = _field(w0, w1, w2, lane, x, seen, p, top, K, BITS, KW,
+                                (g * G + d * W) // KW, PLAIN)
             z = _of_row(zero + g, _ZERO, PLAIN)
             f = _of_row(scale + g, _SCALE, PLAIN)
             p = tl.fma(tl.broadcast_to(z, [BN, BM]), tl.broadcast_to(t[None, :], [BN, BM]), p)
@@ -343,7 +344,7 @@ if triton:
 # %% ../nbs/18_kernel.ipynb #d9be9aa4
 if triton:
     @triton.jit
-    def _rows(words, scale, zero, x, sums, token, K: tl.constexpr, G: tl.constexpr,
+    def _rows(words, scale, zero, x, sums, token, seen, K: tl.constexpr, G: tl.constexpr,
               S: tl.constexpr, M: tl.constexpr, BITS: tl.constexpr, KW: tl.constexpr,
               BN: tl.constexpr, BM: tl.constexpr, PLAIN: tl.constexpr):
         "`[BN, BM]`: rows of one matrix of BITS bits times tokens."
@@ -355,6 +356,7 @@ if triton:
         lane = _lanes(words, KW) if KW < 16 else 0
         words += tl.arange(0, BN)[:, None] * KW + (i % KW)[None, :]
         x += token[None, :] * (7 * K) + i[:, None]
+        seen = seen[None, :]
         scale += tl.arange(0, BN) * (K // G)
         zero += tl.arange(0, BN) * (K // G)
         y = tl.full([BN, BM], 0., tl.float32)
@@ -362,7 +364,7 @@ if triton:
         if K // BLOCK // TURN == 1: turns += tl.program_id(0) >> 30  # + 0
         for b in range(turns):
             for u in tl.static_range(TURN):
-                y = _block(words + u * SIZE, x + u * BLOCK, sums + u * PARTS,
+                y = _block(words + u * SIZE, x + u * BLOCK, seen, sums + u * PARTS,
                            scale + u * (BLOCK // G), zero + u * (BLOCK // G), lane, y, K, G, S, M,
                            BITS, KW, BN, BM, PLAIN)
             words += TURN * SIZE
@@ -371,7 +373,7 @@ if triton:
             scale += TURN * (BLOCK // G)
             zero += TURN * (BLOCK // G)
         for u in tl.static_range(K // BLOCK % TURN):
-            y = _block(words + u * SIZE, x + u * BLOCK, sums + u * PARTS,
+            y = _block(words + u * SIZE, x + u * BLOCK, seen, sums + u * PARTS,
                        scale + u * (BLOCK // G), zero + u * (BLOCK // G), lane, y, K, G, S, M,
                        BITS, KW, BN, BM, PLAIN)
         return y
@@ -382,7 +384,7 @@ UNIT = 128  # words; every matrix of whole 64-row tiles begins at a multiple
 # %% ../nbs/18_kernel.ipynb #5a6af6b1
 if triton:
     @triton.jit
-    def _matrix(table, words, scale, zero, x, sums, token, e, n, N: tl.constexpr,
+    def _matrix(table, words, scale, zero, x, sums, token, seen, e, n, N: tl.constexpr,
                 K: tl.constexpr, G: tl.constexpr, S: tl.constexpr, M: tl.constexpr,
                 KW: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, PLAIN: tl.constexpr):
         "Rows n BN and on of matrix e, whatever its width."
@@ -394,17 +396,17 @@ if triton:
         scale += first
         zero += first
         if bits == 1:
-            y = _rows(words + half * KW[0], scale, zero, x, sums, token, K, G, S, M, 1, KW[0],
-                      BN, BM, PLAIN)
+            y = _rows(words + half * KW[0], scale, zero, x, sums, token, seen, K, G, S, M, 1,
+                      KW[0], BN, BM, PLAIN)
         elif bits == 2:
-            y = _rows(words + half * KW[1], scale, zero, x, sums, token, K, G, S, M, 2, KW[1],
-                      BN, BM, PLAIN)
+            y = _rows(words + half * KW[1], scale, zero, x, sums, token, seen, K, G, S, M, 2,
+                      KW[1], BN, BM, PLAIN)
         elif bits == 3:
-            y = _rows(words + half * KW[2], scale, zero, x, sums, token, K, G, S, M, 3, KW[2],
-                      BN, BM, PLAIN)
+            y = _rows(words + half * KW[2], scale, zero, x, sums, token, seen, K, G, S, M, 3,
+                      KW[2], BN, BM, PLAIN)
         else:
-            y = _rows(words + half * KW[3], scale, zero, x, sums, token, K, G, S, M, 4, KW[3],
-                      BN, BM, PLAIN)
+            y = _rows(words + half * KW[3], scale, zero, x, sums, token, seen, K, G, S, M, 4,
+                      KW[3], BN, BM, PLAIN)
         return y
 
 # %% ../nbs/18_kernel.ipynb #8f88ab53
@@ -497,8 +499,8 @@ if triton:
                     y = _matrix(table + part * 2 * E, tl.where(first, gate, up),
                                 tl.where(first, gate_scale, up_scale),
                                 tl.where(first, gate_zero, up_zero), x,
-                                sums + slot // TOP * (5 * (K // S)), slot // TOP, e, n, N, K, G,
-                                S, 1, KW, BN, BM, PLAIN)
+                                sums + slot // TOP * (5 * (K // S)), slot // TOP, seen, e, n, N,
+                                K, G, S, 1, KW, BN, BM, PLAIN)
             _keep(g / (1 + tl.exp(-g)) * y, h, h_sums + block * (5 * (N // BN) * BM), slot, seen,
                   n, N, NEXT, BN, BM)
 
@@ -521,8 +523,8 @@ if triton:
             if M == 1: its = sums + slot * (5 * (K // S))
             else: its = _pair_of(sums) + block * (5 * (K // S) // 2 * M) + tl.arange(0, BM)
             if e < E:
-                y = _matrix(table, words, scale, zero, x, its, slot, e, n, N, K, G, S, M, KW, BN,
-                            BM, PLAIN)
+                y = _matrix(table, words, scale, zero, x, its, slot, seen, e, n, N, K, G, S, M,
+                            KW, BN, BM, PLAIN)
             if WEIGHTED: y *= tl.load(weight + slot, seen, 0).to(tl.float32)[None, :]
             at = out + slot[None, :] * N + (n * BN + tl.arange(0, BN))[:, None]
             tl.store(at, y.to(out.dtype.element_ty), seen[None, :])
@@ -562,7 +564,7 @@ class Tile:
     rows:int=64    # output rows, 32 or 64
     tokens:int=8   # 8 or 16
     warps:int=2
-    stages:int=3   # blocks of words in flight
+    stages:int=2   # blocks of words in flight, one of them multiplied
 
 INTERPRETED = bool(triton and triton.knobs.runtime.interpret)  # in the interpreter: no assembly
 

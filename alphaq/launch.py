@@ -146,20 +146,21 @@ if triton:
             total = tl.sum(tl.reshape(scaled, [PIECE // S, S]), 1)
             tl.store(to + b * (K // S), total, part < K // S)
 
-    @triton.jit
-    def _prepare_kernel(x, copies, sums, top, cost, blocks, slots, P, E, TOP: tl.constexpr,
-                        SHARED: tl.constexpr, ROUTERS: tl.constexpr, PP: tl.constexpr,
+    # a number of pairs is nothing to compile anew for
+    @triton.jit(do_not_specialize=['P', 'routers'])
+    def _prepare_kernel(x, copies, sums, top, cost, blocks, slots, P, E, routers,
+                        TOP: tl.constexpr, SHARED: tl.constexpr, PP: tl.constexpr,
                         EP: tl.constexpr, BM: tl.constexpr, K: tl.constexpr, S: tl.constexpr,
                         KW: tl.constexpr, PIECE: tl.constexpr):
         "First programs that route 64 pairs each, then one for each piece of a token."
         program = tl.program_id(0)
-        if program < ROUTERS:
+        if program < routers:
             i = program * 64 + tl.arange(0, 64)
             total = _route(i, top, cost, blocks, slots, P, E, TOP, SHARED, PP, EP, BM)
             if program == 0: tl.store(blocks, total)
         else:
             pieces: tl.constexpr = (K + PIECE - 1) // PIECE
-            _scale(x, copies, sums, (program - ROUTERS) // pieces, (program - ROUTERS) % pieces,
+            _scale(x, copies, sums, (program - routers) // pieces, (program - routers) % pieces,
                    K, S, KW, PIECE)
 
 # %% ../nbs/49_launch.ipynb #1d39d41d
@@ -181,8 +182,8 @@ def prepare_step(
     slots = top.new_empty(most, size, dtype=torch.int32)
     routers, pieces = -(-pairs // 64), -(-K // (8 * part))
     _prepare_kernel[routers + tokens * pieces,](
-        x, copies, sums, top.contiguous(), cost, table, slots, pairs, experts, TOP=k,
-        SHARED=shared, ROUTERS=routers, PP=triton.next_power_of_2(max(pairs, 16)),
+        x, copies, sums, top.contiguous(), cost, table, slots, pairs, experts, routers, TOP=k,
+        SHARED=shared, PP=triton.next_power_of_2(max(pairs, 16)),
         EP=triton.next_power_of_2(experts + 2), BM=size, K=K, S=part,
         KW=tuple(slice_width(K, b) for b in WIDTHS), PIECE=8 * part)
     return Prepared(copies, sums), Blocks(table, slots)
@@ -194,7 +195,7 @@ def tile_for(
 )->Tile:
     "The tile shape for rows of a length."
     wide = slice_width(inputs, 3) == SLICE
-    return Tile(32, tokens, stages=2) if wide else Tile(64, tokens, stages=3)
+    return Tile(32 if wide else 64, tokens)
 
 def block_size(tokens, top, experts): return 8 if tokens <= 8 or tokens * top <= 4 * experts else 16
 
@@ -485,7 +486,7 @@ def moe(
     with torch.cuda.device_of(x): return run(x, top, weight, layer)
 
 @moe.register_fake
-def _(x, top, weight, words, scales, zeros, tables, lines, cost): return torch.empty_like(x)
+def _(x, top, weight, words, scales, zeros, tables, lines, cost): return x.new_empty(x.shape)
 
 def call_layer(
     x:Tensor, top:Tensor, weight:Tensor, layer:FusedLayer,  # as for `decode_layer`

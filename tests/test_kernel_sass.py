@@ -53,6 +53,14 @@ def test_rows_stay_in_their_budget():
     found = {tuple(r[key] for key in ('tokens', 'capability', 'inputs', 'bits')) for r in rows}
     assert found == {*product((8, 16), (90, 80), LIMITS, (1, 2, 3, 4))}
 
+SMALLEST = 101_376  # bytes of shared memory that a program may have on capability 8.6, 8.9 and 12.0
+
+def test_every_kernel_fits_the_smallest_multiprocessor():
+    if not ROWS.exists(): pytest.skip('no rows: python -m alphaq.lab.offline')
+    rows = [json.loads(line) for line in ROWS.read_text().splitlines()[1:]]
+    assert {'gate_up', 'down', 'wide_gate_up', 'wide_down'} <= {r['kind'] for r in rows}
+    for row in rows: assert row['shared'] <= SMALLEST, row
+
 WIDE = 8       # lane-instructions for a weight while an A100's tensor cores multiply it by 64 tokens (chapter 37)
 MISSED = {(3, 4): 8.6}  # by bits and words of a slice: what is reached where the budget is not
 

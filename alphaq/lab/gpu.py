@@ -168,8 +168,9 @@ def relative_error(layer, x, top, weight):
     first = decode_layer if top.numel() <= MOST_PAIRS else grouped_layer
     twice = [[run(x, top, weight, layer) for _ in range(2)] for run in (first, prefill_layer)]
     truth = exact_layer(layer, x, top, weight)
-    worst = max(((found.double() - truth).norm() / truth.norm()).item() for found, _ in twice)
-    return worst, all(torch.equal(*found) for found in twice)
+    # of several numbers that are none `max` might return another
+    errors = torch.stack([(found.double() - truth).norm() / truth.norm() for found, _ in twice])
+    return errors.max().item(), all(torch.equal(*found) for found in twice)
 
 # %% ../../nbs/63_gpu.ipynb #17670720
 def _errors(name, shape, device, batches):
@@ -190,7 +191,7 @@ def correctness(shapes, device, batches=(1, 3, 8, 17, 64)):
         with ProcessPoolExecutor(len(tasks), get_context('spawn')) as pool:
             found = list(pool.map(_errors, *zip(*tasks)))
     rows = sum(found, [])
-    wrong = [r for r in rows if r['error'] > 1e-2 or not r['repeats']]
+    wrong = [r for r in rows if not r['error'] <= 1e-2 or not r['repeats']]
     if wrong: raise AlphaqError(f'the kernels are wrong on this device: {wrong[0]}')
     return rows
 
@@ -854,7 +855,7 @@ def queue():
     others = [GpuJob(f'peers-{name}', 60, lambda d, n=name: peers({n: REAL[n]}, d))
               for name in REAL]
     first = {name: REAL[name] for name in [*REAL][:3]}
-    return [GpuJob('correctness', 150, lambda d: correctness(REAL, d, (1, 17, 64)), True),
+    return [GpuJob('correctness', 180, lambda d: correctness(REAL, d, (1, 17, 64, 1024)), True),
             *layers[:3], *ends('OLMoE-1B-7B', 90, 180), *others[:3],
             GpuJob('prefill', 90, lambda d: prefill_rows(REAL, d)),
             *ends('Qwen3-30B-A3B', 150, 360), GpuJob('memcheck', 180, memcheck),

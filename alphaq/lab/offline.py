@@ -50,11 +50,12 @@ if triton:
         "One tile of rows of one width."
         n = tl.program_id(0)
         token = tl.load(tokens + tl.arange(0, BM))
+        seen = token >= 0
         at = n * BN * (K // G)
         if M == 1: sums += token * (5 * (K // S))
         else: sums = _pair_of(sums) + tl.arange(0, BM)
-        y = _rows(words + n * (4 * K * BITS), scale + at, zero + at, x, sums, token, K, G, S, M,
-                  BITS, KW, BN, BM, False)
+        y = _rows(words + n * (4 * K * BITS), scale + at, zero + at, x, sums, token, seen, K, G, S,
+                  M, BITS, KW, BN, BM, False)
         tl.store(out + token[None, :] * 4096 + (n * BN + tl.arange(0, BN))[:, None], y)
 
 POINTERS = dict(
@@ -287,10 +288,16 @@ def write_offline(
         write_rows(_path(), header, rows)
 
 # %% ../../nbs/62_offline.ipynb #819606c7
-def width_jobs(**limits):
-    "Jobs of `width_row`."
-    for asked in candidates(**limits):
+def width_jobs(capabilities=(90, 80), tokens=(8, 16), rows=None):
+    "Jobs of `width_row`; with the rule's tiles then whole kernels of the models' shapes."
+    for asked in candidates(capabilities, tokens, rows):
         yield key_of(width_stub(*asked)), lambda a=asked: width_row(*a)
+    shapes = {} if rows else dict.fromkeys(EXPERT_SHAPES.values())
+    for some, capability, (hidden, inner) in product(tokens, capabilities, shapes):
+        for name, (N, K), part in (('gate_up', (inner, hidden), group_of(hidden, 128)),
+                                   ('down', (hidden, inner), 32)):
+            asked = name, (N, K), part, tile_for(K, some), capability
+            yield key_of(kernel_stub(*asked)), lambda a=asked: kernel_row(*a[:3], 8, *a[3:])
 
 # %% ../../nbs/62_offline.ipynb #beda77b9
 def wide_jobs(capabilities=(90, 80), tokens=(64, 32)):

@@ -625,7 +625,7 @@ def run_ptx(
     memory.give_back()
     return memory.counts
 
-# %% ../../nbs/96_ptx.ipynb #c33655a6
+# %% ../../nbs/96_ptx.ipynb #48741ba0
 POINTERS_OF = {torch.int16: '*i16', torch.int32: '*i32', torch.int64: '*i64', torch.uint8: '*u8',
                torch.float16: '*fp16', torch.bfloat16: '*bf16', torch.float32: '*fp32',
                torch.float64: '*fp64'}
@@ -636,11 +636,12 @@ def _compiled_for(kernel, values, options, capability):
     from triton.compiler import ASTSource
     signature, constants, known = {}, {}, {}
     for i, (name, v) in enumerate(values.items()):
-        if kernel.params[i].is_constexpr or v is None or type(v) is int and v == 1:
+        plain, whole = kernel.params[i].do_not_specialize, type(v) is int
+        if kernel.params[i].is_constexpr or v is None or whole and v == 1 and not plain:
             signature[name], constants[i,] = 'constexpr', v
             continue
-        signature[name] = POINTERS_OF[v.dtype] if isinstance(v, torch.Tensor) else 'i32'
-        if (v.data_ptr() if isinstance(v, torch.Tensor) else v) % 16 == 0:
+        signature[name] = 'i32' if whole else POINTERS_OF[v.dtype]
+        if (v if whole else v.data_ptr()) % 16 == 0 and not plain:
             known[i,] = [['tt.divisibility', 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=known)
     made = triton.compile(source, target=GPUTarget('cuda', capability, 32), options=options)
