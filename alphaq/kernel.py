@@ -565,6 +565,11 @@ class Tile:
     tokens:int=8   # 8 or 16
     warps:int=2
     stages:int=2   # blocks of words in flight, one of them multiplied
+    registers:int|None=255 # of a lane at most; `None` lets the compiler balance them
+
+    def options(self):
+        "As Triton calls them."
+        return dict(num_warps=self.warps, num_stages=self.stages, maxnreg=self.registers)
 
 INTERPRETED = bool(triton and triton.knobs.runtime.interpret)  # in the interpreter: no assembly
 
@@ -575,7 +580,7 @@ def _fixed(arena, sums, tile):
     N, K = arena.shape
     return dict(N=N, K=K, G=K // arena.scale.shape[-1], S=K // _parts(sums),
                 KW=tuple(slice_width(K, b) for b in WIDTHS), BN=tile.rows, BM=tile.tokens,
-                PLAIN=INTERPRETED, num_warps=tile.warps, num_stages=tile.stages)
+                PLAIN=INTERPRETED, **tile.options())
 
 # %% ../nbs/18_kernel.ipynb #d2a99d9b
 def gate_up(

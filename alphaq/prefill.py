@@ -267,7 +267,7 @@ def wide_tile(
     tokens:int=64,  # of a block, 32 or 64
 )->Tile:
     "The tile shape for many tokens."
-    return Tile(64, tokens, warps=4, stages=2)
+    return Tile(64, tokens, warps=4, registers=None)
 
 def by_registers(
     capability:int, # of a GPU, its first number
@@ -281,8 +281,7 @@ def _wide_fixed(arena, tile):
     major = 0 if INTERPRETED else torch.cuda.get_device_capability(arena.words.device)[0]
     return dict(N=N, K=K, G=K // arena.scale.shape[-1], BN=tile.rows, BM=tile.tokens,
                 KW=tuple(slice_width(K, b) for b in WIDTHS), DIRECT=by_registers(major),
-                PLAIN=INTERPRETED,
-                num_warps=tile.warps, num_stages=tile.stages)
+                PLAIN=INTERPRETED, **tile.options())
 
 # %% ../nbs/37_prefill.ipynb #98c899eb
 def wide_gate_up(

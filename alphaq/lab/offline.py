@@ -68,7 +68,7 @@ POINTERS = dict(
 def compiled(
     kernel,           # a Triton function
     constants:dict,   # its constants
-    tile:Tile,        # warps and stages
+    tile:Tile,        # warps, stages, registers
     capability:int,   # 80 | 90
 ):                    # Triton's compiled kernel
     "Compile for a GPU that need not be here."
@@ -81,7 +81,7 @@ def compiled(
     source = ASTSource(fn=kernel, signature=signature, attrs=aligned,
                        constexprs={(names.index(n),): v for n, v in constants.items()})
     return triton.compile(source, target=GPUTarget('cuda', capability, 32),
-                          options=dict(num_warps=tile.warps, num_stages=tile.stages))
+                          options=tile.options())
 
 # %% ../../nbs/62_offline.ipynb #ee515344
 def _listing(made):
