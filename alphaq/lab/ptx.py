@@ -37,7 +37,7 @@ NUMPY_TYPES = {
     's16x2': 'u4', 'u16x2': 'u4', 'b64': 'u8', 'u64': 'u8', 's64': 'i8', 'f64': 'f8',
     'pred': '?'}
 
-# %% ../../nbs/96_ptx.ipynb #3ddc0b15
+# %% ../../nbs/96_ptx.ipynb #ec511d62
 FORMS = {  # first part of a name -> pattern of the others
     **dict.fromkeys(('and', 'or', 'xor'), 'b16|b32|b64|pred'), 'not': 'b16|b32|pred',
     **dict.fromkeys(('add', 'sub'), '[su](16|32|64)|f32|f64|s16x2'),
@@ -50,8 +50,9 @@ FORMS = {  # first part of a name -> pattern of the others
     'setp': r'(eq|ne|lt|le|gt|ge)\.[bsu](16|32|64)|(lt|le|gt|ge)\.f(32|64)',
     'cvt': r'[su](8|16|32|64)\.[su](8|16|32|64)|rn\.f32\.[su](16|32)|f32\.(bf16|f16)|'
            r'rn\.bf16(x2)?\.f32', 'ld': r'param\.\w+|(global(\.nc)?|shared)(\.v[24])?\.\w+',
-    'st': r'(global|shared)(\.v[24])?\.\w+', 'atom': r'relaxed\.\w+\.shared\.add\.u32',
+    'st': r'(global|shared)(\.v[24])?\.\w+', 'atom': r'(relaxed\.\w+\.)?shared\.add\.u32',
     'cp': r'async\.(c[ag]\.shared\.global|commit_group|wait_group)', 'redux': r'sync\.add\.s32',
+    'vote': r'sync\.ballot\.b32',
     'shfl': r'sync\.(bfly|idx)\.b32', 'bar': r'sync|warp\.sync', 'bra': '(uni)?', 'brx': 'idx',
     **dict.fromkeys(('ldmatrix', 'stmatrix'),
                     r'sync\.aligned\.m8n8\.x[124](\.trans)?\.shared\.b16'), 'ret': '',
@@ -557,7 +558,7 @@ def _begin(block, line):
     block.shared.flying[at] = True
     block.group.append((at, values, lane))
 
-# %% ../../nbs/96_ptx.ipynb #8b389258
+# %% ../../nbs/96_ptx.ipynb #e7cd7834
 ROW, COLUMN = np.arange(32) // 4, np.arange(32) % 4 * 2
 
 def _whole(block):
@@ -571,6 +572,11 @@ def _shuffle(block, line):
     if line.args[3] != '31' or isinstance(line.args[0], tuple): raise PtxFault('not known here')
     lane = block.lanes % 32
     block.write(line.args[0], a[block.lanes - lane + (lane ^ by if how == 'bfly' else by % 32)])
+
+def _vote(block, line):
+    _whole(block)
+    bits = block.read(line.args[1], 'pred').reshape(-1, 32) << np.arange(32)
+    block.write(line.args[0], bits.sum(1).astype('u4').repeat(32))
 
 def _redux(block, line):
     _whole(block)
@@ -667,11 +673,11 @@ def _fence(block, line): block.shared.fenced = True
 
 def _nothing(block, line): pass
 
-# %% ../../nbs/96_ptx.ipynb #a8ed48d3
+# %% ../../nbs/96_ptx.ipynb #88bcf3f5
 DO = {**dict.fromkeys(FUNCTIONS, _arithmetic), **dict(
     mul=_multiply, mad=_multiply, fma=_fma, shl=_shift, shr=_shift, bfe=_bfe, lop3=_lop3,
     prmt=_prmt, popc=_popc, setp=_setp, selp=_selp, mov=_mov, cvt=_cvt, ld=_load, st=_store,
-    atom=_atom, cp=_copy, shfl=_shuffle, redux=_redux, ldmatrix=_tiles, stmatrix=_tiles,
+    atom=_atom, cp=_copy, shfl=_shuffle, redux=_redux, vote=_vote, ldmatrix=_tiles, stmatrix=_tiles,
     mma=_product, wgmma=_warps_product, fence=_fence, bar=_nothing)}
 
 # %% ../../nbs/96_ptx.ipynb #bb63752d
