@@ -757,7 +757,7 @@ def every_width(
     return fused_layer(*(random_arena(s, [1 + (e + role) % 4 for e in range(shape.experts)],
                                       'cpu', g) for role, s in enumerate(sides)))
 
-# %% ../../nbs/96_ptx.ipynb #bf1fb5cc
+# %% ../../nbs/96_ptx.ipynb #5d791c72
 def executed_rows(
     name:str,          # for the rows
     shape:LayerShape,
@@ -765,15 +765,19 @@ def executed_rows(
     batch:int=1,       # tokens
     ways=(decode_layer, prefill_layer),
 )->list:               # rows
-    "Execute a layer; its error, and what each of its launches asked of memory."
+    "Execute a layer: its error and what each launch asked of memory, or what stopped it."
     layer, inputs = every_width(shape), routed(shape, batch, 'uniform', 'cpu')
     truth, rows = exact_layer(layer, *inputs), []
     for way in ways:
-        with executed(capability) as launches: y = way(*inputs, layer).double()
+        head = dict(model=name, way=way.__name__, batch=batch, capability=capability,
+                    triton=triton.__version__)
+        try:
+            with executed(capability) as launches: y = way(*inputs, layer).double()
+        except PtxFault as e:
+            rows.append(head | dict(fault=str(e).rpartition(': ')[2]))
+            continue
         error = ((y - truth).norm() / truth.norm()).item()
-        rows += [dict(model=name, way=way.__name__, kernel=kernel, batch=batch, error=error,
-                      capability=capability, triton=triton.__version__, **counts)
-                 for kernel, counts in launches]
+        rows += [head | dict(kernel=kernel, error=error, **counts) for kernel, counts in launches]
     return rows
 
 # %% ../../nbs/96_ptx.ipynb #75840f67
