@@ -15,7 +15,7 @@ LIMITS = {2048: (1.35, 1.5, 1.65, 1.8), 14336: (1.35, 1.5, 1.65, 1.8), 1024: (1.
           768: (1.6, 1.55, 1.9, 1.8), 1408: (1.6, 1.55, 2.4, 1.8)}
 COMPILED = 2048, 768, 1408, 14336  # again by every test; the others by their rows
 SIXTEEN = 1.5  # times that for blocks of 16 pairs
-SPILLED = {8: .005, 16: .04}  # of the loop's instructions, accesses to local memory at most, by pairs of a block
+SPILLED = {8: 0, 16: .055}  # of the loop's instructions, accesses to local memory at most, by pairs of a block
 SLACK = .05  # between versions of the compiler
 
 def compiler():
@@ -59,7 +59,9 @@ def test_every_kernel_fits_the_smallest_multiprocessor():
     if not ROWS.exists(): pytest.skip('no rows: python -m alphaq.lab.offline')
     rows = [json.loads(line) for line in ROWS.read_text().splitlines()[1:]]
     assert {'gate_up', 'down', 'wide_gate_up', 'wide_down'} <= {r['kind'] for r in rows}
-    for row in rows: assert row['shared'] <= SMALLEST, row
+    for row in rows:
+        assert row['shared'] <= SMALLEST, row
+        if row['kind'] in ('gate_up', 'down') and row['tokens'] == 8: assert row['inside'] == 0, row
 
 WIDE = 8       # lane-instructions for a weight while an A100's tensor cores multiply it by 64 tokens (chapter 37)
 MISSED = {(3, 4): 8.6}  # by bits and words of a slice: what is reached where the budget is not
@@ -88,6 +90,6 @@ def test_rows_for_many_tokens_stay_in_their_budget():
     rows = [json.loads(line) for line in ROWS.read_text().splitlines()[1:]]
     for row in rows:
         if row['kind'] == 'wide': check_wide(row)
-        if row['kind'].startswith('wide_'): assert row['inside'] == 0 and row['shared'] < 2**16, row
+        if row['kind'].startswith('wide_'): assert row['inside'] <= 1 and row['shared'] < 2**16, row
     found = {tuple(row[key] for key in ('tokens', 'capability', 'bits')) for row in rows if row['kind'] == 'wide'}
     assert found == {*product((64, 32), (90, 80), (1, 2, 3, 4))}
