@@ -267,7 +267,7 @@ def wide_tile(
     tokens:int=64,  # of a block, 32 or 64
 )->Tile:
     "The tile shape for many tokens."
-    return Tile(64, tokens, warps=4, registers=None)
+    return Tile(64, tokens, warps=4, registers=240)  # of 255 a number of gate's loop is spilled
 
 def by_registers(
     capability:int, # of a GPU, its first number

@@ -15,7 +15,7 @@ LIMITS = {2048: (1.35, 1.5, 1.65, 1.8), 14336: (1.35, 1.5, 1.65, 1.8), 1024: (1.
           768: (1.6, 1.55, 1.9, 1.8), 1408: (1.6, 1.55, 2.4, 1.8)}
 COMPILED = 2048, 768, 1408, 14336  # again by every test; the others by their rows
 SIXTEEN = 1.5  # times that for blocks of 16 pairs
-SPILLED = {8: 0, 16: .055}  # of the loop's instructions, accesses to local memory at most, by pairs of a block
+SPILLED = {8: 0, 16: .04}  # of the loop's instructions, accesses to local memory at most, by pairs of a block
 SLACK = .05  # between versions of the compiler
 
 def compiler():
@@ -90,6 +90,6 @@ def test_rows_for_many_tokens_stay_in_their_budget():
     rows = [json.loads(line) for line in ROWS.read_text().splitlines()[1:]]
     for row in rows:
         if row['kind'] == 'wide': check_wide(row)
-        if row['kind'].startswith('wide_'): assert row['inside'] <= 1 and row['shared'] < 2**16, row
+        if row['kind'].startswith('wide_'): assert row['inside'] == 0 and row['shared'] < 2**16, row
     found = {tuple(row[key] for key in ('tokens', 'capability', 'bits')) for row in rows if row['kind'] == 'wide'}
     assert found == {*product((64, 32), (90, 80), (1, 2, 3, 4))}
