@@ -6,7 +6,7 @@ import pytest, torch
 from alphaq import runtime
 from alphaq.batched import bisected, bisected_on_gpu, times_on_gpu
 from alphaq.kernel import INTERPRETED
-from alphaq.lab.gpu import TOY_MODELS, LayerShape, exact_layer, random_arena, routed, whole_model
+from alphaq.lab.gpu import TOY_MODELS, LayerShape, apart, exact_layer, random_arena, routed, whole_model
 from alphaq.lab.offline import no_compiler
 from alphaq.lab.ptx import PtxFault, every_width, executed
 from alphaq.launch import decode_layer, decode_linear, dense, prefill_layer, prefill_linear, spec_dense
@@ -23,9 +23,9 @@ def compiler():
 def error_of(way, layer, inputs, capability, change=lambda ptx: ptx):
     "Of a layer, and what its launches counted."
     kept = [layer.gate.words.clone(), inputs[0].clone()]
-    with executed(capability, change) as launches: y = way(*inputs, layer).double()
+    with executed(capability, change) as launches: y = way(*inputs, layer)
     assert torch.equal(kept[0], layer.gate.words) and torch.equal(kept[1], inputs[0]), 'an input was written'
-    return ((y - (truth := exact_layer(layer, *inputs))).norm() / truth.norm()).item(), [counts for _, counts in launches]
+    return apart(y, exact_layer(layer, *inputs)), [counts for _, counts in launches]
 
 # slices of 128 and of 4 words; of 8 to 32, blocks of 16 pairs; of 64; of 8 to 32 and of 16 to 64, many tokens
 @pytest.mark.parametrize('way, capability, shape, batch', [
@@ -45,7 +45,7 @@ def test_a_whole_model_steps(monkeypatch):
     monkeypatch.setattr(runtime, 'INTERPRETED', True)
     monkeypatch.setattr(runtime, 'no_kernels', lambda device: '')
     with torch.no_grad(), executed(90) as launches: logits = model(ids).logits.double()
-    assert ((logits - truth).norm() / truth.norm()).item() < 2e-2
+    assert apart(logits, truth) < 2e-2
     assert [name for name, _ in launches] == ['_prepare_kernel', '_gate_up_kernel', '_down_kernel'] * sizes['num_hidden_layers']
 
 def test_shared_experts_and_pairs_without_one():
@@ -57,8 +57,7 @@ def test_shared_experts_and_pairs_without_one():
     with executed(90) as launches: y = decode_layer(x, top, both, layer)
     known, its = torch.cat([top, torch.full((3, 1), 4)], 1), both.clone()
     known[1, 0], its[1, 0] = 0, 0
-    truth = exact_layer(layer, x, known, its)
-    assert ((y.double() - truth).norm() / truth.norm()).item() < 5e-3 and len(launches) == 3
+    assert apart(y, exact_layer(layer, x, known, its)) < 5e-3 and len(launches) == 3
 
 @pytest.mark.parametrize('run, tokens', [(decode_linear, 3), (prefill_linear, 40)])
 def test_packed_linear_layers(run, tokens):
@@ -68,7 +67,7 @@ def test_packed_linear_layers(run, tokens):
     with executed(80) as launches: y = run(x, arena)
     assert launches
     truth = x.double() @ spec_dense(arena, torch.tensor([0]), torch.float64)[0].T
-    assert ((y.double() - truth).norm() / truth.norm()).item() < 3e-3
+    assert apart(y, truth) < 3e-3
 
 def test_dequantizing_and_eigenvalues():
     g = torch.Generator().manual_seed(0)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['REAL', 'TOY', 'ASKING', 'GATHERED', 'WHOLE_MODELS', 'TOY_MODELS', 'END_MODELS', 'TOY_ENDS', 'STEPPED', 'COMPILED',
            'TOOLKIT', 'PARTS_TIMED', 'LayerShape', 'dealt', 'random_arena', 'random_layer', 'routed', 'read_bytes',
-           'microseconds', 'roof', 'exact_layer', 'relative_error', 'correctness', 'plain_matrices', 'grouped_plain',
-           'gathered_plain', 'moe_layer', 'peer_ways', 'rows_or_why', 'apart', 'peers', 'called', 'shared_ways',
+           'microseconds', 'roof', 'apart', 'exact_layer', 'relative_error', 'correctness', 'plain_matrices',
+           'grouped_plain', 'gathered_plain', 'moe_layer', 'peer_ways', 'rows_or_why', 'peers', 'called', 'shared_ways',
            'shared_rows', 'prefill_rows', 'whole_model', 'tokens_a_second', 'first_logits', 'model_rows', 'ModelWay',
            'copy_tables', 'model_of', 'compiling', 'end_to_end', 'tiles_beside', 'launches', 'tile_rows',
            'every_kernel', 'memcheck', 'trained_rows', 'spread', 'time_eigenvalues', 'time_spectra', 'time_gptq',
@@ -148,6 +148,10 @@ def roof(device, size=2**32):
                 launch_microseconds=microseconds(lambda i: small.add_(1), 100, device))
 
 # %% ../../nbs/63_gpu.ipynb #56d58a58
+def apart(one, other):
+    "How far one result is from another, relative to the other."
+    return ((one.double() - other.double()).norm() / other.double().norm()).item()
+
 def exact_layer(
     layer,          # `FusedLayer`
     x, top, weight, # of `routed`
@@ -163,14 +167,15 @@ def exact_layer(
         y.index_add_(0, token, h @ down.T * weight[token, slot, None].double())
     return y
 
+# %% ../../nbs/63_gpu.ipynb #re1at1ve
 def relative_error(layer, x, top, weight):
     "Of decode or grouped products, whichever serves, and of `prefill_layer` if it may."
     ways = [decode_layer if top.numel() <= MOST_PAIRS else grouped_layer]
     if not untrusted(x.device): ways.append(prefill_layer)
     twice = [[run(x, top, weight, layer) for _ in range(2)] for run in ways]
     truth = exact_layer(layer, x, top, weight)
-    # of several numbers that are none `max` might return another
-    errors = torch.stack([(found.double() - truth).norm() / truth.norm() for found, _ in twice])
+    # of several numbers that are none Python's `max` might return another
+    errors = torch.tensor([apart(found, truth) for found, _ in twice])
     return errors.max().item(), all(torch.equal(*found) for found in twice)
 
 # %% ../../nbs/63_gpu.ipynb #17670720
@@ -308,10 +313,6 @@ def rows_or_why(
         traceback.print_exc()
         rows.append(head | dict(failed=f'{type(e).__name__}: {first_line(e)}'))
     return rows
-
-def apart(one, other):
-    "How far one result is from another, relative to the other."
-    return ((one.double() - other.double()).norm() / other.double().norm()).item()
 
 # %% ../../nbs/63_gpu.ipynb #312562a7
 def _peer(run, steps, meant, device, asks):

@@ -8,7 +8,7 @@ __all__ = ['NUMPY_TYPES', 'FORMS', 'BASE', 'GAP', 'NOBODY', 'SEVERAL', 'STORED',
            'GlobalMemory', 'SharedMemory', 'Block', 'run_block', 'to_bfloat', 'of_bfloat', 'run_ptx', 'executed',
            'every_width', 'executed_rows', 'main']
 
-# %% ../../nbs/96_ptx.ipynb #f8032a39
+# %% ../../nbs/96_ptx.ipynb #6bc4a07a
 import argparse
 import json
 import re
@@ -24,7 +24,7 @@ import torch
 
 from ..core import AlphaqError, one_line, provenance, read_rows, results_dir, write_rows
 from ..kernel import triton
-from .gpu import REAL, LayerShape, exact_layer, random_arena, routed
+from .gpu import REAL, LayerShape, apart, exact_layer, random_arena, routed
 from .offline import no_compiler
 from ..launch import decode_layer, fused_layer, prefill_layer
 
@@ -757,7 +757,7 @@ def every_width(
     return fused_layer(*(random_arena(s, [1 + (e + role) % 4 for e in range(shape.experts)],
                                       'cpu', g) for role, s in enumerate(sides)))
 
-# %% ../../nbs/96_ptx.ipynb #5d791c72
+# %% ../../nbs/96_ptx.ipynb #010d6662
 def executed_rows(
     name:str,          # for the rows
     shape:LayerShape,
@@ -772,11 +772,11 @@ def executed_rows(
         head = dict(model=name, way=way.__name__, batch=batch, capability=capability,
                     triton=triton.__version__)
         try:
-            with executed(capability) as launches: y = way(*inputs, layer).double()
+            with executed(capability) as launches: y = way(*inputs, layer)
         except PtxFault as e:
             rows.append(head | dict(fault=str(e).rpartition(': ')[2]))
             continue
-        error = ((y - truth).norm() / truth.norm()).item()
+        error = apart(y, truth)
         rows += [head | dict(kernel=kernel, error=error, **counts) for kernel, counts in launches]
     return rows
 
