@@ -255,24 +255,29 @@ def _fork_kernels(app, env, docnames):
     if len(docnames) < 5 or not (server := use_forks(folder)): return
     app.connect('build-finished', lambda app, fault: server.close())
 
+def _prepare_cache(app):
+    "The cache of outputs, made and cut to its limit by one process, before several come to it."
+    from jupyter_cache import get_cache
+    cache = get_cache(app.env.mystnb_config.execution_cache_path)
+    cache.truncate_caches()
+    # it would cut after every page, and what another process has entered between its two looks
+    # at the table is taken for too old: removed, or missed where its file is not written yet
+    type(cache).truncate_caches = lambda self: None
+
 # %% ../../nbs/98_book.ipynb #ee523e8d
 def setup(
     app, # Sphinx application
 ):
     "Make Sphinx understand our chapters and carry its own MathJax."
-    from jupyter_cache import get_cache
     from sphinx.transforms import SphinxTransform
     class CleanShowDoc(SphinxTransform):
         default_priority = 820  # docutils' pass over transitions has 830
         def apply(self, **kw): clean_show_doc(self.document)
-    def make_cache(app):
-        # its tables stand before two processes come to it, or both make them and one fails
-        get_cache(app.env.mystnb_config.execution_cache_path).db
     app.add_transform(CleanShowDoc)
     app.connect('config-inited', lambda app, config: vendor_mathjax(Path(app.srcdir)/'_vendor'))
     app.connect('source-read', _source_read)
     app.connect('build-finished', _tidy)
     app.connect('builder-inited', _side_by_side)
     app.connect('env-before-read-docs', _fork_kernels)
-    app.connect('builder-inited', make_cache, priority=900)  # after MyST-NB, which says where
+    app.connect('builder-inited', _prepare_cache, priority=900)  # after MyST-NB, which says where
     return dict(version='1', parallel_read_safe=True, parallel_write_safe=True)
