@@ -514,17 +514,19 @@ if triton:
     def _down_kernel(table, words, scale, zero, x, sums, blocks, slots, weight, out, E,
                      N: tl.constexpr, K: tl.constexpr, G: tl.constexpr, S: tl.constexpr,
                      M: tl.constexpr, KW: tl.constexpr, WEIGHTED: tl.constexpr,
-                     BN: tl.constexpr, BM: tl.constexpr, PLAIN: tl.constexpr):
-        "Weighted product of one block of pairs with BN rows of its expert."
+                     TOP: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr,
+                     PLAIN: tl.constexpr):
+        "Weighted product of one block of pairs, TOP of a line, with BN rows of its expert."
         n = tl.program_id(0)
         block = tl.program_id(1)
         if block < tl.load(blocks):
             e, slot, seen = _pairs(blocks, slots, block, BM)
             y = tl.full([BN, BM], 0., tl.float32)
-            if M == 1: its = sums + slot * (5 * (K // S))
+            line = slot // TOP
+            if M == 1: its = sums + line * (5 * (K // S))
             else: its = _pair_of(sums) + block * (5 * (K // S) // 2 * M) + tl.arange(0, BM)
             if e < E:
-                y = _matrix(table, words, scale, zero, x, its, slot, seen, e, n, N, K, G, S, M,
+                y = _matrix(table, words, scale, zero, x, its, line, seen, e, n, N, K, G, S, M,
                             KW, BN, BM, PLAIN)
             if WEIGHTED: y *= tl.load(weight + slot, seen, 0).to(tl.float32)[None, :]
             at = out + slot[None, :] * N + (n * BN + tl.arange(0, BN))[:, None]
@@ -609,20 +611,21 @@ def gate_up(
 
 # %% ../nbs/18_kernel.ipynb #572ae746
 def down(
-    h:Prepared,      # a line for each pair
+    h:Prepared,      # a line for each pair, or for `top` of them
     arena:Arena,
     blocks:Blocks,   # as for `gate_up`
     weight,          # `[pairs]` of the router, or `None`
     tile:Tile=Tile(),
     dtype:torch.dtype=torch.float32, # of the result
+    top:int=1,       # pairs that share a line
 )->Tensor:           # `[pairs, out]`; pairs without an expert are zero
     "Weighted product of every pair with its expert, in one launch."
     N = arena.shape[0]
-    out = h.sums.new_empty(len(h.copies), N, dtype=dtype)
+    out = h.sums.new_empty(len(h.copies) * top, N, dtype=dtype)
     _down_kernel[N // tile.rows, len(blocks.slots)](
         arena.table, arena.words, arena.scale, arena.zero, h.copies, h.sums, blocks.table,
         blocks.slots, out if weight is None else weight, out, len(arena.table),
-        WEIGHTED=weight is not None, M=1 if h.sums.ndim == 3 else tile.tokens,
+        WEIGHTED=weight is not None, M=1 if h.sums.ndim == 3 else tile.tokens, TOP=top,
         **_fixed(arena, h.sums, tile))
     return out
 

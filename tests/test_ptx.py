@@ -9,7 +9,7 @@ from alphaq.kernel import INTERPRETED
 from alphaq.lab.gpu import TOY_MODELS, LayerShape, apart, exact_layer, random_arena, routed, whole_model
 from alphaq.lab.offline import no_compiler
 from alphaq.lab.ptx import PtxFault, every_width, executed
-from alphaq.launch import decode_layer, decode_linear, dense, prefill_layer, prefill_linear, spec_dense
+from alphaq.launch import decode_layer, decode_linear, dense, one_under_another, prefill_layer, prefill_linear, spec_dense
 
 @pytest.fixture(autouse=True)
 def compiler():
@@ -46,7 +46,9 @@ def test_a_whole_model_steps(monkeypatch):
     monkeypatch.setattr(runtime, 'no_kernels', lambda device: '')
     with torch.no_grad(), executed(90) as launches: logits = model(ids).logits.double()
     assert apart(logits, truth) < 2e-2
-    assert [name for name, _ in launches] == ['_prepare_kernel', '_gate_up_kernel', '_down_kernel'] * sizes['num_hidden_layers']
+    linear, experts = ['_prepare_kernel', '_down_kernel'], ['_prepare_kernel', '_gate_up_kernel', '_down_kernel']
+    # query, key and value; output; then the experts, the shared one among them
+    assert [name for name, _ in launches] == [*linear, *linear, *experts] * sizes['num_hidden_layers']
 
 def test_shared_experts_and_pairs_without_one():
     "The last expert is everybody's; one pair's expert lies elsewhere."
@@ -68,6 +70,16 @@ def test_packed_linear_layers(run, tokens):
     assert launches
     truth = x.double() @ spec_dense(arena, torch.tensor([0]), torch.float64)[0].T
     assert apart(y, truth) < 3e-3
+
+@pytest.mark.parametrize('capability, tokens', [(80, 2), (90, 11)])
+def test_matrices_of_one_input(capability, tokens):
+    "Nothing is sorted: every token visits all pieces, of the widths of their matrices."
+    g = torch.Generator().manual_seed(0)
+    arenas = [random_arena((rows, 192), [bits], 'cpu', g) for rows, bits in ((192, 4), (64, 3), (128, 1))]
+    x = torch.randn(tokens, 192, generator=g).bfloat16()
+    with executed(capability) as launches: y = decode_linear(x, one_under_another(arenas))
+    truth = torch.cat([x.double() @ spec_dense(a, torch.tensor([0]), torch.float64)[0].T for a in arenas], 1)
+    assert apart(y, truth) < 3e-3 and [name for name, _ in launches] == ['_prepare_kernel', '_down_kernel']
 
 def test_dequantizing_and_eigenvalues():
     g = torch.Generator().manual_seed(0)

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['REAL', 'TOY', 'ASKING', 'GATHERED', 'WHOLE_MODELS', 'TOY_MODELS', 'END_MODELS', 'TOY_ENDS', 'STEPPED', 'COMPILED',
-           'TOOLKIT', 'PARTS_TIMED', 'LayerShape', 'dealt', 'random_arena', 'random_layer', 'routed', 'read_bytes',
-           'microseconds', 'roof', 'apart', 'exact_layer', 'relative_error', 'correctness', 'plain_matrices',
-           'grouped_plain', 'gathered_plain', 'moe_layer', 'peer_ways', 'rows_or_why', 'peers', 'called', 'shared_ways',
-           'shared_rows', 'prefill_rows', 'whole_model', 'tokens_a_second', 'first_logits', 'model_rows', 'ModelWay',
-           'copy_tables', 'model_of', 'compiling', 'end_to_end', 'tiles_beside', 'launches', 'tile_rows',
-           'every_kernel', 'memcheck', 'trained_rows', 'spread', 'time_eigenvalues', 'time_spectra', 'time_gptq',
-           'GpuJob', 'whole_jobs', 'toy_queue', 'ends', 'smaller_jobs', 'queue', 'run_queue', 'main']
+           'IN_PARTS', 'TOOLKIT', 'PARTS_TIMED', 'LayerShape', 'dealt', 'random_arena', 'random_layer', 'routed',
+           'read_bytes', 'microseconds', 'roof', 'apart', 'exact_layer', 'relative_error', 'correctness',
+           'plain_matrices', 'grouped_plain', 'gathered_plain', 'moe_layer', 'peer_ways', 'rows_or_why', 'peers',
+           'called', 'shared_ways', 'shared_rows', 'prefill_rows', 'whole_model', 'tokens_a_second', 'first_logits',
+           'model_rows', 'ModelWay', 'copy_tables', 'model_of', 'compiling', 'end_to_end', 'tiles_beside', 'launches',
+           'tile_rows', 'every_kernel', 'memcheck', 'trained_rows', 'spread', 'time_eigenvalues', 'time_spectra',
+           'time_gptq', 'GpuJob', 'whole_jobs', 'toy_queue', 'ends', 'smaller_jobs', 'queue', 'run_queue', 'main']
 
 # %% ../../nbs/63_gpu.ipynb #acf8fe87
 import argparse
@@ -426,10 +426,10 @@ WHOLE_MODELS = {'Qwen1.5-MoE-A2.7B': ('qwen2_moe', dict(
 TOY_MODELS = {'toy': ('qwen2_moe', dict(
     hidden_size=64, intermediate_size=64, moe_intermediate_size=64,
     shared_expert_intermediate_size=128, num_experts=4, num_experts_per_tok=2,
-    num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, vocab_size=64))}
+    num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=4, vocab_size=64))}
 
 # %% ../../nbs/63_gpu.ipynb #a08fd3e2
-def _skeleton(family, sizes, bits, generator):
+def _skeleton(family, sizes, bits, generator, others=4):
     "A model on no device, with packed modules if there are `bits`, and its part of `config.json`."
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
     from alphaq.families import SHARED
@@ -440,22 +440,24 @@ def _skeleton(family, sizes, bits, generator):
     if bits is None: return model, None
     blocks = {path: (SHARED.get(type(m).__name__), len(m.experts.down_proj))
               for path, m in model.named_modules() if hasattr(m, 'experts')}
+    modules = {f'{path}.{with_one[0]}.{role}': 4 for path, (with_one, _) in blocks.items()
+               if with_one for role in ROLES}
+    if others < 16: modules |= {path: others for path, m in model.named_modules()
+                                if '.self_attn.' in path and isinstance(m, torch.nn.Linear)}
     config = AlphaqConfig(
         {f'{path}.experts': {role: ''.join(map(str, dealt(count, bits, generator)))
-                             for role in ROLES} for path, (_, count) in blocks.items()},
-        {f'{path}.{with_one[0]}.{role}': 4 for path, (with_one, _) in blocks.items() if with_one
-         for role in ROLES})
+                             for role in ROLES} for path, (_, count) in blocks.items()}, modules)
     with torch.device('meta'):
         for path, make in _replacements(model, config).items():
             model.set_submodule(path, make(model.get_submodule(path)))
     return model, config
 
 # %% ../../nbs/63_gpu.ipynb #73fe1833
-def whole_model(family, sizes, bits, device, joined=True, seed=0):
-    """A language model of random numbers: its experts packed, shared ones as slots or apart, or all
-    in sixteen bits where `bits` is `None`."""
-    from alphaq.runtime import AlphaqHfQuantizer, join_shared
-    model, config = _skeleton(family, sizes, bits, torch.Generator().manual_seed(seed))
+def whole_model(family, sizes, bits, device, joined=True, seed=0, others=4, joint=True):
+    """A language model of random numbers: its experts packed, shared ones as slots or apart, and its
+    attention, if `others` are less than 16; or all in sixteen bits where `bits` is `None`."""
+    from alphaq.runtime import AlphaqHfQuantizer, join_linears, join_shared
+    model, config = _skeleton(family, sizes, bits, torch.Generator().manual_seed(seed), others)
     model.to_empty(device=device)
     torch.manual_seed(seed)
     for name, p in model.named_parameters():
@@ -470,6 +472,7 @@ def whole_model(family, sizes, bits, device, joined=True, seed=0):
         if hasattr(m, 'inv_freq'):
             model.set_submodule(name, type(m)(config=model.config).to(device))
     if joined: join_shared(model)
+    if joint: join_linears(model)
     if config: model.hf_quantizer = AlphaqHfQuantizer(config)  # says that a step may be compiled
     return model.eval()
 
@@ -533,12 +536,17 @@ class ModelWay:
     static:bool=False    # a cache of fixed size, and a step that is compiled and captured
     tuned:bool=False     # the compiler may turn products of gathered matrices into sums
     copied:bool=False    # tables, scales and zero points at every call
+    others:int=4         # bits of attention, where experts are packed
+    joint:bool=True      # linears that are given the same input run as one
 
 STEPPED = dict(eager=ModelWay('eager'), as_loaded=ModelWay('grouped_mm'),
                grouped=ModelWay('always_grouped'), packed=ModelWay(),
-               tables_copied=ModelWay(copied=True))
+               tables_copied=ModelWay(copied=True), linears_apart=ModelWay(joint=False),
+               experts_alone=ModelWay(others=16))
 COMPILED = dict(as_loaded=ModelWay('grouped_mm', True), grouped=ModelWay('always_grouped', True),
                 gathered=ModelWay('batched_mm', True, True), packed=ModelWay(static=True))
+IN_PARTS = dict(linears_apart=ModelWay(static=True, joint=False),
+                experts_alone=ModelWay(static=True, others=16))
 
 # %% ../../nbs/63_gpu.ipynb #7ade7e9d
 def copy_tables(
@@ -568,7 +576,8 @@ def model_of(
     "A whole model that runs in a way."
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
     packed = way.experts == 'packed'
-    model = whole_model(family, sizes, bits if packed else None, device, not way.copied)
+    model = whole_model(family, sizes, bits if packed else None, device, not way.copied,
+                        others=way.others, joint=way.joint)
     if way.copied: copy_tables(model)
     # by its own name transformers exchanges it once the prompt is read
     ALL_EXPERTS_FUNCTIONS.register('always_grouped', ALL_EXPERTS_FUNCTIONS['grouped_mm'])
@@ -588,7 +597,7 @@ def _speeds(make, way, device, batches, tokens, first):
     "Tokens a second of every batch, of the first one sampled as well."
     model = make()
     logits = first_logits(model, device)
-    error = apart(first.setdefault(way.experts == 'packed', logits), logits)
+    error = apart(first.setdefault((way.experts == 'packed', way.others), logits), logits)
     size = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     for batch in batches:
         with compiling(way.tuned) if device == 'cuda' else nullcontext():
@@ -815,8 +824,8 @@ def toy_queue():
             GpuJob('moe-layer-toy', 60, lambda d: moe_layer(TOY, d, **small)),
             *whole_jobs(GpuJob('end-to-end', 60, lambda d: end_to_end(TOY_ENDS, STEPPED, d,
                                                                       **ends))),
-            *whole_jobs(GpuJob('compiled', 60, lambda d: end_to_end(TOY_ENDS, COMPILED, d,
-                                                                    **ends))),
+            *whole_jobs(GpuJob('compiled', 60, lambda d: end_to_end(TOY_ENDS, COMPILED | IN_PARTS,
+                                                                    d, **ends))),
             GpuJob('peers', 60, lambda d: peers(TOY, d, batches=(1,))),
             GpuJob('prefill', 60, lambda d: prefill_rows(TOY, d, tokens=(5,))),
             GpuJob('memcheck', 60, memcheck),
@@ -860,12 +869,14 @@ def queue():
               for name in REAL]
     first = {name: REAL[name] for name in [*REAL][:3]}
     return [GpuJob('correctness', 180, lambda d: correctness(REAL, d, (1, 17, 64, 1024)), True),
-            *layers[:3], *ends('OLMoE-1B-7B', 90, 180), *others[:3],
+            *layers[:3], *ends('OLMoE-1B-7B', 120, 180), *others[:3],
             GpuJob('prefill', 90, lambda d: prefill_rows(REAL, d)),
-            *ends('Qwen3-30B-A3B', 150, 360), GpuJob('memcheck', 180, memcheck),
+            *ends('Qwen3-30B-A3B', 200, 360), GpuJob('memcheck', 180, memcheck),
             GpuJob('tiles', 180, lambda d: tile_rows(first, d)), *layers[3:], *others[3:],
+            *whole_jobs(GpuJob('compiled-parts-OLMoE-1B-7B', 120,
+                               _whole('OLMoE-1B-7B', IN_PARTS, 1))),
             *smaller_jobs(), GpuJob('pocket', 300, trained_rows),
-            *ends('Qwen1.5-MoE-A2.7B', 90, 240),
+            *ends('Qwen1.5-MoE-A2.7B', 120, 240),
             *[j for n, seconds in (('OLMoE-1B-7B', 180), ('Qwen3-30B-A3B', 360))
               for j in whole_jobs(GpuJob(f'compiled-16-{n}', seconds, _whole(n, COMPILED, 16)))],
             *[GpuJob(f'moe-layer-all-{name}', 120, _layer(name)) for name in REAL]]

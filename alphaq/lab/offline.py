@@ -241,7 +241,8 @@ def kernel_row(
     else: constants |= dict(WEIGHTED=True)
     if name.startswith('wide'): constants |= dict(DIRECT=by_registers(capability // 10))
     if name == 'gate_up': constants |= dict(S=part, NEXT=tuple(slice_width(N, b) for b in WIDTHS))
-    if name == 'down': constants |= dict(S=part, M=1 if part == constants['G'] else tile.tokens)
+    if name == 'down':
+        constants |= dict(S=part, M=1 if part == constants['G'] else tile.tokens, TOP=1)
     made = compiled(KERNELS[name], constants, tile, capability)
     return kernel_stub(name, shape, part, tile, capability) | _everywhere(made)
 
