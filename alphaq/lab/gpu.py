@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['REAL', 'TOY', 'ASKING', 'GATHERED', 'WHOLE_MODELS', 'TOY_MODELS', 'END_MODELS', 'TOY_ENDS', 'STEPPED', 'COMPILED',
            'IN_PARTS', 'TOOLKIT', 'PARTS_TIMED', 'LayerShape', 'dealt', 'random_arena', 'random_layer', 'routed',
-           'read_bytes', 'microseconds', 'roof', 'apart', 'exact_layer', 'relative_error', 'correctness',
-           'plain_matrices', 'grouped_plain', 'gathered_plain', 'moe_layer', 'peer_ways', 'rows_or_why', 'peers',
-           'called', 'shared_ways', 'shared_rows', 'prefill_rows', 'whole_model', 'tokens_a_second', 'first_logits',
-           'model_rows', 'ModelWay', 'copy_tables', 'model_of', 'compiling', 'end_to_end', 'tiles_beside', 'launches',
-           'tile_rows', 'every_kernel', 'memcheck', 'trained_rows', 'spread', 'time_eigenvalues', 'time_spectra',
-           'time_gptq', 'GpuJob', 'whole_jobs', 'toy_queue', 'ends', 'smaller_jobs', 'queue', 'run_queue', 'main']
+           'read_bytes', 'microseconds', 'roof', 'apart', 'exact_layer', 'relative_error', 'linear_errors',
+           'correctness', 'plain_matrices', 'grouped_plain', 'gathered_plain', 'moe_layer', 'peer_ways', 'rows_or_why',
+           'peers', 'called', 'shared_ways', 'shared_rows', 'prefill_rows', 'whole_model', 'tokens_a_second',
+           'first_logits', 'model_rows', 'ModelWay', 'copy_tables', 'model_of', 'compiling', 'end_to_end',
+           'tiles_beside', 'launches', 'tile_rows', 'every_kernel', 'memcheck', 'trained_rows', 'spread',
+           'time_eigenvalues', 'time_spectra', 'time_gptq', 'GpuJob', 'whole_jobs', 'toy_queue', 'ends', 'smaller_jobs',
+           'queue', 'run_queue', 'main']
 
 # %% ../../nbs/63_gpu.ipynb #acf8fe87
 import argparse
@@ -45,9 +46,10 @@ from ..grid import WIDTHS, group_of
 from ..hill import hill
 from ..jobs import on_threads, spectra
 from ..kernel import Arena, bytes_per_token, down, gate_up, table_of
-from ..launch import (MOST_PAIRS, beside, decode_layer, decode_linear, dense, fused_layer,
-                           grouped_layer, no_kernels, prefill_layer, prepare_step, spec_dense,
-                           tile_for, untrusted)
+from ..launch import (FEW_TOKENS, MOST_PAIRS, beside, decode_layer, decode_linear, dense,
+                           fused_layer, fused_linear, grouped_layer, no_kernels,
+                           one_under_another, prefill_layer, prepare_step, spec_dense, tile_for,
+                           untrusted)
 from ..pack import TILE_ROWS, word_count
 
 # %% ../../nbs/63_gpu.ipynb #6c64a455
@@ -179,13 +181,28 @@ def relative_error(layer, x, top, weight):
     return errors.max().item(), all(torch.equal(*found) for found in twice)
 
 # %% ../../nbs/63_gpu.ipynb #17670720
+def linear_errors(name, shape, device, batches):
+    "Rows of three linear layers of one input, together for few tokens and each by itself for many."
+    gen, K = torch.Generator(device).manual_seed(0), shape.hidden
+    three = [random_arena((rows, K), [4], device, gen) for rows in (K, K // 2, K // 2)]
+    joint = one_under_another(three)
+    W = spec_dense(joint, torch.arange(len(joint.table)), torch.float64).flatten(0, 1)
+    for batch in batches:
+        x = torch.randn(batch, K, generator=gen, device=device).bfloat16()
+        arenas = [joint] if batch <= FEW_TOKENS else three
+        y, again = (torch.cat([fused_linear(x, a.words, a.scale, a.zero, a.table)
+                               for a in arenas], 1) for _ in range(2))
+        yield dict(layer=name, what='linears', bits=4, batch=batch,
+                   error=apart(y, x.double() @ W.T), repeats=torch.equal(y, again))
+
 def _errors(name, shape, device, batches):
-    rows = []
+    rows = [*linear_errors(name, shape, device, batches)]
     for bits in (*WIDTHS, 2.5):
         layer = random_layer(shape, bits, device)
         for batch in batches:
             error, same = relative_error(layer, *routed(shape, batch, 'uniform', device))
-            rows.append(dict(layer=name, bits=bits, batch=batch, error=error, repeats=same))
+            rows.append(dict(layer=name, what='experts', bits=bits, batch=batch, error=error,
+                             repeats=same))
     return rows
 
 def correctness(shapes, device, batches=(1, 3, 8, 17, 64)):
