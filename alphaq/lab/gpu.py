@@ -709,13 +709,14 @@ def tile_rows(
 def every_kernel(
     device:str='cuda', # on a cpu at toy size
 ):
-    "Run each kernel of a layer with a shared expert, all widths and both sizes of blocks."
+    "Run each kernel: of a layer with a shared expert, all widths, both blocks; of linear layers."
     if device == 'cpu': quick_interpreter()
     shape, many = (TOY['toy'], 9) if device == 'cpu' else (REAL['DeepSeek-V2-Lite'], 64)
     for bits, batch in ((1.5, 1), (3.5, many)):
         layer, inputs = random_layer(shape, bits, device), routed(shape, batch, 'uniform', device)
         for run in (decode_layer, prefill_layer, grouped_layer): run(*inputs, layer)
     shared_ways(shape, bits, device, inputs)['slots']()
+    list(linear_errors('', shape, device, (1, many, FEW_TOKENS + 1)))
 
 # %% ../../nbs/63_gpu.ipynb #fe181b58
 TOOLKIT = '/usr/local/cuda/bin/compute-sanitizer'
