@@ -567,7 +567,7 @@ class Tile:
     rows:int=64    # output rows, 32 or 64
     tokens:int=8   # 8 or 16
     warps:int=2
-    stages:int=2   # blocks of words in flight, one of them multiplied
+    stages:int=2   # 2: one turn in shared memory, the next copied once it is read
     registers:int|None=255 # of a lane at most; `None` lets the compiler balance them
 
     def options(self):

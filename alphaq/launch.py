@@ -483,7 +483,7 @@ def untrusted(
     "Why the kernels for many tokens are not used on a device."
     if device.type != 'cuda' or torch.cuda.get_device_capability(device)[0] not in (9, 10): return ''
     if tuple(map(int, triton.__version__.split('.')[:2])) >= FENCED: return ''
-    return (f'Triton {triton.__version__} lets tensor cores read what is not there yet; '
+    return (f'Triton {triton.__version__} lets tensor cores read too early or too late; '
             f'{".".join(map(str, FENCED))} does not')
 
 # %% ../nbs/49_launch.ipynb #78d9f62f
