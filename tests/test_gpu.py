@@ -6,19 +6,22 @@ from itertools import product
 import pytest
 
 from alphaq.core import read_rows
-from alphaq.lab.gpu import ASKING, COMPILED, IN_PARTS, STEPPED
+from alphaq.lab.gpu import ASKING, COMPILED, IN_PARTS, STEPPED, WATCH
 from conftest import ROOT
 
 THRICE = 'import sys; from alphaq.lab.gpu import main; *a, n = sys.argv[1:]; [main(a + [s]) for s in (n, "540", "540")]'
-STAND_IN = '#!/bin/sh\nshift 2; "$@" && echo "ERROR SUMMARY: 0 errors"\n'  # runs what it should watch, and sees nothing
+# they run what they should watch, and see nothing
+STAND_INS = {'compute-sanitizer': '#!/bin/sh\nshift 2; "$@" && echo "ERROR SUMMARY: 0 errors"\n',
+             'ncu': f'#!/bin/sh\nshift {len(WATCH)}; "$@" && echo "==WARNING== No kernels were profiled."\n'}
 
 @pytest.fixture(scope='module')
 def rehearsal(tmp_path_factory):
     "What three calls said, the first without time, and job -> rows."
     if not find_spec('triton'): pytest.skip("Triton is not installed: pip install 'alphaq[gpu]'")
     folder, tools = tmp_path_factory.mktemp('rows'), tmp_path_factory.mktemp('tools')
-    (tools/'compute-sanitizer').write_text(STAND_IN)
-    (tools/'compute-sanitizer').chmod(0o755)
+    for name, text in STAND_INS.items():
+        (tools/name).write_text(text)
+        (tools/name).chmod(0o755)
     env = os.environ | dict(TRITON_INTERPRET='1', ALPHAQ_DATA='', PATH=f'{tools}:{os.environ["PATH"]}')
     done = subprocess.run([sys.executable, '-c', THRICE, '--toy', '--out', folder, '--seconds', '1'], cwd=ROOT,
                           capture_output=True, text=True, env=env)
@@ -27,8 +30,8 @@ def rehearsal(tmp_path_factory):
 
 def test_each_job_is_made_once_and_in_its_time(rehearsal):
     said, made = rehearsal
-    assert said.count('no time') == said.count('made') == said.count('there') == len(made) == 11
-    assert {n for n, rows in made.items() if any('failed' in r for r in rows)} == {'pocket'}  # it has no texts here
+    assert said.count('no time') == said.count('made') == said.count('there') == len(made) == 12
+    assert {n for n, rows in made.items() if any('failed' in r for r in rows)} == {'pocket', 'counters'}  # no texts, no counters
 
 def test_the_kernels_are_right(rehearsal):
     rows = rehearsal[1]['correctness']
@@ -45,6 +48,7 @@ def test_layers_and_their_peers(rehearsal):
     assert {r['what'] for r in made['prefill']} == {'registers', 'dequantize', 'decode', 'bf16_grouped'}
     assert [r['rule'] for r in made['tiles']] == [True, False, False, True, False, False, False]
     assert made['memcheck'][0]['errors'] == 0
+    assert made['counters'][0]['failed'] == '==WARNING== No kernels were profiled.'
 
 def test_whole_models_agree(rehearsal):
     made = rehearsal[1]

@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['REAL', 'TOY', 'ASKING', 'GATHERED', 'WHOLE_MODELS', 'TOY_MODELS', 'END_MODELS', 'TOY_ENDS', 'STEPPED', 'COMPILED',
-           'IN_PARTS', 'TOOLKIT', 'PARTS_TIMED', 'LayerShape', 'dealt', 'random_arena', 'random_layer', 'routed',
-           'read_bytes', 'microseconds', 'roof', 'apart', 'exact_layer', 'relative_error', 'linear_errors',
-           'correctness', 'plain_matrices', 'grouped_plain', 'gathered_plain', 'moe_layer', 'peer_ways', 'rows_or_why',
-           'peers', 'called', 'shared_ways', 'shared_rows', 'prefill_rows', 'whole_model', 'tokens_a_second',
-           'first_logits', 'model_rows', 'ModelWay', 'copy_tables', 'model_of', 'compiling', 'end_to_end',
-           'tiles_beside', 'launches', 'tile_rows', 'every_kernel', 'memcheck', 'trained_rows', 'spread',
-           'time_eigenvalues', 'time_spectra', 'time_gptq', 'GpuJob', 'whole_jobs', 'toy_queue', 'ends', 'smaller_jobs',
-           'queue', 'run_queue', 'main']
+           'IN_PARTS', 'TOOLKIT', 'COUNTERS', 'WATCH', 'PARTS_TIMED', 'LayerShape', 'dealt', 'random_arena',
+           'random_layer', 'routed', 'read_bytes', 'microseconds', 'roof', 'apart', 'exact_layer', 'relative_error',
+           'linear_errors', 'correctness', 'plain_matrices', 'grouped_plain', 'gathered_plain', 'moe_layer',
+           'peer_ways', 'rows_or_why', 'peers', 'called', 'shared_ways', 'shared_rows', 'prefill_rows', 'whole_model',
+           'tokens_a_second', 'first_logits', 'model_rows', 'ModelWay', 'copy_tables', 'model_of', 'compiling',
+           'end_to_end', 'tiles_beside', 'launches', 'tile_rows', 'every_kernel', 'path_of', 'memcheck', 'twice',
+           'counters', 'trained_rows', 'spread', 'time_eigenvalues', 'time_spectra', 'time_gptq', 'GpuJob',
+           'whole_jobs', 'toy_queue', 'ends', 'smaller_jobs', 'queue', 'run_queue', 'main']
 
 # %% ../../nbs/63_gpu.ipynb #acf8fe87
 import argparse
+import csv
 import gc
 import os
 import re
@@ -723,14 +724,16 @@ def every_kernel(
     list(linear_errors('', shape, device, (1, many, FEW_TOKENS + 1)))
 
 # %% ../../nbs/63_gpu.ipynb #fe181b58
-TOOLKIT = '/usr/local/cuda/bin/compute-sanitizer'
+TOOLKIT = '/usr/local/cuda/bin'
+
+def path_of(tool): return shutil.which(tool) or f'{TOOLKIT}/{tool}'
 
 def memcheck(
     device:str='cuda',
     tool=None,         # path of compute-sanitizer; `None` looks where it usually is
 ):                     # rows
     "One row: the errors that memcheck reports, or why it does not."
-    tool = tool or shutil.which('compute-sanitizer') or TOOLKIT
+    tool = tool or path_of('compute-sanitizer')
     row = dict(what='memcheck')
     if not Path(tool).is_file(): return [row | dict(failed='compute-sanitizer is not installed')]
     code = f'from alphaq.lab.gpu import every_kernel; every_kernel({device!r})'
@@ -742,6 +745,50 @@ def memcheck(
     counts = re.findall(r'ERROR SUMMARY: (\d+) error', '\n'.join(said))
     if done.returncode or not counts: row |= dict(failed=(said or ['nothing said'])[-1][:200])
     return [row | dict(errors=int(counts[-1]) if counts else None)]
+
+# %% ../../nbs/63_gpu.ipynb #b7c1d2e2
+COUNTERS = dict(
+    nanoseconds='gpu__time_duration.sum',
+    memory='dram__throughput.avg.pct_of_peak_sustained_elapsed',
+    issued='sm__inst_issued.avg.pct_of_peak_sustained_active',
+    wait_for_memory='smsp__average_warps_issue_stalled_long_scoreboard_per_issue_active.ratio',
+    wait_for_code='smsp__average_warps_issue_stalled_no_instruction_per_issue_active.ratio')
+WATCH = ('--csv', '--page', 'raw', '--print-units', 'base', '--clock-control', 'none',
+         '--kernel-name', 'regex:_gate_up_kernel|_down_kernel', '--launch-skip', '2',
+         '--launch-count', '2', '--metrics', ','.join(COUNTERS.values()))
+
+def twice(
+    name:str,   # of `REAL` or `TOY`
+    device:str,
+):
+    "A layer at 2.5 bits for one token, once to compile and once to be watched."
+    if device == 'cpu': quick_interpreter()
+    shape = (REAL | TOY)[name]
+    layer, inputs = random_layer(shape, 2.5, device), routed(shape, 1, 'uniform', device)
+    for _ in range(2): decode_layer(*inputs, layer)
+
+# %% ../../nbs/63_gpu.ipynb #b7c1d2e3
+def counters(
+    names,             # of `REAL` or `TOY`
+    device:str='cuda',
+    tool=None,         # path of ncu; `None` looks where it usually is
+):                     # rows
+    "What the launches of a layer wait for, or why nobody says."
+    tool, rows = tool or path_of('ncu'), []
+    if not Path(tool).is_file(): return [dict(what='counters', failed='ncu is not installed')]
+    for name in names:
+        code = f'from alphaq.lab.gpu import twice; twice({name!r}, {device!r})'
+        done = subprocess.run(['timeout', '60', tool, *WATCH, sys.executable, '-c', code],
+                              text=True, capture_output=True)
+        said = [l for l in (done.stderr + done.stdout).splitlines() if l.strip()]
+        head = dict(what='counters', layer=name, bits=2.5)
+        lines = list(csv.DictReader(l for l in said if l.startswith('"')))[1:]  # units come first
+        if done.returncode or not lines:
+            rows.append(head | dict(failed=(said or ['nothing said, or not done after 60 s'])[-1][:200]))
+        rows += [head | dict(kernel=line['Kernel Name'].split('(')[0]) |
+                 {k: float(line[m].replace(',', '')) for k, m in COUNTERS.items()}
+                 for line in lines]
+    return rows
 
 # %% ../../nbs/63_gpu.ipynb #ce9b1d49
 def trained_rows(
@@ -851,6 +898,7 @@ def toy_queue():
             GpuJob('peers', 60, lambda d: peers(TOY, d, batches=(1,))),
             GpuJob('prefill', 60, lambda d: prefill_rows(TOY, d, tokens=(5,))),
             GpuJob('memcheck', 60, memcheck),
+            GpuJob('counters', 60, lambda d: counters(TOY, d)),
             GpuJob('tiles', 60, lambda d: tile_rows(TOY, d, batches={8: 1})),
             GpuJob('shared', 60, lambda d: shared_rows(TOY, d, batches=(1,), copies=1)),
             *whole_jobs(GpuJob('whole', 60, lambda d: model_rows(TOY_MODELS, d, batches=(1,),
@@ -893,7 +941,8 @@ def queue():
     first, later = (dict([*REAL.items()][part]) for part in (slice(3), slice(3, None)))
     whole, batches = ends('OLMoE-1B-7B', 120, 180), (1, 17, 64, 1024)
     return [GpuJob('correctness', 140, lambda d: correctness(first, d, batches), True),
-            olmoe, *whole[1:], mixtral, qwen3, *whole[:1], *others[:3],
+            olmoe, *whole[1:], mixtral, qwen3, GpuJob('counters', 60, lambda d: counters(first, d)),
+            *whole[:1], *others[:3],
             GpuJob('tiles', 180, lambda d: tile_rows(first, d)),
             GpuJob('correctness-1408', 200, lambda d: correctness(later, d, batches), True),
             GpuJob('memcheck', 180, memcheck), *ends('Qwen3-30B-A3B', 200, 360),
