@@ -591,4 +591,5 @@ def fused_linear(
         return x @ dense(arena, first, x.dtype)[0].mT
 
 @fused_linear.register_fake
-def _(x, words, scale, zero, table): return x.new_empty(len(x), scale.shape[:2].numel())
+def _(x, words, scale, zero, table):
+    return x.new_empty(x.shape[0], scale.shape[:2].numel())

@@ -12,6 +12,7 @@ import re
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -162,6 +163,11 @@ def _silu_gated(experts, inner):
     return torch.allclose(gated(experts, gate, up.flip(0)), meant, rtol=1e-4, atol=1e-4)
 
 # %% ../nbs/50_runtime.ipynb #4eb99a65
+@torch.compiler.disable
+def _make(make):
+    "What a module keeps for the kernels: of no trace, and no inference tensors, whenever it is made."
+    with torch.inference_mode(False), torch.no_grad(): return make()
+
 def kernels_for(
     module,      # `AlphaqExperts` or `AlphaqLinear`
     arenas,      # its `PackedMatrices`
@@ -175,7 +181,7 @@ def kernels_for(
     if kept is None or kept[0] is not arenas[0].words:
         why = no_kernels(x.device.type) or next(
             filter(None, (unfit(a.shape, a.group_size) for a in arenas)), '')
-        made = why or make()  # which may lay the words elsewhere
+        made = why or _make(make)  # which may lay the words elsewhere
         kept = arenas[0].words, made, why
         vars(module)['_fused'] = kept
     why = kept[2]
@@ -318,59 +324,68 @@ class AlphaqExperts(nn.Module):
 # %% ../nbs/50_runtime.ipynb #d7a0b1c2
 # of attention, plain, latent (MLA) or linear, and of a dense block
 SAME_INPUT = (('q_proj', 'k_proj', 'v_proj', 'q_a_proj', 'kv_a_proj_with_mqa', 'in_proj_qkvz',
-               'in_proj_ba'), ('gate_proj', 'up_proj'))
+               'in_proj_ba', 'in_proj_qkv', 'in_proj_z', 'in_proj_b', 'in_proj_a'),
+              ('gate_proj', 'up_proj'))
 
 def multiply(
     x:Tensor,     # `[..., in]`
     arena:Arena,  # of one matrix, or of several that follow one another
 )->Tensor:        # `[tokens, matrices * out]`
     "`fused_linear` of an arena."
-    return fused_linear(x.flatten(0, -2), arena.words, arena.scale, arena.zero, arena.table)
+    return fused_linear(x.reshape(-1, x.shape[-1]), arena.words, arena.scale, arena.zero, arena.table)
 
 # %% ../nbs/50_runtime.ipynb #d7a0b1c4
 class JointLinears:
     "Packed linears whose block gives them the same input, as one for the kernels."
     def __init__(self,
-        members, # `AlphaqLinear`s of rows of one length
+        members, # `AlphaqLinear`s of rows of one length in groups of one size
     ):
-        self.members = tuple(members)
+        # they hold it; held by it they would live until Python looks for cycles
+        self.members, self.missed = [ref(m) for m in members], 0
         self.forget()
+
+    def __getstate__(self): # of copies, whose members are copies
+        return vars(self) | dict(members=[m and m() for m in self.members], kept=None)
+
+    def __setstate__(self, state):
+        vars(self).update(state, members=[m and ref(m) for m in state['members']])
 
     def forget(self):
         "Let go of everything that is not a member's own."
-        self.words, self.arena, self.kept = (), None, None
-
-    def ready(self)->bool:
-        "Whether the members' words lie where they were laid."
-        return bool(self.words) and all(m.words is w for m, w in zip(self.members, self.words))
+        self.words, self.rows, self.arena, self.kept = {}, (), None, None
 
     def lay(self):
-        "Their words one under another, where they can be; the members keep their parts of it."
-        if self.ready(): return
+        "Words of those that fit, one under another; the members keep their parts of it."
+        found = [(i, m and m()) for i, m in enumerate(self.members)]
+        found = {i: m for i, m in found if m is not None and not unfit(m.shape, m.group_size)}
+        if found and all(self.words.get(i) is m.words for i, m in found.items()): return
         self.forget()
-        if len({m.words.device for m in self.members}) > 1: return
-        try: both = one_under_another([_as_arena(m) for m in self.members])
-        except AlphaqError as e: return say_once(str(e), 'linears have launches of their own')
-        words = both.words.split([m.starts[-1] for m in self.members])
-        grids = [g.flatten(0, 1).split([m.shape[0] for m in self.members])
-                 for g in (both.scale, both.zero)]
-        for m, *parts in zip(self.members, words, *grids): m.words, m.scale, m.zero = parts
-        self.words, self.arena = words, both
+        if len(found) < 2 or len({m.words.device for m in found.values()}) > 1: return
+        self.arena = one_under_another([_as_arena(m) for m in found.values()])
+        self.rows = [m.shape[0] for m in found.values()]
+        words = self.arena.words.split([m.starts[-1] for m in found.values()])
+        grids = [g.flatten(0, 1).split(self.rows) for g in (self.arena.scale, self.arena.zero)]
+        for m, *parts in zip(found.values(), words, *grids): m.words, m.scale, m.zero = parts
+        self.words = {i: m.words for i, m in found.items()}
 
     def part(self,
-        index:int, # which member asks
-        x:Tensor,  # `[..., in]`
-    ):             # `[tokens, out]` of that member, or `None` where it is to multiply alone
+        index:int,    # which member asks
+        words:Tensor, # its own
+        x:Tensor,     # `[..., in]`, which nobody changes before the last one has asked
+    ):                # `[tokens, out]` of that member, or `None` where it is to multiply alone
         "A member's rows of the product of all with one input."
-        if not self.ready() or x.numel() > FEW_TOKENS * x.shape[-1]: return None
+        kept, self.kept = self.kept, None
+        if self.words.get(index) is not words or self.missed > 2: return None
+        if x.numel() > FEW_TOKENS * x.shape[-1]: return None
         # one that is being traced, or is made for inference, counts no changes
         at = None if torch.compiler.is_compiling() or x.is_inference() else x._version
-        kept = self.kept
         if kept is None or kept[0] is not x or kept[1] != at or index not in kept[2]:
-            parts = multiply(x, self.arena).split([m.shape[0] for m in self.members], 1)
-            kept = self.kept = x, at, dict(enumerate(parts))
-        mine = kept[2].pop(index)
-        if not kept[2]: self.kept = None
+            if kept is not None: self.missed += 1  # somebody did not ask, or asked with another
+            parts = multiply(x, self.arena).split(self.rows, 1)
+            kept = x, at, dict(zip(self.words, parts))
+        mine = kept[2].pop(index, None)
+        if kept[2]: self.kept = kept
+        else: self.missed = 0
         return mine
 
 # %% ../nbs/50_runtime.ipynb #3d87a027
@@ -400,10 +415,10 @@ class AlphaqLinear(PackedMatrices):
         arena = self.fused(x)
         # others read it as a plain layer's output
         if not arena: return packed_linear(x, self, bias=self.bias).contiguous()
-        y = self.joint and self.joint[0].part(self.joint[1], x)
+        y = self.joint and self.joint[0].part(self.joint[1], self.words, x)
         if y is None: y = multiply(x, arena)
-        y = y.view(*x.shape[:-1], -1)
-        return y if self.bias is None else y + self.bias
+        y = y.view(*x.shape[:-1], self.shape[0])
+        return y.contiguous() if self.bias is None else y + self.bias
 
 # %% ../nbs/50_runtime.ipynb #144c795e
 def _joined(experts):
@@ -475,6 +490,7 @@ def make_ready(
     for m in model.modules():
         if type(m) not in (AlphaqExperts, AlphaqLinear): continue
         device = next(m.buffers()).device
+        if device.type == 'meta': continue
         with torch.no_grad(): m.fused(torch.empty(0, dtype=torch.bfloat16, device=device))
 
 # %% ../nbs/50_runtime.ipynb #babe86c6
@@ -616,4 +632,5 @@ def quantize_model(
     model.quantization_method = 'alphaq'
     model.config.quantization_config, model.config.experts_implementation = config, CURE
     model._weight_conversions = []  # saved under the names it has in memory
+    make_ready(model)
     return model
