@@ -165,7 +165,7 @@ def _silu_gated(experts, inner):
 # %% ../nbs/50_runtime.ipynb #4eb99a65
 @torch.compiler.disable
 def _make(make):
-    "What a module keeps for the kernels: of no trace, and no inference tensors, whenever it is made."
+    "What a module keeps for the kernels, outside of a trace and of a mode for inference."
     with torch.inference_mode(False), torch.no_grad(): return make()
 
 def kernels_for(
@@ -332,7 +332,8 @@ def multiply(
     arena:Arena,  # of one matrix, or of several that follow one another
 )->Tensor:        # `[tokens, matrices * out]`
     "`fused_linear` of an arena."
-    return fused_linear(x.reshape(-1, x.shape[-1]), arena.words, arena.scale, arena.zero, arena.table)
+    return fused_linear(x.reshape(-1, x.shape[-1]), arena.words, arena.scale, arena.zero,
+                        arena.table)
 
 # %% ../nbs/50_runtime.ipynb #d7a0b1c4
 class JointLinears:
@@ -486,7 +487,8 @@ def join_linears(
 def make_ready(
     model, # with packed modules whose tensors are read
 ):
-    "Make what the kernels need, where they run: a call that is traced then only reads it."
+    """Make what the kernels need, where they run, so that a call that is traced only reads it.
+    Loading does it; after a move the first call does, which `fullgraph` does not allow."""
     for m in model.modules():
         if type(m) not in (AlphaqExperts, AlphaqLinear): continue
         device = next(m.buffers()).device
