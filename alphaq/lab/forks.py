@@ -8,6 +8,7 @@ __all__ = ['IMPORTED', 'serve_forks', 'main', 'ForkServer', 'ForkedKernel', 'use
 # %% ../../nbs/97_forks.ipynb #dcbf1c52
 import contextlib
 import json
+import logging
 import os
 import select
 import signal
@@ -27,6 +28,16 @@ IMPORTED = ('ipykernel.ipkernel', 'numpy', 'scipy.stats', 'scipy.optimize', 'tor
             'safetensors.torch', 'matplotlib.figure', 'matplotlib.backends.backend_svg')
 
 def _tell(line, number): line.sendall(number.to_bytes(4, 'little', signed=True))
+
+class _Stderr:
+    "Standard error, whatever it is when something is written: in a kernel, the page's."
+    def __getattr__(self, name): return getattr(sys.stderr, name)
+
+def _follow_stderr():
+    "Let what was imported log to the kernel's standard error, not to the server's."
+    for logger in logging.root.manager.loggerDict.values():
+        for handler in getattr(logger, 'handlers', ()):
+            if getattr(handler, 'stream', None) is sys.stderr: handler.setStream(_Stderr())
 
 def _outlived(line, pid):
     "Whether the caller, told the kernel's process id, waits until the kernel has ended."
@@ -64,6 +75,7 @@ def serve_forks(
         if until in ready: return None
         for name in modules:
             with contextlib.suppress(ImportError): import_module(name)
+        if modules: _follow_stderr()
         modules = ()
         if threading.active_count() > 1: raise RuntimeError('a fork would lose threads')
         line, _ = listener.accept()
