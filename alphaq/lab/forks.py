@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import warnings
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,8 +34,11 @@ class _Stderr:
     "Standard error, whatever it is when something is written: in a kernel, the page's."
     def __getattr__(self, name): return getattr(sys.stderr, name)
 
-def _follow_stderr():
-    "Let what was imported log to the kernel's standard error, not to the server's."
+def _bring_in(modules):
+    "Import; what was imported logs to a kernel's standard error from then on, not to the server's."
+    with warnings.catch_warnings(action='ignore'):  # of a server nobody wants to read any
+        for name in modules:
+            with contextlib.suppress(ImportError): import_module(name)
     for logger in logging.root.manager.loggerDict.values():
         for handler in getattr(logger, 'handlers', ()):
             if getattr(handler, 'stream', None) is sys.stderr: handler.setStream(_Stderr())
@@ -73,9 +77,7 @@ def serve_forks(
     while True:
         ready = select.select([listener, until], [], [])[0]
         if until in ready: return None
-        for name in modules:
-            with contextlib.suppress(ImportError): import_module(name)
-        if modules: _follow_stderr()
+        if modules: _bring_in(modules)
         modules = ()
         if threading.active_count() > 1: raise RuntimeError('a fork would lose threads')
         line, _ = listener.accept()
