@@ -342,7 +342,7 @@ class JointLinears:
         members, # `AlphaqLinear`s of rows of one length in groups of one size
     ):
         # they hold it; held by it they would live until Python looks for cycles
-        self.members, self.missed = [ref(m) for m in members], 0
+        self.members = [ref(m) for m in members]
         self.forget()
 
     def __getstate__(self): # of copies, whose members are copies
@@ -352,14 +352,15 @@ class JointLinears:
         vars(self).update(state, members=[m and ref(m) for m in state['members']])
 
     def forget(self):
-        "Let go of everything that is not a member's own."
-        self.words, self.rows, self.arena, self.kept = {}, (), None, None
+        "Let go of everything that is not a member's own, and begin anew."
+        self.words, self.rows, self.arena, self.kept, self.missed = {}, (), None, None, 0
 
     def lay(self):
         "Words of those that fit, one under another; the members keep their parts of it."
         found = [(i, m and m()) for i, m in enumerate(self.members)]
         found = {i: m for i, m in found if m is not None and not unfit(m.shape, m.group_size)}
-        if found and all(self.words.get(i) is m.words for i, m in found.items()): return
+        if found and self.words.keys() == found.keys() and all(
+            self.words[i] is m.words for i, m in found.items()): return
         self.forget()
         if len(found) < 2 or len({m.words.device for m in found.values()}) > 1: return
         self.arena = one_under_another([_as_arena(m) for m in found.values()])
@@ -375,14 +376,16 @@ class JointLinears:
         x:Tensor,     # `[..., in]`, which nobody changes before the last one has asked
     ):                # `[tokens, out]` of that member, or `None` where it is to multiply alone
         "A member's rows of the product of all with one input."
+        if self.words.get(index) is not words: return None  # a copy's, or moved
         kept, self.kept = self.kept, None
-        if self.words.get(index) is not words or self.missed > 2: return None
-        if x.numel() > FEW_TOKENS * x.shape[-1]: return None
+        if self.missed > 2 or x.numel() > FEW_TOKENS * x.shape[-1]: return None
         # one that is being traced, or is made for inference, counts no changes
         at = None if torch.compiler.is_compiling() or x.is_inference() else x._version
         if kept is None or kept[0] is not x or kept[1] != at or index not in kept[2]:
             if kept is not None: self.missed += 1  # somebody did not ask, or asked with another
-            parts = multiply(x, self.arena).split(self.rows, 1)
+            y = multiply(x, self.arena)
+            parts = (y.narrow(1, end - rows, rows)
+                     for rows, end in zip(self.rows, accumulate(self.rows)))
             kept = x, at, dict(zip(self.words, parts))
         mine = kept[2].pop(index, None)
         if kept[2]: self.kept = kept
@@ -488,7 +491,7 @@ def make_ready(
     model, # with packed modules whose tensors are read
 ):
     """Make what the kernels need, where they run, so that a call that is traced only reads it.
-    Loading does it; after a move the first call does, which `fullgraph` does not allow."""
+    Loading does it. After a move call it before the model is compiled, or its graph is in pieces."""
     for m in model.modules():
         if type(m) not in (AlphaqExperts, AlphaqLinear): continue
         device = next(m.buffers()).device
