@@ -491,7 +491,7 @@ def make_ready(
     model, # with packed modules whose tensors are read
 ):
     """Make what the kernels need, where they run, so that a call that is traced only reads it.
-    Loading does it. After a move call it before the model is compiled, or its graph is in pieces."""
+    Loading does it; after a move call it before compiling, or the graph comes in pieces."""
     for m in model.modules():
         if type(m) not in (AlphaqExperts, AlphaqLinear): continue
         device = next(m.buffers()).device
