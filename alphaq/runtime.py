@@ -168,6 +168,7 @@ def _make(make):
     "What a module keeps for the kernels, outside of a trace and of a mode for inference."
     with torch.inference_mode(False), torch.no_grad(): return make()
 
+# %% ../nbs/50_runtime.ipynb #c0ffee01
 def kernels_for(
     module,      # `AlphaqExperts` or `AlphaqLinear`
     arenas,      # its `PackedMatrices`

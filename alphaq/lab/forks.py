@@ -43,6 +43,7 @@ def _bring_in(modules):
         for handler in getattr(logger, 'handlers', ()):
             if getattr(handler, 'stream', None) is sys.stderr: handler.setStream(_Stderr())
 
+# %% ../../nbs/97_forks.ipynb #c0ffee03
 def _outlived(line, pid):
     "Whether the caller, told the kernel's process id, waits until the kernel has ended."
     ended = os.pidfd_open(pid)

@@ -197,6 +197,7 @@ def linear_errors(name, shape, device, batches):
         yield dict(layer=name, what='linears', bits=4, batch=batch,
                    error=apart(y, x.double() @ W.T), repeats=torch.equal(y, again))
 
+# %% ../../nbs/63_gpu.ipynb #c0ffee02
 def _errors(name, shape, device, batches):
     rows = [*linear_errors(name, shape, device, batches)]
     for bits in (*WIDTHS, 2.5):
@@ -784,7 +785,8 @@ def counters(
         head = dict(what='counters', layer=name, bits=2.5)
         lines = list(csv.DictReader(l for l in said if l.startswith('"')))[1:]  # units come first
         if done.returncode or not lines:
-            rows.append(head | dict(failed=(said or ['nothing said, or not done after 60 s'])[-1][:200]))
+            why = (said or ['nothing said, or not done after 60 s'])[-1]
+            rows.append(head | dict(failed=why[:200]))
         rows += [head | dict(kernel=line['Kernel Name'].split('(')[0]) |
                  {k: float(line[m].replace(',', '')) for k, m in COUNTERS.items()}
                  for line in lines]
