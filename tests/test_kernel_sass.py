@@ -63,6 +63,12 @@ def test_every_kernel_fits_the_smallest_multiprocessor():
         assert row['shared'] <= SMALLEST, row
         if row['kind'] in ('gate_up', 'down') and row['tokens'] == 8: assert row['inside'] == 0, row
 
+def test_another_stage_is_another_turn_in_shared_memory():
+    "Two stages hold one turn, three hold two, more than the smallest have."
+    compiler()
+    two, three = (width_row(3, 2048, 128, Tile(32, 8, stages=stages), 90)['shared'] for stages in (2, 3))
+    assert three == 2 * two > SMALLEST
+
 WIDE = 8       # lane-instructions for a weight while an A100's tensor cores multiply it by 64 tokens (chapter 37)
 MISSED = {(3, 4): 8.6}  # by bits and words of a slice: what is reached where the budget is not
 
